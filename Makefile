@@ -1,0 +1,51 @@
+# `make demo` needs nothing but this file and Python 3.11 or newer; see README.md for what each target gives.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY = $(VENV)/bin/python
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: setup demo demo-short demo-photos test lint parity clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0] + "; choose one with: make PYTHON=/path/to/python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
+	@echo "installing into $(VENV): a few minutes the first time"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-photos: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[dev,photos]'
+	@touch $@
+
+$(VENV)/.installed-parity: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[dev,parity]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(PY) -m launch.local --config launch/configs/demo.py
+
+demo-short: $(VENV)/.installed
+	$(PY) -m launch.local --config launch/configs/demo_short.py
+
+demo-photos: $(VENV)/.installed-photos
+	$(PY) -m launch.local --config launch/configs/photos.py
+
+test: $(VENV)/.installed
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+parity: $(VENV)/.installed-parity
+	$(PY) -m pytest tests/parity
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build imagen_jax.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

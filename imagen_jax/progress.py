@@ -1,0 +1,55 @@
+"""Progress of long work: a bar on a terminal, plain lines otherwise."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 10.0
+
+
+class Progress:
+    """Counts towards `total` and shows it on stderr.
+
+    Args:
+      total: number of units that make the work whole.
+      label: what is being done, e.g. "train base".
+      unit: name of one unit, e.g. "step".
+      initial: units done before this process started (a resumed run).
+    """
+
+    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0):
+        self._total, self._label, self._unit = total, label, unit
+        self._done = self._initial = initial
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def update(self, n: int = 1, **values: float) -> None:
+        """Adds `n` finished units; `values` (e.g. loss=0.1) are shown beside the count."""
+        self._done += n
+        if self._bar is not None:
+            if values:
+                self._bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+            self._bar.update(n)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY_S or self._done >= self._total:
+            self._last_line = now
+            rate = (self._done - self._initial) / max(now - self._start, 1e-9)
+            left = (self._total - self._done) / rate if rate > 0 else float("inf")
+            shown = "".join(f"  {k} {v:.4g}" for k, v in values.items())
+            print(
+                f"{self._label}: {self._done}/{self._total} {self._unit}  {rate:.3g}/s  {left:.0f} s left{shown}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

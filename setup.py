@@ -1,0 +1,44 @@
+"""Installs the package `imagen_jax`; exact versions of everything are pinned in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="imagen_jax",
+    version="0.1.0",
+    description="Train Imagen-style text-to-image cascades in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
+    install_requires=[
+        "absl-py>=2.1",
+        "array_record>=0.8,<0.9",
+        "clu>=0.0.12,<0.1",
+        "flax>=0.12.6,<0.13",
+        "gin-config>=0.5,<0.6",
+        "grain>=0.2.15,<0.3",
+        "importlib_resources>=6",
+        "jax>=0.10,<0.11",
+        "jaxtyping>=0.3,<0.4",
+        "ml_collections>=1.1,<2",
+        "numpy>=2.1,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.12.5,<0.13",
+        "pillow>=11",
+        "psutil>=6",
+        "sentencepiece>=0.2,<0.3",
+        "seqio>=0.0.20,<0.1",
+        "tensorflow>=2.21,<2.22",
+        "tensorflow-datasets>=4.9.9,<5",
+        "tensorflow-text>=2.21,<2.22",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        # Lint and tests.
+        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "ruff>=0.17"],
+        # The photograph demo: its pictures come with these libraries.
+        "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        # Tests that compare with a peer written in another framework.
+        "parity": ["torch==2.13.0"],
+    },
+    entry_points={"console_scripts": ["imagen_jax = imagen_jax.main:main"]},
+)
