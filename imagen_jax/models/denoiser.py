@@ -1,0 +1,57 @@
+"""What every denoising network takes and gives.
+
+A network is a Linen module called as `module.apply({"params": p}, z_t, log_snr, cond) -> output`; what the output
+means (eps, x0 or v) is the stage's business, not the network's.
+"""
+
+from typing import Protocol
+
+import flax.struct
+import jax.numpy as jnp
+
+from imagen_jax.errors import UserError
+from imagen_jax.typing import Array, Bool, Float
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """Everything a network may look at besides z_t and its log-SNR.
+
+    Attributes:
+      text: token embeddings of the frozen text encoder, zero where padded.
+      text_mask: True at real tokens. A row without any True is the null text.
+      low_res: super-resolution only: the low-resolution image, resized to the size of z_t and corrupted.
+      aug_level: super-resolution only: how far low_res was corrupted, in [0, 1].
+    """
+
+    text: Float[Array, "b n d"]
+    text_mask: Bool[Array, "b n"]
+    low_res: Float[Array, "b h w c"] | None = None
+    aug_level: Float[Array, " b"] | None = None
+
+
+class Denoiser(Protocol):
+    """The network as a function of its parameters."""
+
+    def __call__(
+        self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
+    ) -> Float[Array, "b h w c"]:
+        """One prediction for every row of z_t."""
+
+
+def drop_text(cond: Conditioning, keep: Bool[Array, " b"]) -> Conditioning:
+    """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.2)."""
+    return cond.replace(
+        text=jnp.where(keep[:, None, None], cond.text, 0.0), text_mask=cond.text_mask & keep[:, None]
+    )
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """Raises UserError unless a network that halves log2(factor) times can take this image size."""
+    for name, size in (("image_size (height)", height), ("image_size (width)", width)):
+        if size % factor:
+            near = max(size // factor, 1) * factor
+            raise UserError(
+                f"{name} ({size}) must be divisible by {factor}, the product of the network's down-samplings; "
+                f"choose {near} or {near + factor}"
+            )

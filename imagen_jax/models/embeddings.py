@@ -1,0 +1,84 @@
+"""Embeddings of noise level, augmentation level and pooled text.
+
+The text enters twice (paper section 2.4.1 and appendix): attention-pooled into the embedding that every residual
+block reads, and as a token sequence for attention. LayerNorm is applied in both places.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.models.layers import Dtype, dense, layer_norm
+from imagen_jax.typing import Array, Bool, Float
+
+
+def sinusoid(x: Float[Array, " b"], dim: int, max_period: float = 1e4) -> Float[Array, "b d"]:
+    """[cos, sin] features of x at dim/2 geometrically spaced frequencies from 1 down to 1/max_period."""
+    freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
+    angle = x[:, None] * freqs[None, :]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class AttentionPool(nn.Module):
+    """Pools a token sequence to one vector by attention from the masked mean (paper appendix: attention pooling).
+
+    Attributes:
+      head_dim: width of one head; must divide the token width.
+      dtype: compute type.
+    """
+
+    head_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+        b, n, d = tokens.shape
+        heads = d // self.head_dim
+        weight = mask[..., None].astype(tokens.dtype)
+        mean = (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
+        query = dense(d, axes=("embed", "heads"), dtype=self.dtype, name="query")(mean)
+        key_value = dense(2 * d, axes=("embed", "heads"), dtype=self.dtype, name="key_value")(tokens)
+        key, value = jnp.split(key_value.reshape(b, n, 2 * heads, self.head_dim), 2, axis=2)
+        pooled = jax.nn.dot_product_attention(
+            query.reshape(b, 1, heads, self.head_dim), key, value, mask=mask[:, None, None, :]
+        )
+        return pooled.reshape(b, d) + mean
+
+
+class Embedder(nn.Module):
+    """Gives the vector that residual blocks read and the normalised text tokens that attention reads.
+
+    Attributes:
+      emb_dim: width of the vector.
+      text_dim: width of the tokens given to attention.
+      head_dim: head width of the attention pooling.
+      dtype: compute type.
+    """
+
+    emb_dim: int
+    text_dim: int
+    head_dim: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, log_snr: Float[Array, " b"], cond: Conditioning
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b n e"]]:
+        emb = self._mlp("noise", sinusoid(50.0 * log_snr, self.emb_dim))
+        if cond.aug_level is not None:
+            emb = emb + self._mlp("aug", sinusoid(1000.0 * cond.aug_level, self.emb_dim))
+        # The mask zeroes padding after the bias of the projection, so null text is exactly zero everywhere.
+        tokens = layer_norm(name="text_norm")(cond.text)
+        tokens = dense(self.text_dim, axes=("text", "embed"), dtype=self.dtype, name="text_proj")(tokens)
+        tokens = tokens * cond.text_mask[..., None]
+        pooled = AttentionPool(self.head_dim, self.dtype, name="text_pool")(tokens, cond.text_mask)
+        pooled = self._mlp("pooled", layer_norm(name="pooled_norm")(pooled))
+        has_text = cond.text_mask.any(axis=1)[:, None]
+        return emb + jnp.where(has_text, pooled, 0.0), tokens
+
+    def _mlp(self, name: str, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
+        h = dense(self.emb_dim, dtype=self.dtype, name=f"{name}_in")(x.astype(self.dtype))
+        return dense(self.emb_dim, axes=("mlp", "embed"), dtype=self.dtype, name=f"{name}_out")(
+            jax.nn.swish(h)
+        )

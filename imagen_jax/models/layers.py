@@ -1,0 +1,132 @@
+"""Convolution, dense, norm and residual blocks, with the logical axis names that sharding rules speak of.
+
+Parameters are float32; `dtype` is the compute type. Norms are computed in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.typing import Array, Float
+
+Dtype = Any
+_lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+_default_bias = nn.initializers.zeros_init()
+
+
+def conv(
+    features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str
+) -> nn.Conv:
+    """A square convolution with 'SAME' padding; `zero` starts it at zero (residual branches, outputs)."""
+    init = nn.initializers.zeros_init() if zero else _lecun
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(strides, strides),
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, ("conv_h", "conv_w", "conv_in", "conv_out")),
+        bias_init=nn.with_logical_partitioning(_default_bias, ("conv_out",)),
+        name=name,
+    )
+
+
+def dense(
+    features: int,
+    *,
+    axes: tuple[str, str] = ("embed", "mlp"),
+    zero: bool = False,
+    use_bias: bool = True,
+    dtype: Dtype,
+    name: str,
+) -> nn.Dense:
+    """A dense layer; `axes` are the logical names of its kernel."""
+    init = nn.initializers.zeros_init() if zero else _lecun
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(_default_bias, axes[1:]),
+        name=name,
+    )
+
+
+def group_norm(channels: int, *, name: str) -> nn.GroupNorm:
+    """GroupNorm with up to 32 groups of at least 4 channels."""
+    groups = min(32, max(channels // 4, 1))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(
+        groups,
+        dtype=jnp.float32,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
+        bias_init=nn.with_logical_partitioning(_default_bias, ("norm",)),
+        name=name,
+    )
+
+
+def layer_norm(*, name: str) -> nn.LayerNorm:
+    """LayerNorm in float32."""
+    return nn.LayerNorm(
+        dtype=jnp.float32,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
+        bias_init=nn.with_logical_partitioning(_default_bias, ("norm",)),
+        name=name,
+    )
+
+
+def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halves height and width by averaging 2x2 pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Doubles height and width by repeating pixels."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm-swish-conv twice, scale-shift by the embedding, residual by conv 1x1 where channels change.
+
+    With `resample` set it is BigGAN's resampling block: both the branch and the residual are resampled after
+    the first activation (paper appendix, base model; arXiv 2105.05233).
+
+    Attributes:
+      features: output channels.
+      resample: None, `downsample` or `upsample`.
+      dtype: compute type.
+    """
+
+    features: int
+    resample: Callable[[Array], Array] | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"] | None
+    ) -> Float[Array, "b h2 w2 c2"]:
+        h = jax.nn.swish(group_norm(x.shape[-1], name="norm_in")(x)).astype(self.dtype)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
+        h = group_norm(self.features, name="norm_out")(h)
+        if emb is not None:
+            h = scale_shift(h, emb, self.dtype)
+        h = jax.nn.swish(h).astype(self.dtype)
+        h = conv(self.features, zero=True, dtype=self.dtype, name="conv_out")(h)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, dtype=self.dtype, name="conv_residual")(x)
+        return x + h
+
+
+def scale_shift(
+    h: Float[Array, "b h w c"], emb: Float[Array, "b d"], dtype: Dtype
+) -> Float[Array, "b h w c"]:
+    """h (1 + scale) + shift with both read from the embedding; call it inside a compact module."""
+    both = dense(2 * h.shape[-1], dtype=dtype, name="scale_shift")(jax.nn.swish(emb).astype(dtype))
+    scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
+    return h * (1.0 + scale) + shift

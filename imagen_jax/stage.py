@@ -1,0 +1,128 @@
+"""One stage of the cascade: a network joined with its diffusion. Training and sampling both speak of this.
+
+A stage is data. The base stage and the super-resolution stages differ in `low_res_size` and in their network,
+never in code.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_jax.diffusion import losses, noise_conditioning, process, time_sampling
+from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
+from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A denoising network and the diffusion it was made for.
+
+    Args:
+      name: "base", "sr256", …: names the run directory inside a cascade directory.
+      model: the Linen network (models.unet.UNet, models.efficient_unet.EfficientUNet).
+      image_size: height and width of the images, in pixels.
+      text_embed_dim: width of the text encoder's token embeddings.
+      max_text_length: tokens of a padded caption.
+      low_res_size: for super-resolution, size of the conditioning image; None for the base stage.
+      schedule: log-SNR over time.
+      prediction: what the network predicts: "eps" (the paper), "x0" or "v".
+      cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
+
+    Raises:
+      UserError: for sizes that cannot work together.
+    """
+
+    name: str
+    model: Any
+    image_size: int
+    text_embed_dim: int
+    max_text_length: int
+    low_res_size: int | None = None
+    schedule: Schedule = CosineSchedule()
+    prediction: str = "eps"
+    cond_drop_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        for field in ("image_size", "text_embed_dim", "max_text_length"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"Stage.{field} ({value!r}) must be a positive whole number")
+        process.check_prediction(self.prediction)
+        if not isinstance(self.schedule, Schedule):
+            raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
+        if not 0.0 <= self.cond_drop_rate < 1.0:
+            raise UserError(
+                f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1"
+            )
+        if not callable(getattr(self.model, "apply", None)):
+            raise UserError(
+                f"Stage.model ({self.model!r}) must be a network, e.g. @unet.UNet(); in gin the trailing () matters"
+            )
+        factor = self.model.size_factor
+        if self.image_size % factor:
+            near = max(self.image_size // factor, 1) * factor
+            raise UserError(
+                f"Stage.image_size ({self.image_size}) must be divisible by {factor}, the product of the network's "
+                f"down-samplings; choose {near} or {near + factor}"
+            )
+        if self.low_res_size is not None and (self.low_res_size < 1 or self.image_size % self.low_res_size):
+            raise UserError(
+                f"Stage.low_res_size ({self.low_res_size}) must divide image_size ({self.image_size}); "
+                f"choose e.g. {self.image_size // 4}"
+            )
+
+    def init(self, rng: PRNGKeyArray) -> PyTree:
+        """Fresh float32 parameters, boxed with their logical axis names."""
+        size = self.image_size
+        text = jnp.zeros((1, self.max_text_length, self.text_embed_dim))
+        cond = Conditioning(text=text, text_mask=jnp.ones(text.shape[:2], bool))
+        if self.low_res_size is not None:
+            cond = cond.replace(low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
+        return self.model.init(rng, jnp.zeros((1, size, size, 3)), jnp.zeros((1,)), cond)["params"]
+
+    def denoise(
+        self, params: PyTree, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        """One network call, turned into (x0_hat, eps_hat)."""
+        output = self.model.apply({"params": params}, z_t, log_snr, cond)
+        return process.to_x0_eps(self.prediction, output, z_t, log_snr)
+
+    def upsample_low_res(self, low_res: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Resizes a low-resolution image to the size of this stage, bilinear (the paper does not state how)."""
+        b, h, w, c = low_res.shape
+        scale = self.image_size // (self.low_res_size or self.image_size)
+        return jax.image.resize(low_res, (b, h * scale, w * scale, c), "bilinear")
+
+    def loss(
+        self, params: PyTree, batch: dict[str, Array], rng: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Mean squared error of the network's prediction at random times (paper section 2, appendix algorithm 1).
+
+        Args:
+          params: network parameters.
+          batch: "x0" [b, h, w, 3] in [-1, 1], "text" [b, n, d], "text_mask" [b, n]; for super-resolution
+            "low_res" [b, h', w', 3].
+          rng: decides times, noise, dropped text and augmentation levels.
+
+        Returns:
+          The mean loss, and {"per_example_loss": [b], "log_snr": [b]}.
+        """
+        x0 = batch["x0"]
+        t_rng, eps_rng, drop_rng, aug_rng, aug_eps_rng = jax.random.split(rng, 5)
+        log_snr = self.schedule.log_snr(time_sampling.stratified(t_rng, x0.shape[0]))
+        eps = jax.random.normal(eps_rng, x0.shape)
+        cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
+        cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate)
+        if self.low_res_size is not None:
+            low_res = self.upsample_low_res(batch["low_res"])
+            aug_level = jax.random.uniform(aug_rng, x0.shape[:1])
+            aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
+            low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
+            cond = cond.replace(low_res=low_res, aug_level=aug_level)
+        output = self.model.apply({"params": params}, process.diffuse(x0, eps, log_snr), log_snr, cond)
+        per_example = losses.per_example_mse(output, process.target(self.prediction, x0, eps, log_snr))
+        return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}

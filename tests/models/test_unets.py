@@ -1,0 +1,186 @@
+"""Both U-Nets: sizes, what they may and may not look at, and the parts against float64 arithmetic."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.errors import UserError
+from imagen_jax.models.attention import TextSelfAttention
+from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.embeddings import AttentionPool, sinusoid
+from imagen_jax.models.layers import ResBlock, downsample, upsample
+from imagen_jax.models.unet import UNet
+
+BASE = UNet(
+    dim=8,
+    dim_mults=(1, 2),
+    num_res_blocks=1,
+    attention=(False, True),
+    head_dim=4,
+    emb_dim=16,
+    text_dim=8,
+)
+SR = EfficientUNet(
+    dims=(8, 16),
+    num_res_blocks=(1, 1),
+    attention=(False, True),
+    head_dim=4,
+    emb_dim=16,
+    text_dim=8,
+)
+
+
+def _cond(batch: int, height: int, width: int, low_res: bool, seed: int = 0) -> Conditioning:
+    text_rng, low_rng = jax.random.split(jax.random.key(seed))
+    cond = Conditioning(
+        text=jax.random.normal(text_rng, (batch, 5, 12)), text_mask=jnp.arange(5)[None] < jnp.array([[3]] * batch)
+    )
+    if low_res:
+        cond = cond.replace(
+            low_res=jax.random.normal(low_rng, (batch, height, width, 3)), aug_level=jnp.full((batch,), 0.2)
+        )
+    return cond
+
+
+def _randomised(model: nn.Module, cond: Conditioning, z_t: jax.Array):
+    """Parameters without the zeros of the initialisation, which would hide what the output depends on."""
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), z_t, jnp.zeros(z_t.shape[0]), cond)["params"])
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture(scope="module", params=["base", "sr"])
+def network(request):
+    low_res = request.param == "sr"
+    model, cond = (SR if low_res else BASE), _cond(2, 8, 12, low_res)
+    z_t = jax.random.normal(jax.random.key(5), (2, 8, 12, 3))
+    params = _randomised(model, cond, z_t)
+    apply = jax.jit(lambda z, log_snr, c: model.apply({"params": params}, z, log_snr, c))
+    return model, apply, z_t, jnp.array([0.3, -2.0]), cond
+
+
+def test_output_has_the_shape_of_the_input_also_when_not_square(network) -> None:
+    _, apply, z_t, log_snr, cond = network
+    output = apply(z_t, log_snr, cond)
+    assert output.shape == z_t.shape and output.dtype == jnp.float32
+    assert np.isfinite(output).all()
+
+
+def test_output_follows_text_noise_level_and_low_res(network) -> None:
+    _, apply, z_t, log_snr, cond = network
+    output = apply(z_t, log_snr, cond)
+    other = _cond(2, 8, 12, cond.low_res is not None, seed=9)
+    changed = [cond.replace(text=other.text)]
+    if cond.low_res is not None:
+        changed += [cond.replace(low_res=other.low_res), cond.replace(aug_level=jnp.full((2,), 0.7))]
+    for c in changed:
+        assert np.abs(apply(z_t, log_snr, c) - output).max() > 1e-3
+    assert np.abs(apply(z_t, log_snr + 1.0, cond) - output).max() > 1e-3
+
+
+def test_padding_and_null_text_are_invisible(network) -> None:
+    _, apply, z_t, log_snr, cond = network
+    padded = cond.replace(text=jnp.where(cond.text_mask[..., None], cond.text, 77.0))
+    np.testing.assert_allclose(apply(z_t, log_snr, padded), apply(z_t, log_snr, cond), atol=1e-5)
+    dropped = drop_text(cond, jnp.array([False, True]))
+    unrelated = cond.replace(text=cond.text[::-1] * 3, text_mask=dropped.text_mask)
+    np.testing.assert_allclose(
+        apply(z_t, log_snr, dropped)[0], apply(z_t, log_snr, unrelated)[0], atol=1e-5
+    )
+    np.testing.assert_allclose(apply(z_t, log_snr, dropped)[1], apply(z_t, log_snr, cond)[1], atol=1e-5)
+
+
+def test_rows_do_not_see_each_other(network) -> None:
+    _, apply, z_t, log_snr, cond = network
+    one = jax.tree.map(lambda a: jnp.repeat(a[:1], 2, axis=0), (z_t, log_snr, cond))
+    np.testing.assert_allclose(apply(*one)[0], apply(z_t, log_snr, cond)[0], atol=1e-5)
+
+
+def test_a_fresh_network_predicts_zero(network) -> None:
+    model, _, z_t, log_snr, cond = network
+    variables = nn.unbox(jax.jit(model.init)(jax.random.key(3), z_t, log_snr, cond))
+    np.testing.assert_array_equal(jax.jit(model.apply)(variables, z_t, log_snr, cond), 0.0)
+
+
+def test_sizes_that_cannot_be_halved_are_refused(network) -> None:
+    model, _, _, _, cond = network
+    with pytest.raises(UserError, match=r"image_size \(width\) \(13\) must be divisible by .*choose 12 or"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 8, 13, 3)), jnp.zeros(2), cond)
+
+
+def test_settings_of_unequal_length_are_refused() -> None:
+    cond, z_t = _cond(2, 8, 8, False), jnp.zeros((2, 8, 8, 3))
+    with pytest.raises(UserError, match="one entry a level"):
+        jax.eval_shape(BASE.copy(attention=(True,)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+    with pytest.raises(UserError, match="one entry a block"):
+        jax.eval_shape(SR.copy(num_res_blocks=(1,)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+    with pytest.raises(UserError, match="head_dim"):
+        jax.eval_shape(BASE.copy(head_dim=5, text_dim=10).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+
+
+def test_bfloat16_compute_stays_near_float32_and_keeps_float32_parameters() -> None:
+    cond, z_t = _cond(2, 8, 8, True), jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
+    params = _randomised(SR, cond, z_t)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    full = jax.jit(SR.apply)({"params": params}, z_t, jnp.zeros(2), cond)
+    half = jax.jit(SR.copy(dtype=jnp.bfloat16).apply)({"params": params}, z_t, jnp.zeros(2), cond)
+    assert half.dtype == jnp.float32
+    assert 0 < float(jnp.abs(half - full).max()) < 0.05 * float(jnp.abs(full).max()) + 0.05
+
+
+def test_attention_is_softmax_over_text_then_positions() -> None:
+    """The layer against the textbook formula in float64."""
+    x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8))
+    text, mask = jax.random.normal(jax.random.key(1), (1, 3, 6)), jnp.array([[True, True, False]])
+    layer = TextSelfAttention(head_dim=4)
+    params = nn.unbox(layer.init(jax.random.key(2), x, text, mask)["params"])
+    params["out"]["kernel"] = jax.random.normal(jax.random.key(3), (8, 8))
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    flat, tokens = np.asarray(x, np.float64).reshape(4, 8), np.asarray(text, np.float64)[0, :2]
+    groups = flat.reshape(4, 2, 4)  # GroupNorm: 2 groups of 4 channels, over positions and channels of a group.
+    normed = (groups - groups.mean((0, 2), keepdims=True)) / np.sqrt(groups.var((0, 2), keepdims=True) + 1e-6)
+    q, k, v = np.split(normed.reshape(4, 8) @ p["qkv"]["kernel"], 3, axis=1)
+    tokens = (tokens - tokens.mean(1, keepdims=True)) / np.sqrt(tokens.var(1, keepdims=True) + 1e-6)
+    text_k, text_v = np.split(tokens @ p["text_kv"]["kernel"], 2, axis=1)
+    keys, values = np.concatenate([text_k, k]), np.concatenate([text_v, v])
+    heads = []
+    for head in (slice(0, 4), slice(4, 8)):
+        logits = q[:, head] @ keys[:, head].T / 2.0
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        heads.append(weights / weights.sum(1, keepdims=True) @ values[:, head])
+    expected = flat + np.concatenate(heads, 1) @ p["out"]["kernel"] + p["out"]["bias"]
+    got = layer.apply({"params": params}, x, text, mask)
+    np.testing.assert_allclose(got.reshape(4, 8), expected, atol=1e-4)
+
+
+def test_attention_pool_of_one_token_is_its_value_plus_itself() -> None:
+    tokens = jax.random.normal(jax.random.key(0), (1, 3, 8))
+    pool = AttentionPool(head_dim=4)
+    mask = jnp.array([[False, True, False]])
+    variables = nn.unbox(pool.init(jax.random.key(1), tokens, mask))
+    kernel = np.asarray(variables["params"]["key_value"]["kernel"])
+    value = np.asarray(tokens)[0, 1] @ kernel[:, 8:]
+    np.testing.assert_allclose(
+        pool.apply(variables, tokens, mask)[0], value + np.asarray(tokens)[0, 1], atol=1e-5
+    )
+
+
+def test_sinusoid_has_the_stated_frequencies() -> None:
+    x = np.array([0.7, -3.0])
+    freqs = 10000.0 ** (-np.arange(4) / 4)
+    expected = np.concatenate([np.cos(x[:, None] * freqs), np.sin(x[:, None] * freqs)], 1)
+    np.testing.assert_allclose(sinusoid(jnp.asarray(x, jnp.float32), 8), expected, atol=1e-6)
+
+
+def test_resampling_blocks_halve_and_double() -> None:
+    x, emb = jax.random.normal(jax.random.key(0), (1, 4, 6, 8)), jnp.ones((1, 4))
+    for resample, shape in ((downsample, (1, 2, 3, 16)), (upsample, (1, 8, 12, 16))):
+        block = ResBlock(16, resample)
+        variables = nn.unbox(block.init(jax.random.key(1), x, emb))
+        assert block.apply(variables, x, emb).shape == shape
+    np.testing.assert_allclose(downsample(upsample(x)), x, atol=1e-6)

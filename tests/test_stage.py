@@ -1,0 +1,94 @@
+"""A stage: its checks, its loss against a recomputation, and what training may see."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import process
+from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.stage import Stage
+from tests.tiny import BASE, SR, batch
+
+
+def _params(stage: Stage):
+    return nn.unbox(jax.jit(stage.init)(jax.random.key(0)))
+
+
+def _loss(stage: Stage, params, rows, rng):
+    return jax.jit(stage.loss)(params, rows, rng)
+
+
+def test_loss_of_a_fresh_network_is_the_energy_of_its_target() -> None:
+    """A fresh network predicts zero, so the mean loss is the variance of eps: 1 up to sampling error."""
+    params = _params(BASE)
+    loss, aux = _loss(BASE, params, batch(BASE, 256), jax.random.key(1))
+    assert abs(float(loss) - 1.0) < 0.02
+    np.testing.assert_allclose(loss, aux["per_example_loss"].mean(), rtol=1e-6)
+    assert aux["log_snr"].shape == (256,)
+
+
+@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+def test_loss_vanishes_for_a_network_that_knows_the_answer(prediction: str) -> None:
+    """A stand-in network that is told x0 and answers exactly leaves no loss in any prediction space."""
+
+    class Oracle(nn.Module):
+        size_factor = 1
+
+        @nn.compact
+        def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
+            x0 = jnp.full_like(z_t, 0.25)
+            alpha, sigma = process.alpha_sigma(log_snr, z_t.ndim)
+            return process.target(prediction, x0, (z_t - alpha * x0) / sigma, log_snr)
+
+    stage = dataclasses.replace(BASE, model=Oracle(), prediction=prediction)
+    rows = batch(BASE, 8) | {"x0": jnp.full((8, 8, 8, 3), 0.25)}
+    loss, _ = _loss(stage, {}, rows, jax.random.key(0))
+    # At the clean end (log_snr 20) eps is read from z_t - alpha x0, whose float32 rounding is magnified.
+    assert float(loss) < 2e-3
+
+
+def test_dropped_text_never_reaches_the_network() -> None:
+    certain = dataclasses.replace(BASE, cond_drop_rate=0.999999)
+    params = jax.tree.map(lambda p: p + 0.05, _params(BASE))
+    rows = batch(BASE, 4)
+    other = rows | {"text": rows["text"] * -3.0}
+    np.testing.assert_array_equal(
+        _loss(certain, params, rows, jax.random.key(2))[0], _loss(certain, params, other, jax.random.key(2))[0]
+    )
+    kept = dataclasses.replace(BASE, cond_drop_rate=0.0)
+    assert _loss(kept, params, rows, jax.random.key(2))[0] != _loss(kept, params, other, jax.random.key(2))[0]
+
+
+def test_super_resolution_sees_its_low_res_input_at_every_level() -> None:
+    params = jax.tree.map(lambda p: p + 0.05, _params(SR))
+    rows = batch(SR, 4)
+    blank = rows | {"low_res": jnp.zeros_like(rows["low_res"])}
+    losses = [_loss(SR, params, b, jax.random.key(2))[1]["per_example_loss"] for b in (rows, blank)]
+    assert (np.abs(losses[0] - losses[1]) > 1e-6).all()
+
+
+def test_low_res_is_resized_to_the_stage() -> None:
+    grown = SR.upsample_low_res(jnp.full((2, 4, 4, 3), 0.5))
+    np.testing.assert_allclose(grown, jnp.full((2, 8, 8, 3), 0.5), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 9}, r"image_size \(9\) must be divisible by 2.*choose 8 or 10"),
+        ({"image_size": "8"}, "must be a positive whole number"),
+        ({"prediction": "noise"}, "one of eps, x0, v"),
+        ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
+        ({"low_res_size": 3}, "must divide image_size"),
+        ({"model": UserError}, r"must be a network"),
+    ],
+)
+def test_impossible_stages_are_refused(change: dict, message: str) -> None:
+    fields = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
+    with pytest.raises(UserError, match=message):
+        Stage(**{**fields, **change})
