@@ -1,0 +1,281 @@
+"""gin files and --gin.X=… flags in, one validated config instance out.
+
+A gin file starts with `from __gin__ import dynamic_registration`, imports modules of this package and binds
+their frozen dataclasses; its UPPER_SNAKE macros are what a user sets:
+
+    from __gin__ import dynamic_registration
+    from imagen_jax.train import config as train_config
+    BATCH_SIZE = 64
+    MODEL_DIR = %gin.REQUIRED
+    train_config.TrainConfig.batch_size = %BATCH_SIZE
+
+On the command line: `--gin.MODEL_DIR=runs/x`, `--gin.train_config.TrainConfig.batch_size=32`, or without the
+module, `--gin.TrainConfig.batch_size=32`. This file and main.py are the only ones that know gin.
+"""
+
+import ast
+import contextlib
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gin
+
+from imagen_jax.errors import UserError
+
+T = TypeVar("T")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DYNAMIC = "from __gin__ import dynamic_registration"
+
+# A value that needs no quotes: words or a path of plain characters ("runs/x", "bfloat16", "a red cube").
+_PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:+ -]*\Z")
+_PYTHON_SPELLING = {"true": "True", "false": "False", "none": "None", "null": "None"}
+_UNKNOWN_PARAMETER = re.compile(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'")
+
+
+def split_gin_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits command-line words into gin bindings (from --gin.X=VALUE) and the rest, in order."""
+    bindings, rest = [], []
+    for word in arguments:
+        if not word.startswith("--gin."):
+            rest.append(word)
+        elif "=" not in word:
+            raise UserError(f"{word} has no value; write {word}=VALUE, in one word")
+        else:
+            name, value = word.removeprefix("--gin.").split("=", 1)
+            bindings.append(f"{name.strip()} = {_quoted(name, value.strip())}")
+    return bindings, rest
+
+
+def load(
+    target: type[T], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> T:
+    """The instance of `target` that gin files and bindings describe; see `load_with_operative`."""
+    return load_with_operative(target, gin_files, bindings, search_paths)[0]
+
+
+def load_with_operative(
+    target: type[T], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+) -> tuple[T, str]:
+    """The instance of `target` and the operative config: gin text that gives the same instance again.
+
+    gin's global state is empty before and after, so several configs can be loaded in one process; a function
+    that is to be called later cannot be bound (@f), only what is called now (@f()).
+
+    Args:
+      target: the config dataclass to build.
+      gin_files: paths, looked for in the current directory, in search_paths, then in the repository; a later
+        file wins.
+      bindings: lines "NAME = value" or "module.Class.parameter = value" that win over the files.
+      search_paths: more folders in which gin files and their includes are looked for.
+
+    Raises:
+      UserError: a file is missing or malformed, a name is unknown, a required macro has no value, or the
+        config refuses a value.
+    """
+    with _clean_gin(search_paths):
+        imports = _parse_files(gin_files)
+        _parse_bindings(bindings, imports)
+        configured = _configurable(target)
+        _check_macros(gin.config._INVERSE_REGISTRY[target].selector)
+        sources = " ".join([*(f"--gin_file={f}" for f in gin_files), *map(_flag, bindings)])
+        with _as_user_error(sources or f"the defaults of {target.__name__}"):
+            instance = configured()
+        return instance, gin.operative_config_str(max_line_length=110)
+
+
+@contextlib.contextmanager
+def _clean_gin(search_paths: Sequence[str]) -> Iterator[None]:
+    """Lends gin the search paths, and leaves its global state as empty as it was before."""
+    state = gin.config
+    prefixes, readers, registry = state._LOCATION_PREFIXES, state._FILE_READERS, state._INVERSE_REGISTRY
+    saved = list(prefixes), list(readers), dict(registry), dict(state._REGISTRY.items())
+    gin.clear_config()
+    prefixes.extend([*search_paths, str(REPOSITORY)])
+    del readers[1:]  # gin's second reader looks for files in packages, and breaks on a folder like configs/.
+    try:
+        yield
+    finally:
+        gin.clear_config()
+        prefixes[:], readers[:] = saved[:2]
+        registry.clear()
+        registry.update(saved[2])
+        state._REGISTRY = type(state._REGISTRY)()
+        for selector, configurable in saved[3].items():
+            state._REGISTRY[selector] = configurable
+
+
+def _parse_files(gin_files: Sequence[str]) -> dict[str, str]:
+    """Parses the files; returns their import statements by the name that each one binds."""
+    for file in gin_files:
+        with _as_user_error(f"--gin_file={file}"):
+            gin.parse_config_file(file)
+    by_name: dict[str, str] = {}
+    for statement in sorted(gin.config._IMPORTS, key=lambda s: (s.module, str(s.alias))):
+        if statement.module.startswith("__gin__"):
+            continue
+        name = statement.bound_name() if statement.is_from or statement.alias else statement.module
+        text = by_name.setdefault(name, statement.format())
+        if text != statement.format():
+            raise UserError(
+                f"the gin files use the name {name} for two modules ({text}; {statement.format()}); import "
+                "one of them under another name (… as …)"
+            )
+    return by_name
+
+
+def _parse_bindings(bindings: Sequence[str], imports: dict[str, str]) -> None:
+    known_macros = _defined_macros() | _used_macros()
+    # A binding means what it would mean in the files, so it is parsed under their imports.
+    header = [DYNAMIC, *imports.values()]
+    for binding in bindings:
+        with _as_user_error(_flag(binding)):
+            name = binding.split("=", 1)[0].strip()
+            if "." not in name and name not in known_macros:
+                raise UserError(f"the gin files have no macro {name}{_did_you_mean(name, known_macros)}")
+            gin.parse_config("\n".join([*header, _with_module(binding, imports)]))
+
+
+def _with_module(binding: str, imports: dict[str, str]) -> str:
+    """Completes "Class.parameter = …" to "module.Class.parameter = …" where one Class is imported."""
+    name, value = binding.split("=", 1)
+    scope, slash, selector = name.strip().rpartition("/")
+    first, dot, _ = selector.partition(".")
+    if not dot or first in {name.split(".")[0] for name in imports}:
+        return binding
+    modules = {name: _module(statement) for name, statement in imports.items()}
+    found = {id(getattr(module, first)): name for name, module in modules.items() if hasattr(module, first)}
+    if len(found) == 1:
+        return f"{scope}{slash}{next(iter(found.values()))}.{selector} = {value.strip()}"
+    classes = [name for module in modules.values() for name, _ in inspect.getmembers(module, inspect.isclass)]
+    raise UserError(
+        f"{'several' if found else 'none'} of the modules that the gin files import ({', '.join(modules)}) "
+        f"have {first}{_did_you_mean(first, [*modules, *classes])}"
+    )
+
+
+def _module(import_statement: str) -> Any:
+    module = re.sub(r" as \w+$", "", import_statement)
+    module = re.sub(r"^from (\S+) import ", r"\1.", module).removeprefix("import ")
+    return __import__(module, fromlist=[""])
+
+
+def _defined_macros() -> set[str]:
+    return {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+
+
+def _used_macros() -> set[str]:
+    return {
+        "/".join(part.scopes)
+        for parameters in gin.config._CONFIG.values()
+        for part in gin.config._iterate_flattened_values(list(parameters.values()))
+        if isinstance(part, gin.config.ConfigurableReference) and part.selector == "gin.macro"
+    }
+
+
+def _check_macros(selector: str) -> None:
+    """Every macro that building `selector` uses has a value, and every %gin.REQUIRED has been given one."""
+    defined = _defined_macros()
+    todo: list[tuple[str | None, str]] = [(None, selector)]  # (macro or None, selector)
+    holes = []
+    for macro, bound in todo:  # Grows while it is walked.
+        for where, reference in _references(macro, bound):
+            name = "/".join(reference.scopes)
+            if reference.scoped_selector == "gin.REQUIRED/gin.constant":
+                holes.append(where)
+            elif reference.selector == "gin.macro" and name not in defined:
+                raise UserError(
+                    f"{where} uses the macro %{name}, which has no value{_did_you_mean(name, defined)}; "
+                    f"define it in a gin file or add --gin.{name}=…"
+                )
+            else:
+                is_macro = reference.selector == "gin.macro"
+                node = (name, "gin.macro") if is_macro else (None, reference.configurable.selector)
+                if node not in todo:
+                    todo.append(node)
+    if holes:
+        raise UserError(
+            f"{' and '.join(sorted(holes))} must be given a value (the gin files leave it open with "
+            f"%gin.REQUIRED); add {' '.join(f'--gin.{hole}=…' for hole in sorted(holes))}"
+        )
+
+
+def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
+    """What the bindings of a macro or of a configurable refer to, each with the name it is bound to."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        if selector == bound and macro in (None, scope):
+            for parameter, value in parameters.items():
+                for part in gin.config._iterate_flattened_values(value):
+                    if isinstance(part, gin.config.ConfigurableReference):
+                        yield macro or f"{selector.rsplit('.', 1)[-1]}.{parameter}", part
+
+
+def _configurable(target: type[T]) -> Callable[[], T]:
+    try:
+        return gin.get_configurable(target)
+    except ValueError:  # No file binds anything of the target: its defaults are meant.
+        return gin.external_configurable(target, module=target.__module__)
+
+
+@contextlib.contextmanager
+def _as_user_error(source: str) -> Iterator[None]:
+    """Turns what gin and the configs raise on bad input into a UserError that names its source."""
+    try:
+        yield
+    except (
+        AttributeError,
+        ModuleNotFoundError,
+        NameError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{_readable(error)}\n  from {source}") from error
+
+
+def _readable(error: BaseException) -> str:
+    message = str(error).strip()
+    unknown = _UNKNOWN_PARAMETER.search(message)
+    if unknown:
+        selector, parameter = unknown.groups()
+        known = _parameters(selector)
+        message = message.replace(unknown.group(0), unknown.group(0) + _did_you_mean(parameter, known), 1)
+    if isinstance(error, SyntaxError):
+        message += "\n  a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
+    # gin names the class object twice; once is enough.
+    message = re.sub(r"In call to configurable '(\w+)' \(<.*?>\)", r"in \1", message)
+    return message.replace("bindings string line", "the flags, line")
+
+
+def _parameters(selector: str) -> list[str]:
+    """Parameters of the configurable whose last name is that of `selector`."""
+    name = selector.rsplit(".", 1)[-1]
+    found = [c.wrapped for c in gin.config._INVERSE_REGISTRY.values() if c.name == name]
+    return [p for wrapped in found for p in inspect.signature(wrapped).parameters]
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, sorted(set(known)), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _flag(binding: str) -> str:
+    return "--gin." + binding.replace(" = ", "=", 1)
+
+
+def _quoted(name: str, value: str) -> str:
+    """The value as gin text: as it is where gin can read it, in quotes where it is plain text."""
+    try:
+        ast.literal_eval(value)
+        return value
+    except (ValueError, SyntaxError):
+        pass
+    if value.lower() in _PYTHON_SPELLING:
+        raise UserError(f"--gin.{name}={value}: write {_PYTHON_SPELLING[value.lower()]}")
+    return repr(value) if _PLAIN_TEXT.match(value) else value

@@ -1,0 +1,274 @@
+"""The console command: `imagen_jax MODE …`. One handler a mode; a mode's libraries load only when it runs."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from imagen_jax.errors import UserError
+
+# What a gin mode builds and what it calls with it: MODE: (config class, function).
+GIN_TARGETS = {
+    "cache_text": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:cache_text"),
+    "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.train.loop:run"),
+    "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
+}
+DRY_RUN = "imagen_jax.train.dry_run:run"
+SAMPLE = "imagen_jax.sampling.command:run"
+REPORT = "imagen_jax.evals.report:write_report"
+
+HELP = {
+    "build_corpus": "turn pairs of image and caption into a corpus directory of sharded records",
+    "cache_text": "embed every caption of a corpus once and store the embeddings",
+    "train": "train one stage of the cascade, or continue its run",
+    "sample": "draw images from captions with a trained cascade",
+    "eval": "measure how well a cascade's images match their captions",
+    "report": "write one page with the curves, samples and figures of a run",
+}
+GIN_FLAGS = """\
+  --gin.NAME=VALUE      sets the macro NAME of the gin files; repeatable
+  --gin.Class.parameter=VALUE
+                        sets one parameter; a VALUE that is plain text or a path needs no quotes
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; --gin.X=… flags are taken out before it is used."""
+    parser = argparse.ArgumentParser(
+        "imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False
+    )
+    modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE")
+    for mode, summary in HELP.items():
+        takes_gin = mode in GIN_TARGETS
+        sub = modes.add_parser(
+            mode,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=GIN_FLAGS if takes_gin else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if takes_gin:
+            _add_gin_flags(sub)
+        if mode in FLAGS:
+            FLAGS[mode](sub)
+    return parser
+
+
+def _add_build_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--images",
+        required=True,
+        metavar="PATH",
+        help="folder of images with captions beside them, or a .csv, .jsonl or .parquet list",
+    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="corpus directory to write")
+    sub.add_argument(
+        "--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels"
+    )
+    sub.add_argument("--name", default="images", help="name of the corpus (default images)")
+    sub.add_argument(
+        "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="fixes which images those are (default 0)")
+    sub.add_argument(
+        "--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces"
+    )
+    sub.add_argument(
+        "--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
+
+
+def _add_gin_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE", help="gin file; repeatable, later ones win"
+    )
+    sub.add_argument(
+        "--gin_search_paths",
+        action="append",
+        default=[],
+        metavar="DIR[,DIR]",
+        help="more folders in which gin files and their includes are looked for; repeatable",
+    )
+
+
+def _add_train_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the operative config, parameter count, mesh, batch and memory a device; train nothing",
+    )
+    several = sub.add_argument_group("several hosts (all three together, on every host)")
+    several.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0")
+    several.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
+
+
+def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
+    sub.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="run directory of a cascade or one stage"
+    )
+    sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
+    sub.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
+    sub.add_argument("--aug_level", type=float, metavar="A", help="noise on the low-resolution input, 0 to 1")
+    sub.add_argument("--num_steps", type=int, metavar="N", help="denoising steps of each stage")
+    sub.add_argument("--seed", type=int, default=0, help="same seed, same images (default 0)")
+    sub.add_argument("--stage", metavar="NAME", help="stop after this stage, e.g. base")
+    sub.add_argument("--overwrite", action="store_true", help="replace images that are already in the folder")
+
+
+def _add_report_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--run_dir", required=True, metavar="DIR", help="cascade run directory, e.g. runs/demo")
+
+
+FLAGS = {
+    "build_corpus": _add_build_flags,
+    "train": _add_train_flags,
+    "sample": _add_sample_flags,
+    "report": _add_report_flags,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one mode.
+
+    Returns:
+      The exit code: 0, or 2 after an error of the user's, told on stderr in plain words.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    distributed = False
+    try:
+        # gin itself is slow to import, so only a mode that uses it does.
+        bindings: list[str] = []
+        if any(word.startswith("--gin.") for word in arguments):
+            from imagen_jax.gin_config import split_gin_flags
+
+            bindings, arguments = split_gin_flags(arguments)
+        parser = build_parser()
+        args = parser.parse_args(arguments)
+        if bindings and args.mode not in GIN_TARGETS:
+            parser.error(f"{args.mode} takes no --gin flags")
+        if args.mode == "train":
+            distributed = _start_distributed(args)
+        if args.mode in GIN_TARGETS:
+            _run_gin_mode(args, bindings)
+        else:
+            {"build_corpus": _build_corpus, "sample": _sample, "report": _report}[args.mode](args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if distributed:
+            os._exit(2)  # The usual exit would wait for the other hosts, and they for this one.
+        return 2
+    return 0
+
+
+def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from imagen_jax import gin_config
+
+    if not args.gin_file:
+        raise UserError(f"{args.mode} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
+    config_class, function = GIN_TARGETS[args.mode]
+    search_paths = [path for word in args.gin_search_paths for path in word.split(",")]
+    config, operative = gin_config.load_with_operative(
+        _load(config_class), args.gin_file, bindings, search_paths
+    )
+    if args.mode != "train":
+        _load(function)(config)
+    elif args.dry_run:
+        print(operative)
+        _load(DRY_RUN)(config)
+    else:
+        _load(function)(config, operative_config=operative)
+
+
+def _build_corpus(args: argparse.Namespace) -> None:
+    from imagen_jax.data.builder import BuildConfig, build_corpus
+    from imagen_jax.data.sources import folder_source, list_source
+
+    config = BuildConfig(
+        name=args.name, image_size=args.image_size, seed=args.seed, vocab_size=args.vocab_size
+    )
+    open_source = list_source if os.path.isfile(args.images) else folder_source
+    source = open_source(args.images, val_fraction=args.val_fraction, seed=args.seed)
+    report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
+    print(f"{args.output}: {report}")
+
+
+def cache_text(config: Any) -> None:
+    """Embeds the captions of the corpus that a CacheConfig names: the join of data/ and text/."""
+    from imagen_jax.data.records import Corpus
+    from imagen_jax.text.cache import cache_text
+
+    corpus = Corpus(config.corpus_dir)
+    num_examples = sum(corpus.num_examples(split) for split in corpus.splits)
+    cache_text(config, corpus.captions(), num_examples=num_examples, corpus_id=corpus.digest)
+
+
+def _report(args: argparse.Namespace) -> None:
+    print(_load(REPORT)(args.run_dir))
+
+
+def _sample(args: argparse.Namespace) -> None:
+    captions = list(args.captions)
+    if args.prompts_file:
+        try:
+            with open(args.prompts_file, encoding="utf-8") as file:
+                captions += [line.strip() for line in file if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error
+    if not captions:
+        raise UserError('nothing to draw; give captions ("a red cube") or --prompts_file=FILE')
+    options = {
+        name: getattr(args, name)
+        for name in ("output", "guidance_weight", "aug_level", "num_steps", "seed", "stage", "overwrite")
+    }
+    _load(SAMPLE)(args.checkpoint, captions, **options)
+
+
+def _start_distributed(args: argparse.Namespace) -> bool:
+    """Joins the other processes where the flags ask for it; True if it did."""
+    flags = {name: getattr(args, name) for name in ("coordinator_address", "num_processes", "process_id")}
+    missing = [f"--{name}" for name, value in flags.items() if value is None]
+    if len(missing) == len(flags):
+        return False
+    if missing:
+        raise UserError(
+            "--coordinator_address, --num_processes and --process_id belong together; "
+            f"{' and '.join(missing)} missing"
+        )
+    last = args.num_processes - 1
+    if not 0 <= args.process_id <= last:
+        raise UserError(
+            f"--process_id ({args.process_id}) must be from 0 to {last}, for --num_processes={last + 1}"
+        )
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        args.coordinator_address, args.num_processes, args.process_id, heartbeat_timeout_seconds=10
+    )
+    sys.excepthook = _exit_at_once
+    return True
+
+
+def _exit_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends this process with its traceback, so that the other hosts notice instead of waiting for minutes."""
+    sys.__excepthook__(kind, error, trace)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _load(name: str) -> Any:
+    """The object that "package.module:attribute" names."""
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

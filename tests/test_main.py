@@ -1,0 +1,258 @@
+"""The console command: modes, flags, joins and what people read when something is wrong."""
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from imagen_jax import main as main_module
+from imagen_jax.main import main
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MODES = ["build_corpus", "cache_text", "train", "sample", "eval", "report"]
+
+FAKE = """
+import json, sys
+from dataclasses import dataclass
+from imagen_jax.errors import UserError
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    size: int = 64
+
+    def __post_init__(self):
+        if self.size % 16:
+            raise UserError(f"size ({self.size}) must be divisible by 16; choose 64 or 80")
+
+def run(config, operative_config=None):
+    print(json.dumps({"ran": config.size, "operative": operative_config}))
+
+def dry_run(config):
+    print(f"parameters for size {config.size}")
+
+def sample(checkpoint, captions, **options):
+    print(json.dumps({"checkpoint": checkpoint, "captions": captions, **options}))
+
+def report(run_dir):
+    return f"{run_dir}/report.html"
+
+def fail_on_last(config, operative_config):
+    import jax
+    print("processes", jax.process_count(), flush=True)
+    if jax.process_index() == 1:
+        raise UserError("this host is out of disk space")
+    jax.experimental.multihost_utils.sync_global_devices("waits for the other host")
+"""
+
+
+TEXT_GIN = """
+from __gin__ import dynamic_registration
+from imagen_jax.text import cache
+from imagen_jax.text import encoder
+from imagen_jax.text import t5_encoder
+CORPUS_DIR = %gin.REQUIRED
+cache.CacheConfig.corpus_dir = %CORPUS_DIR
+cache.CacheConfig.store_dir = 'store'
+cache.CacheConfig.text = @encoder.TextConfig()
+encoder.TextConfig.encoder = @t5_encoder.T5Config()
+encoder.TextConfig.vocabulary_path = 'corpus/vocabulary.model'
+encoder.TextConfig.max_length = 16
+t5_encoder.T5Config.vocab_size = 128
+t5_encoder.T5Config.embed_dim = 8
+t5_encoder.T5Config.num_heads = 2
+t5_encoder.T5Config.head_dim = 4
+t5_encoder.T5Config.num_layers = 1
+t5_encoder.T5Config.mlp_dim = 16
+"""
+
+
+@pytest.fixture
+def joined(tmp_path, monkeypatch):
+    """Joins every mode to a stand-in module; the current directory holds run.gin for it."""
+    name = f"stand_in_{tmp_path.name}".replace("-", "_")
+    (tmp_path / f"{name}.py").write_text(FAKE)
+    (tmp_path / "run.gin").write_text(
+        textwrap.dedent(f"""
+        from __gin__ import dynamic_registration
+        import {name} as stand_in
+        SIZE = 80
+        stand_in.Config.size = %SIZE
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    targets = {mode: (f"{name}:Config", f"{name}:run") for mode in main_module.GIN_TARGETS}
+    monkeypatch.setattr(main_module, "GIN_TARGETS", targets)
+    monkeypatch.setattr(main_module, "DRY_RUN", f"{name}:dry_run")
+    monkeypatch.setattr(main_module, "SAMPLE", f"{name}:sample")
+    monkeypatch.setattr(main_module, "REPORT", f"{name}:report")
+    return name
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_has_help(mode, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([mode, "--help"])
+    assert exit.value.code == 0
+    assert f"imagen_jax {mode}" in capsys.readouterr().out
+
+
+def test_help_lists_the_modes_and_loads_no_library():
+    script = (
+        "import sys; from imagen_jax.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "slow = {'jax', 'tensorflow', 'flax', 'gin', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"    {mode}" in done.stdout for mode in MODES)
+
+
+@pytest.mark.parametrize("mode", ["cache_text", "eval"])
+def test_gin_modes_build_their_config_and_run(joined, capsys, mode):
+    assert main([mode, "--gin_file=run.gin", "--gin.SIZE=96"]) == 0
+    assert json.loads(capsys.readouterr().out)["ran"] == 96
+
+
+def test_train_gets_the_operative_config(joined, capsys, tmp_path):
+    assert main(["train", "--gin_file=run.gin", "--gin.SIZE=96"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    (tmp_path / "config.gin").write_text(first["operative"])
+    assert main(["train", "--gin_file=config.gin"]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+
+
+def test_gin_files_are_found_in_search_paths(joined, capsys, tmp_path):
+    for folder, size in (("a", 16), ("b", 32)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.gin").write_text(f"include 'run.gin'\nSIZE = {size}\n")
+    assert main(["eval", "--gin_search_paths=a,b", "--gin_file=a.gin", "--gin_file=b.gin"]) == 0
+    assert json.loads(capsys.readouterr().out)["ran"] == 32
+
+
+def test_dry_run_prints_the_config_and_trains_nothing(joined, capsys):
+    assert main(["train", "--gin_file=run.gin", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "SIZE = 80" in out and "parameters for size 80" in out and "ran" not in out
+
+
+@pytest.mark.parametrize("captions_first", [True, False])
+def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captions_first):
+    (tmp_path / "prompts.txt").write_text("a blue ring\n\n  two stars \n", encoding="utf-8")
+    captions = ["a red cube", "a cat"]
+    flags = (
+        "--checkpoint runs/demo --output out --prompts_file prompts.txt --guidance_weight 3 --seed 5 "
+        "--stage base --num_steps 32 --aug_level 0.1 --overwrite"
+    ).split()
+    assert main(["sample", *(captions + flags if captions_first else flags + captions)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "checkpoint": "runs/demo",
+        "captions": ["a red cube", "a cat", "a blue ring", "two stars"],
+        "output": "out",
+        "guidance_weight": 3.0,
+        "aug_level": 0.1,
+        "num_steps": 32,
+        "seed": 5,
+        "stage": "base",
+        "overwrite": True,
+    }
+
+
+def test_report_gets_its_directory(joined, capsys):
+    assert main(["report", "--run_dir", "runs/demo"]) == 0
+    assert capsys.readouterr().out == "runs/demo/report.html\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["train", "--gin_file=run.gin", "--gin.SIZE=65"],
+            r"size (65) must be divisible by 16; choose 64 or 80",
+        ),
+        (["train", "--gin_file=run.gin", "--gin.SIZ=64"], "did you mean SIZE?"),
+        (["train", "--gin_file=run.gin", "--gin.SIZE"], "--gin.SIZE=VALUE"),
+        (["train"], "--gin_file=FILE"),
+        (
+            ["train", "--gin_file=run.gin", "--num_processes=2"],
+            "--coordinator_address and --process_id missing",
+        ),
+        (
+            ["train", "--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id (2) must be from 0 to 1",
+        ),
+        (["sample", "--checkpoint=x", "--output=y"], "nothing to draw"),
+        (["sample", "--checkpoint=x", "--output=y", "--prompts_file=absent.txt"], "absent.txt"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_plain_words(joined, capsys, words, expected):
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and expected in captured.err and captured.out == ""
+
+
+@pytest.mark.parametrize(
+    "words", [["paint"], [], ["train", "--gin_fil=x"], ["report", "--run_dir=x", "--gin.SIZE=3"]]
+)
+def test_unknown_words_show_the_usage(joined, capsys, words):
+    with pytest.raises(SystemExit) as exit:
+        main(words)
+    assert exit.value.code == 2
+    assert "usage: imagen_jax" in capsys.readouterr().err
+
+
+def test_no_traceback_reaches_the_user():
+    command = [sys.executable, "-m", "imagen_jax.main", "sample", "--checkpoint=x", "--output=y"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nothing to draw") and "Traceback" not in done.stderr
+
+
+def test_hosts_join_and_one_that_fails_does_not_hang_the_other(joined, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    script = textwrap.dedent(f"""
+        import sys
+        from imagen_jax import main
+        main.GIN_TARGETS["train"] = ("{joined}:Config", "{joined}:fail_on_last")
+        sys.exit(main.main(sys.argv[1:]))
+    """)
+    flags = ["train", "--gin_file=run.gin", f"--coordinator_address=localhost:{port}", "--num_processes=2"]
+    path = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *flags, f"--process_id={index}"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        results = [(*host.communicate(timeout=60), host.returncode) for host in reversed(hosts)]
+    finally:
+        for host in hosts:
+            host.kill()
+    failed, waiting = results
+    assert failed[0] == waiting[0] == "processes 2\n"
+    assert failed[2] == 2 and failed[1].rstrip().endswith("error: this host is out of disk space")
+    assert waiting[2] != 0
+
+
+@pytest.mark.parametrize("name", ["DRY_RUN", "SAMPLE", "REPORT", *main_module.GIN_TARGETS])
+def test_every_mode_finds_its_room(name):
+    targets = main_module.GIN_TARGETS.get(name) or (getattr(main_module, name),)
+    for target in targets:
+        module, attribute = target.split(":")
+        assert callable(getattr(importlib.import_module(module), attribute))
