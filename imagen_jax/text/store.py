@@ -1,0 +1,189 @@
+"""The embedding store: token embeddings of a corpus' captions, computed once and looked up by example key.
+
+Section 2.1: the text encoder is frozen, so its embeddings are computed offline. A directory holds
+
+    store.json                          what it is, with a digest of every file; written last
+    index.npz                           keys (sorted) and rows: which embedding belongs to which example key
+    text-SSSSS-of-NNNNN.array_record    one record an embedding: n x embed_dim numbers, unpadded, C order
+    partial.json                        only while it is being written: the shards that are whole
+
+Several keys may point to one embedding, so a caption that recurs is stored once. Fingerprints state what
+made the embeddings; `check` compares them part by part.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from imagen_jax.errors import UserError
+from imagen_jax.text.store_format import (
+    FORMAT_VERSION,
+    REBUILD,
+    STORE_DTYPES,
+    file_sha256,
+    fingerprint_differences,
+    read_json,
+)
+from imagen_jax.text.store_writer import StoreWriter
+from imagen_jax.typing import Float
+
+__all__ = ["MEMORY_BYTES", "EmbeddingStore", "StoreWriter"]
+
+# Embeddings of a store up to this size are held in memory after the first lookup; larger ones are read
+# from the shards record by record.
+MEMORY_BYTES = 1_000_000_000
+
+
+class EmbeddingStore:
+    """A finished store, open for reading; `lookup` may be called from several threads.
+
+    Attributes:
+      fingerprint: what made the embeddings (see TextEncoder.fingerprint).
+      embed_dim: width of a token embedding.
+      num_embeddings: distinct embeddings.
+      num_keys: example keys.
+      num_tokens: token embeddings in all.
+      corpus_id: the corpus that the keys belong to, as its builder named it.
+    """
+
+    def __init__(self, directory: str, header: Mapping[str, Any]):
+        self._directory, self._header = directory, header
+        self.fingerprint: dict[str, Any] = header["fingerprint"]
+        self.embed_dim: int = header["embed_dim"]
+        self.num_embeddings: int = header["num_embeddings"]
+        self.num_keys: int = header["num_keys"]
+        self.num_tokens: int = header["num_tokens"]
+        self.corpus_id: str = header["corpus"]["id"]
+        self._dtype = STORE_DTYPES[self.fingerprint["dtype"]]
+        with np.load(os.path.join(directory, header["index"]["file"])) as index:
+            self._keys, self._rows = index["keys"], index["rows"]
+        self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
+        self._lock = threading.Lock()
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._memory: list[Float[np.ndarray, "n d"]] | None = None
+
+    @classmethod
+    def open(cls, directory: str) -> "EmbeddingStore":
+        """Opens a finished store; reads no embeddings yet.
+
+        Raises:
+          UserError: there is no finished store, or a file is missing or of another size.
+        """
+        path = os.path.join(directory, "store.json")
+        if not os.path.isfile(path):
+            begun = os.path.isfile(os.path.join(directory, "partial.json"))
+            state = "is not finished" if begun else "does not exist"
+            raise UserError(
+                f"the embedding store {directory!r} {state} (no store.json); run "
+                "`imagen_jax cache_text --gin_file=…`, which also finishes one that was interrupted"
+            )
+        header = read_json(path)
+        version = header.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; "
+                f"{REBUILD}"
+            )
+        for entry in (header["index"], *header["shards"]):
+            file = os.path.join(directory, entry["file"])
+            size = os.path.getsize(file) if os.path.isfile(file) else None
+            if size != entry["num_bytes"]:
+                got = "no such file" if size is None else f"{size} bytes"
+                raise UserError(
+                    f"the embedding store {directory!r} is damaged: {entry['file']}: got {got}, expected "
+                    f"{entry['num_bytes']} bytes; {REBUILD}"
+                )
+        return cls(directory, header)
+
+    def check(self, expected: Mapping[str, Any]) -> None:
+        """Refuses a store that another encoder, vocabulary or length made.
+
+        Args:
+          expected: the run's own TextEncoder.fingerprint(...), or the parts of it that matter.
+
+        Raises:
+          UserError: names every part that differs.
+        """
+        lines = fingerprint_differences(self.fingerprint, expected)
+        if lines:
+            raise UserError(
+                f"the embedding store {self._directory!r} was made with other text settings:\n  "
+                + "\n  ".join(lines)
+                + f"\n{REBUILD}"
+            )
+
+    def verify(self) -> None:
+        """Reads every file again and compares its digest.
+
+        Raises:
+          UserError: names every damaged file.
+        """
+        bad = [
+            entry["file"]
+            for entry in (self._header["index"], *self._header["shards"])
+            if file_sha256(os.path.join(self._directory, entry["file"])) != entry["sha256"]
+        ]
+        if bad:
+            raise UserError(
+                f"the embedding store {self._directory!r} is damaged: the contents of {', '.join(bad)} "
+                f"differ from the digest in store.json; {REBUILD}"
+            )
+
+    def lookup(self, keys: Sequence[bytes]) -> list[Float[np.ndarray, "_n d"]]:
+        """Embeddings of example keys, in the order given: float32, unpadded, read-only.
+
+        Raises:
+          UserError: a key is not in the store.
+        """
+        rows = self._find(keys)
+        num_bytes = self.num_tokens * self.embed_dim * self._dtype.itemsize
+        with self._lock:
+            if self._memory is None and num_bytes <= MEMORY_BYTES:
+                self._memory = self._load_all()
+            if self._memory is None:
+                return self._read(rows)
+        return [self._memory[row].astype(np.float32, copy=False) for row in rows]
+
+    def _find(self, keys: Sequence[bytes]) -> np.ndarray:
+        wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
+        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        found = self._keys[places].tolist()
+        for key, have in zip(keys, found, strict=True):
+            if key != have:
+                raise UserError(
+                    f"example key {key!r} is not in the embedding store {self._directory!r} "
+                    f"(corpus {self.corpus_id!r}, {self.num_keys} keys); expected a store of this corpus; "
+                    f"{REBUILD}"
+                )
+        return self._rows[places]
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        if shard not in self._readers:
+            path = os.path.join(self._directory, self._header["shards"][shard]["file"])
+            self._readers[shard] = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        return self._readers[shard]
+
+    def _decode(self, record: bytes) -> np.ndarray:
+        return np.frombuffer(record, self._dtype).reshape(-1, self.embed_dim)
+
+    def _load_all(self) -> list[np.ndarray]:
+        memory = []
+        for shard in range(len(self._header["shards"])):
+            memory += [self._decode(record) for record in self._reader(shard).read_all()]
+        self._readers.clear()
+        return memory
+
+    def _read(self, rows: np.ndarray) -> list[np.ndarray]:
+        unique, places = np.unique(rows, return_inverse=True)
+        shards = np.searchsorted(self._shard_starts, unique, side="right") - 1
+        records: list[np.ndarray] = []
+        for shard in np.unique(shards).tolist():
+            inside = (unique[shards == shard] - self._shard_starts[shard]).tolist()
+            records += [self._decode(r).astype(np.float32) for r in self._reader(shard).read(inside)]
+        for record in records:
+            record.flags.writeable = False
+        return [records[place] for place in places.tolist()]
