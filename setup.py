@@ -25,6 +25,7 @@ setup(
         "orbax-checkpoint>=0.12.5,<0.13",
         "pillow>=11",
         "psutil>=6",
+        "pyarrow>=20",
         "sentencepiece>=0.2,<0.3",
         "seqio>=0.0.20,<0.1",
         "tensorflow>=2.21,<2.22",

@@ -13,7 +13,7 @@ class Progress:
     """Counts towards `total` and shows it on stderr.
 
     Args:
-      total: number of units that make the work whole.
+      total: number of units that make the work whole; 0 where it is not known.
       label: what is being done, e.g. "train base".
       unit: name of one unit, e.g. "step".
       initial: units done before this process started (a resumed run).
@@ -23,7 +23,9 @@ class Progress:
         self._total, self._label, self._unit = total, label, unit
         self._done = self._initial = initial
         self._start = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
+        self._bar = (
+            tqdm(total=total or None, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
+        )
 
     def __enter__(self) -> "Progress":
         return self
@@ -37,16 +39,16 @@ class Progress:
             self._bar.update(n)
             return
         now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY_S or self._done >= self._total:
-            self._last_line = now
-            rate = (self._done - self._initial) / max(now - self._start, 1e-9)
+        if now - self._last_line < LINE_EVERY_S and not 0 < self._total <= self._done:
+            return
+        self._last_line = now
+        rate = (self._done - self._initial) / max(now - self._start, 1e-9)
+        line = f"{self._label}: {self._done} {self._unit}  {rate:.3g}/s"
+        if self._total:
             left = (self._total - self._done) / rate if rate > 0 else float("inf")
-            shown = "".join(f"  {k} {v:.4g}" for k, v in values.items())
-            print(
-                f"{self._label}: {self._done}/{self._total} {self._unit}  {rate:.3g}/s  {left:.0f} s left{shown}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self._label}: {self._done}/{self._total} {self._unit}  {rate:.3g}/s  {left:.0f} s left"
+        shown = "".join(f"  {name} {value:.4g}" for name, value in values.items())
+        print(line + shown, file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,0 +1,246 @@
+"""Raw image-caption pairs → a corpus directory."""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from imagen_jax.data import records
+from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
+from imagen_jax.errors import UserError
+from imagen_jax.progress import Progress
+from imagen_jax.text.tokenizer import train_sentencepiece
+
+REJECTS = "rejects.jsonl"
+VOCABULARY = "vocabulary.model"
+_PROGRESS_EVERY = 500
+_NAME = re.compile(r"\w+")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How a corpus is built.
+
+    Args:
+      name: name of the corpus; letters, digits and underscores.
+      image_size: side of the square images, in pixels.
+      min_size: least shorter side of a raw image, in pixels; None means image_size, so nothing is enlarged.
+      seed: seed that the source was made with, recorded in corpus.json.
+      vocab_size: pieces of a SentencePiece vocabulary trained from the captions of split "train";
+        None trains none.
+      examples_per_shard: records in one file.
+    """
+
+    name: str
+    image_size: int
+    min_size: int | None = None
+    seed: int = 0
+    vocab_size: int | None = None
+    examples_per_shard: int = 8192
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise UserError(f"name of the corpus is {self.name!r}; use letters, digits and underscores")
+        for field, least in (("image_size", 1), ("min_size", 1), ("seed", 0), ("vocab_size", 1),
+                             ("examples_per_shard", 1)):  # fmt: skip
+            value = getattr(self, field)
+            if value is None and field in ("min_size", "vocab_size"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"{field} ({value!r}) must be a whole number of at least {least}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build came to.
+
+    Args:
+      num_examples: accepted examples by split.
+      num_rejected: refused inputs; rejects.jsonl names each.
+      reused: the directory already held this corpus, whole, and was left as it is.
+    """
+
+    num_examples: Mapping[str, int]
+    num_rejected: int
+    reused: bool
+
+    def __str__(self) -> str:
+        splits = ", ".join(f"{split} {count}" for split, count in self.num_examples.items())
+        kept = " (already built; --overwrite builds it again)" if self.reused else ""
+        return f"examples: {splits}; rejected: {self.num_rejected}{kept}"
+
+
+def build_corpus(
+    source: Source,
+    out_dir: str | os.PathLike[str],
+    config: BuildConfig,
+    *,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> BuildReport:
+    """Writes a corpus directory; equal sources and settings give equal bytes, however many workers.
+
+    Args:
+      source: the raw pairs. A bad one is named in rejects.jsonl and passed over.
+      out_dir: the corpus directory; made if absent. Files of other names in it are left alone.
+      config: how to build.
+      num_workers: processes that decode and encode; 0 does it in this one.
+      overwrite: replace a corpus of other settings.
+      extra: JSON-able facts to keep in corpus.json under "extra".
+
+    Raises:
+      UserError: out_dir holds a corpus of other settings, or no example was accepted.
+    """
+    out = Path(out_dir)
+    settings = json.loads(json.dumps({"build": dataclasses.asdict(config), "source": source.settings}))
+    if not overwrite:
+        report = _existing(out, settings)
+        if report is not None:
+            return report
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
+    except OSError as error:
+        raise UserError(f"cannot write into {str(out)!r} ({error}); choose another directory") from error
+    try:
+        splits, num_rejected = _write_shards(source, scratch, config, num_workers)
+        if config.vocab_size is not None:
+            _train_vocabulary(scratch, splits, config.vocab_size)
+        manifest = {
+            "format_version": records.FORMAT_VERSION,
+            "name": config.name,
+            "image_size": config.image_size,
+            "seed": config.seed,
+            "num_rejected": num_rejected,
+            "splits": splits,
+            "extra": dict(extra or {}),
+            "settings": settings,
+        }
+        (scratch / records.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _move_into_place(scratch, out)
+    finally:
+        shutil.rmtree(scratch)
+    counts = {split: entry["num_examples"] for split, entry in splits.items()}
+    return BuildReport(num_examples=counts, num_rejected=num_rejected, reused=False)
+
+
+def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
+    """The report of a whole corpus of the same settings; None if there is no corpus."""
+    if not (out / records.MANIFEST).exists():
+        return None
+    manifest = records.read_manifest(out)
+    found = manifest.get("settings", {})
+    if found != settings:
+        differ = [
+            f"{group}.{field}"
+            for group in settings
+            for field in sorted(settings[group].keys() | found.get(group, {}).keys())
+            if settings[group].get(field) != found.get(group, {}).get(field)
+        ]
+        raise UserError(
+            f"{str(out)!r} already holds a corpus of other settings (different: {', '.join(differ)}); "
+            "choose another directory or pass --overwrite"
+        )
+    corpus = records.Corpus(out)
+    corpus.verify()
+    counts = {split: corpus.num_examples(split) for split in corpus.splits}
+    return BuildReport(num_examples=counts, num_rejected=manifest["num_rejected"], reused=True)
+
+
+def _prepared(source: Source, config: BuildConfig, num_workers: int) -> Iterator[Prepared | Rejection]:
+    min_size = config.image_size if config.min_size is None else config.min_size
+    if num_workers == 0:
+        for part in source.parts:
+            yield from prepare_part(part, config.image_size, min_size)
+        return
+    work = functools.partial(prepare_part_at_once, image_size=config.image_size, min_size=min_size)
+    # spawn: this process holds TensorFlow's threads, which do not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        for results in pool.imap(work, source.parts):
+            yield from results
+
+
+def _write_shards(
+    source: Source, scratch: Path, config: BuildConfig, num_workers: int
+) -> tuple[dict[str, Any], int]:
+    writers: dict[str, records.SplitWriter] = {}
+    keys: set[str] = set()
+    num_rejected, first_reasons = 0, ""
+    with (
+        (scratch / REJECTS).open("w") as rejects,
+        Progress(source.num_examples, f"build {config.name}", "image") as progress,
+    ):
+        for number, one in enumerate(_prepared(source, config, num_workers), start=1):
+            if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
+                progress.update((number - 1) % _PROGRESS_EVERY + 1)
+            if isinstance(one, Prepared) and one.key in keys:
+                one = Rejection(source=one.key, reason="another example has the same key")
+            if isinstance(one, Rejection):
+                num_rejected += 1
+                if num_rejected <= 3:
+                    first_reasons += f"\n  {one.source}: {one.reason}"
+                rejects.write(json.dumps(dataclasses.asdict(one)) + "\n")
+                continue
+            keys.add(one.key)
+            if one.split not in writers:
+                if not _NAME.fullmatch(one.split):
+                    raise UserError(f"split {one.split!r} must consist of letters, digits and underscores")
+                writers[one.split] = records.SplitWriter(scratch, one.split, config.examples_per_shard)
+            writers[one.split].write(
+                records.encode_record(
+                    records.Record(
+                        key=one.key.encode(),
+                        image=one.png,
+                        caption=one.caption,
+                        height=config.image_size,
+                        width=config.image_size,
+                        meta=one.meta,
+                    )
+                )
+            )
+    if not keys:
+        raise UserError(
+            f"no usable example among {num_rejected} for corpus {config.name!r}; nothing was written. "
+            "Check captions, files and min_size. "
+            f"First refusals:{first_reasons or ' none, the source is empty'}"
+        )
+    return {split: writer.finish() for split, writer in writers.items()}, num_rejected
+
+
+def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:
+    if "train" not in splits:
+        raise UserError(
+            f"vocab_size is set, but there is no split 'train' to train on, only {', '.join(splits)}"
+        )
+
+    def captions() -> Iterator[str]:
+        for shard in splits["train"]["shards"]:
+            for serialized in records.read_shard(scratch / shard["file"]):
+                yield records.decode_record(serialized).caption
+
+    train_sentencepiece(captions(), str(scratch / VOCABULARY), vocab_size)
+
+
+def _move_into_place(scratch: Path, out: Path) -> None:
+    """Replaces the corpus in `out`: the old manifest goes first, the new one comes last."""
+    manifest = out / records.MANIFEST
+    if manifest.exists():
+        try:
+            old_splits = records.read_manifest(out)["splits"]
+        except UserError:
+            old_splits = {}  # an unreadable manifest cannot say which files were its own
+        manifest.unlink()
+        (out / VOCABULARY).unlink(missing_ok=True)
+        for entry in old_splits.values():
+            for shard in entry["shards"]:
+                (out / shard["file"]).unlink(missing_ok=True)
+    for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
+        os.replace(path, out / path.name)

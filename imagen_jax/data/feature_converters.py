@@ -1,0 +1,64 @@
+"""seqio feature converters: from a task's examples to exactly what a stage takes.
+
+The base class checks, before and after, that every feature is there with its dtype, rank and length, and
+names the feature, the stage of the check, what it got and what it expected.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import seqio
+import tensorflow as tf
+
+_Spec = seqio.FeatureConverter.FeatureSpec
+_IMAGE = _Spec(dtype=tf.float32, rank=3)
+_TEXT = _Spec(dtype=tf.float32, rank=2)
+_MASK = _Spec(dtype=tf.bool, rank=1)
+
+
+class BaseFeatureConverter(seqio.FeatureConverter):
+    """x0 [h, w, 3], text [n, d] → the same with text zero-padded to its full length, and text_mask."""
+
+    TASK_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {"x0": _IMAGE, "text": _TEXT}
+    MODEL_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {
+        **TASK_FEATURES,
+        "text_mask": _MASK,
+    }
+    PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType] | None] = None
+
+    def __init__(self) -> None:
+        super().__init__(pack=False)
+
+    def _convert_features(
+        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
+    ) -> tf.data.Dataset:
+        length = task_feature_lengths["text"]
+
+        def convert(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            text = example["text"]
+            num_tokens = tf.shape(text)[0]
+            features = {name: example[name] for name in self.TASK_FEATURES}
+            features["text"] = tf.ensure_shape(
+                tf.pad(text, ((0, length - num_tokens), (0, 0))), (length, text.shape[1])
+            )
+            features["text_mask"] = tf.sequence_mask(num_tokens, length)
+            return features
+
+        return ds.map(convert)
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+        """Lengths of the model features: the mask is as long as the text."""
+        return {**task_feature_lengths, "text_mask": task_feature_lengths["text"]}
+
+
+class SuperResolutionFeatureConverter(BaseFeatureConverter):
+    """As the base converter, with low_res [h', w', 3]."""
+
+    TASK_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {
+        **BaseFeatureConverter.TASK_FEATURES,
+        "low_res": _IMAGE,
+    }
+    MODEL_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {
+        **TASK_FEATURES,
+        "text_mask": _MASK,
+    }

@@ -1,0 +1,178 @@
+"""Host batches in an order that is arithmetic of (seed, step), so that a position is a handful of numbers.
+
+    g      = step * batch_size + row          number of the example in the run
+    epoch  = g // N                           N = examples in the split
+    record = shuffled(g mod N; seed, epoch)   each epoch is a permutation
+    host h of H owns rows [h * batch_size / H, (h + 1) * batch_size / H)
+
+Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
+nothing twice.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from imagen_jax.data.preprocessors import CROPS, FailureBox
+from imagen_jax.data.records import Corpus
+from imagen_jax.data.tasks import feature_converter, feature_lengths, register_task, shuffled
+from imagen_jax.errors import UserError
+from imagen_jax.text.store import EmbeddingStore
+
+# The device computes; a step's batch is small work, and the training step wants the cores.
+_NUM_THREADS = 2
+_PREFETCH_BATCHES = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What one stage is trained on.
+
+    Args:
+      corpus_dir: corpus directory.
+      store_dir: embedding store of its captions.
+      split: name of a split of the corpus.
+      image_size: side of x0, in pixels; at most the corpus's.
+      low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
+      max_text_length: tokens that captions are padded to.
+      crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
+    """
+
+    corpus_dir: str
+    store_dir: str
+    split: str = "train"
+    image_size: int
+    low_res_size: int | None = None
+    max_text_length: int
+    crop: str = "none"
+
+    def __post_init__(self) -> None:
+        for field in ("corpus_dir", "store_dir", "split"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value:
+                raise UserError(f"{field} is {value!r}; expected a non-empty text")
+        _require_whole("image_size", self.image_size, 1)
+        _require_whole("max_text_length", self.max_text_length, 1)
+        if self.low_res_size is not None:
+            _require_whole("low_res_size", self.low_res_size, 1)
+            if self.image_size % self.low_res_size or self.low_res_size == self.image_size:
+                divisors = [str(n) for n in range(1, self.image_size) if self.image_size % n == 0]
+                raise UserError(
+                    f"low_res_size ({self.low_res_size}) must be a proper divisor of image_size "
+                    f"({self.image_size}); choose one of {', '.join(divisors) or 'a larger image_size'}"
+                )
+        if self.crop not in CROPS:
+            raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
+
+
+def _require_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} ({value!r}) must be a whole number of at least {least}")
+
+
+class BatchIterator(Iterator[dict[str, np.ndarray]]):
+    """This host's rows of every global batch, without end.
+
+    Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
+    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool.
+
+    Args:
+      config: what to read.
+      batch_size: rows of the global batch; a multiple of process_count. It may exceed the corpus.
+      seed: in [0, 2**31); fixes the order and the crops.
+      start_step: step of the first batch to come.
+      process_index, process_count: which host this is, of how many.
+
+    Raises:
+      UserError: bad arguments, corpus or store; also from iterating, when a shard is damaged, a key is not in
+        the store or a caption is too long.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        _require_whole("batch_size", batch_size, 1)
+        _require_whole("seed", seed, 0)
+        _require_whole("start_step", start_step, 0)
+        if seed >= 2**31:
+            raise UserError(f"seed ({seed}) must be below 2**31")
+        if batch_size % process_count:
+            raise UserError(f"batch_size ({batch_size}) must be divisible by the {process_count} processes")
+        if not 0 <= process_index < process_count:
+            raise UserError(f"process_index ({process_index}) must be in [0, {process_count})")
+        _leave_accelerators_to_jax()
+        corpus = Corpus(config.corpus_dir)
+        self._num_examples = corpus.num_examples(config.split)
+        if config.image_size > corpus.image_size:
+            raise UserError(
+                f"image_size ({config.image_size}) is larger than the images of corpus {config.corpus_dir!r} "
+                f"({corpus.image_size}); choose at most {corpus.image_size} or build the corpus larger"
+            )
+        self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
+        self._failures = FailureBox()
+        local = batch_size // process_count
+        self._batches = self._dataset(corpus, start_step, process_index * local, local).as_numpy_iterator()
+
+    def _dataset(self, corpus: Corpus, start_step: int, first_row: int, num_rows: int) -> tf.data.Dataset:
+        config = self._config
+        task = register_task(
+            corpus,
+            EmbeddingStore.open(config.store_dir),
+            image_size=config.image_size,
+            low_res_size=config.low_res_size,
+            max_text_length=config.max_text_length,
+            crop=config.crop,
+            failures=self._failures,
+        )
+
+        def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            number = step * self._batch_size + first_row + tf.range(num_rows, dtype=tf.int64)
+            epoch, position = number // self._num_examples, number % self._num_examples
+            return shuffled(position, self._num_examples, self._seed, epoch), number
+
+        dataset = tf.data.Dataset.counter(start_step).map(records)
+        dataset = task.source.read(config.split, dataset, self._seed)
+        dataset = task.preprocess_postcache(dataset, sequence_length=None)
+        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length)
+        dataset = feature_converter(config.low_res_size)(dataset, lengths)
+        options = tf.data.Options()
+        options.deterministic = True
+        options.threading.private_threadpool_size = _NUM_THREADS
+        options.threading.max_intra_op_parallelism = 1
+        return dataset.batch(num_rows, drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        try:
+            batch = next(self._batches)
+        except tf.errors.OpError:
+            if self._failures.error is not None:
+                raise self._failures.error from None
+            raise
+        self._step += 1
+        return batch
+
+    def position(self) -> dict[str, Any]:
+        """Where the next batch stands, and what fixes the order; JSON-able and a few dozen bytes."""
+        return {
+            "step": self._step,
+            "seed": self._seed,
+            "batch_size": self._batch_size,
+            "split": self._config.split,
+            "num_examples": self._num_examples,
+        }
+
+
+def _leave_accelerators_to_jax() -> None:
+    """Hides GPUs from TensorFlow, which would otherwise take most of their memory."""
+    if tf.config.get_visible_devices("GPU"):
+        tf.config.set_visible_devices([], "GPU")

@@ -1,0 +1,135 @@
+"""seqio preprocessors: from a corpus record to the images and text embeddings of one training example.
+
+Every resize is the same antialiased bilinear filter, so the low-res condition of a super-resolution model is,
+bit for bit, the picture that the base model was trained on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from imagen_jax.errors import UserError
+from imagen_jax.text.store import EmbeddingStore
+
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
+
+CROPS = ("none", "centre", "random")
+
+
+class FailureBox:
+    """Keeps the UserError that a Python function inside tf.data raised, which TensorFlow turns into text."""
+
+    error: UserError | None = None
+
+    def guard(self, function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """The same function; a UserError is kept in `error` on its way out."""
+
+        def guarded(*args: Any) -> np.ndarray:
+            try:
+                return function(*args)
+            except UserError as error:
+                self.error = error
+                raise
+
+        return guarded
+
+
+def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    """Antialiased bilinear resize to [size, size, 3], float32 of the same range."""
+    return tf.image.resize(image, (size, size), method="bilinear", antialias=True)
+
+
+def to_unit_range(image: tf.Tensor) -> tf.Tensor:
+    """[0, 255] → [-1, 1], float32."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def decode_image(corpus_image_size: int) -> Preprocessor:
+    """`image`: encoded PNG or JPEG → uint8 [size, size, 3].
+
+    Args:
+      corpus_image_size: side of the corpus images, in pixels; any other size stops the pipeline.
+    """
+
+    def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        encoded = example["image"]
+        image = tf.cond(
+            tf.io.is_jpeg(encoded),
+            # The default is faster and differs from Pillow's and libjpeg's exact result.
+            lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+            lambda: tf.io.decode_png(encoded, channels=3),
+        )
+        return {**example, "image": tf.ensure_shape(image, (corpus_image_size, corpus_image_size, 3))}
+
+    return lambda dataset: dataset.map(decode)
+
+
+def crop(size: int, mode: str) -> Preprocessor:
+    """`image`: cut to [size, size, 3]; section 2.5 trains the 1024 x 1024 model on crops.
+
+    Args:
+      size: side of the window, in pixels.
+      mode: "none" keeps the whole image, "centre" cuts the middle, "random" a window drawn from the
+        example's own `stream` (run seed, number of the example in the run), so that it is the same on every
+        restart and every layout of hosts.
+    """
+
+    def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = example["image"]
+        room = image.shape[0] - size
+        if mode == "random":
+            corner = tf.random.stateless_uniform((2,), example["stream"], 0, room + 1, tf.int32)
+        else:
+            corner = tf.constant((room // 2, room // 2))
+        window = tf.slice(image, tf.concat((corner, (0,)), axis=0), (size, size, 3))
+        return {**example, "image": window}
+
+    return (lambda dataset: dataset) if mode == "none" else lambda dataset: dataset.map(cut)
+
+
+def make_images(image_size: int, low_res_size: int | None) -> Preprocessor:
+    """`image` → `x0`, and `low_res` of the same crop for super-resolution; float32 in [-1, 1].
+
+    Args:
+      image_size: side of x0, in pixels.
+      low_res_size: side of low_res, in pixels; None for a base model.
+    """
+
+    def make(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        example = dict(example)
+        image = example.pop("image")
+        example["x0"] = to_unit_range(resize(image, image_size))
+        if low_res_size is not None:
+            example["low_res"] = to_unit_range(resize(image, low_res_size))
+        return example
+
+    return lambda dataset: dataset.map(make)
+
+
+def join_text(store: EmbeddingStore, max_text_length: int, failures: FailureBox) -> Preprocessor:
+    """`key` → `text`: the caption's token embeddings [n, d], from the store.
+
+    Args:
+      store: an open embedding store.
+      max_text_length: most tokens allowed.
+      failures: keeps the UserError of a key that is not in the store or of a caption that is too long.
+    """
+
+    def look_up(key: bytes) -> np.ndarray:
+        (text,) = store.lookup([key])
+        if len(text) > max_text_length:
+            raise UserError(
+                f"the caption of example {key.decode(errors='replace')!r} has {len(text)} token embeddings; "
+                f"max_text_length is {max_text_length}; raise it or embed the captions with a shorter one"
+            )
+        return text
+
+    guarded = failures.guard(look_up)
+
+    def join(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        text = tf.numpy_function(guarded, [example["key"]], tf.float32, stateful=False)
+        return {**example, "text": tf.ensure_shape(text, (None, store.embed_dim))}
+
+    return lambda dataset: dataset.map(join)

@@ -1,0 +1,303 @@
+"""The corpus directory: ArrayRecord shards of tf.train.Example and the manifest corpus.json.
+
+    corpus.json                            written last: its presence means that the corpus is whole
+    <split>-SSSSS-of-NNNNN.array_record    key, image (PNG or JPEG), caption, height, width, meta (JSON)
+    rejects.jsonl                          one line a refused input
+    vocabulary.model                       SentencePiece model, when trained from the captions
+
+Record g of a split is the g-th over its shards in their order.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from imagen_jax.data.raw import sha256_of
+from imagen_jax.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "corpus.json"
+
+# Images are compressed already, and single-record groups make random access cheap.
+_WRITER_OPTIONS = "group_size:1,uncompressed"
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+
+PARSE_SPEC = {
+    "key": tf.io.FixedLenFeature([], tf.string),
+    "image": tf.io.FixedLenFeature([], tf.string),
+    "caption": tf.io.FixedLenFeature([], tf.string),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One example of a corpus.
+
+    Args:
+      key: stable identity, UTF-8.
+      image: encoded PNG or JPEG.
+      caption: the text.
+      height, width: size of the image in pixels.
+      meta: JSON text, "" if none.
+    """
+
+    key: bytes
+    image: bytes
+    caption: str
+    height: int
+    width: int
+    meta: str = ""
+
+
+def encode_record(record: Record) -> bytes:
+    """Serialises a record as a tf.train.Example; equal records give equal bytes."""
+
+    def text(value: bytes) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    def number(value: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    feature = {
+        "key": text(record.key),
+        "image": text(record.image),
+        "caption": text(record.caption.encode()),
+        "height": number(record.height),
+        "width": number(record.width),
+        "meta": text(record.meta.encode()),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=feature))
+    return example.SerializeToString(deterministic=True)
+
+
+def decode_record(serialized: bytes) -> Record:
+    """Reads what `encode_record` wrote."""
+    feature = tf.train.Example.FromString(serialized).features.feature
+    return Record(
+        key=feature["key"].bytes_list.value[0],
+        image=feature["image"].bytes_list.value[0],
+        caption=feature["caption"].bytes_list.value[0].decode(),
+        height=feature["height"].int64_list.value[0],
+        width=feature["width"].int64_list.value[0],
+        meta=feature["meta"].bytes_list.value[0].decode(),
+    )
+
+
+class SplitWriter:
+    """Writes the records of one split into numbered shards of a scratch directory.
+
+    Args:
+      directory: where the shards are written; an existing directory.
+      split: name of the split.
+      examples_per_shard: records in a shard, at least 1.
+    """
+
+    def __init__(self, directory: Path, split: str, examples_per_shard: int):
+        self._directory, self._split, self._per_shard = directory, split, examples_per_shard
+        self._counts: list[int] = []
+        self._writer: ArrayRecordWriter | None = None
+
+    def _path(self, shard: int) -> Path:
+        return self._directory / f"{self._split}-{shard:05d}"
+
+    def write(self, serialized: bytes) -> None:
+        """Appends one record."""
+        if self._writer is None or self._counts[-1] == self._per_shard:
+            self._close()
+            self._writer = ArrayRecordWriter(str(self._path(len(self._counts))), _WRITER_OPTIONS)
+            self._counts.append(0)
+        self._writer.write(serialized)
+        self._counts[-1] += 1
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def finish(self) -> dict[str, Any]:
+        """Closes the shards, gives them their final names and returns the manifest entry of the split."""
+        self._close()
+        shards = []
+        for shard, count in enumerate(self._counts):
+            name = f"{self._split}-{shard:05d}-of-{len(self._counts):05d}.array_record"
+            path = self._directory / name
+            os.replace(self._path(shard), path)
+            shards.append(
+                {
+                    "file": name,
+                    "num_examples": count,
+                    "num_bytes": path.stat().st_size,
+                    "sha256": sha256_of(path),
+                }
+            )
+        return {"num_examples": sum(self._counts), "shards": shards}
+
+
+def read_shard(path: Path) -> Iterator[bytes]:
+    """Every record of one shard file, in order."""
+    reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+    for index in range(reader.num_records()):
+        yield reader.read([index])[0]
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """The parsed corpus.json of a corpus directory.
+
+    Raises:
+      UserError: no such directory, no corpus.json in it, or one that cannot be read.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.parent.is_dir():
+        raise UserError(f"corpus directory {str(directory)!r} does not exist; build a corpus there first")
+    if not path.is_file():
+        raise UserError(
+            f"{str(directory)!r} has no {MANIFEST}, so it holds no whole corpus "
+            "(its build may have been interrupted); build it again"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); build the corpus again") from error
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {version!r}; expected {FORMAT_VERSION}; build the corpus again"
+        )
+    return manifest
+
+
+class Corpus:
+    """Random access to the records of a corpus directory.
+
+    Args:
+      directory: a corpus directory.
+
+    Raises:
+      UserError: not a corpus, or a shard is missing or cut short (the message names it).
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        self.manifest: Mapping[str, Any] = read_manifest(directory)
+        self._readers: dict[Path, ArrayRecordReader] = {}
+        for split in self.splits:
+            for shard in self.manifest["splits"][split]["shards"]:
+                self._check_size(self.directory / shard["file"], shard["num_bytes"])
+
+    @staticmethod
+    def _check_size(path: Path, num_bytes: int) -> None:
+        if not path.is_file():
+            raise UserError(f"shard {path} is missing; copy it again or rebuild the corpus")
+        got = path.stat().st_size
+        if got != num_bytes:
+            raise UserError(
+                f"shard {path} is {got} bytes long; expected {num_bytes}; copy it again or rebuild the corpus"
+            )
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.manifest["image_size"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self.manifest["splits"])
+
+    def _shards(self, split: str) -> Sequence[Mapping[str, Any]]:
+        if split not in self.splits:
+            raise UserError(
+                f"split {split!r} is not in corpus {str(self.directory)!r}; "
+                f"choose one of {', '.join(self.splits)}"
+            )
+        return self.manifest["splits"][split]["shards"]
+
+    def num_examples(self, split: str) -> int:
+        """Number of records of a split.
+
+        Raises:
+          UserError: no such split.
+        """
+        return sum(shard["num_examples"] for shard in self._shards(split))
+
+    def _reader(self, path: Path, num_examples: int) -> ArrayRecordReader:
+        if path not in self._readers:
+            reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+            # A reader opens a damaged file without a word and then holds no records.
+            if reader.num_records() != num_examples:
+                raise UserError(
+                    f"shard {path} holds {reader.num_records()} readable records; expected {num_examples}; "
+                    "copy it again or rebuild the corpus"
+                )
+            self._readers[path] = reader
+        return self._readers[path]
+
+    def read(self, split: str, indices: Sequence[int]) -> list[bytes]:
+        """Serialised records by their indices in the split, in the order asked for.
+
+        Args:
+          split: name of a split.
+          indices: each in [0, num_examples(split)); repeats allowed.
+
+        Raises:
+          UserError: no such split, or a damaged shard (the message names it).
+        """
+        shards = self._shards(split)
+        ends = list(itertools.accumulate(shard["num_examples"] for shard in shards))
+        places: dict[int, list[int]] = {}
+        for place, index in enumerate(indices):
+            if not 0 <= index < ends[-1]:
+                raise IndexError(f"record {index} of split {split!r} is outside [0, {ends[-1]})")
+            places.setdefault(bisect.bisect_right(ends, index), []).append(place)
+        records: list[bytes] = [b""] * len(indices)
+        for number, wanted in places.items():
+            shard = shards[number]
+            path, start = self.directory / shard["file"], ends[number] - shard["num_examples"]
+            reader = self._reader(path, shard["num_examples"])
+            try:
+                found = reader.read([int(indices[place]) - start for place in wanted])
+            except RuntimeError as error:
+                raise UserError(
+                    f"shard {path} is damaged ({error}); copy it again or rebuild the corpus"
+                ) from error
+            for place, record in zip(wanted, found, strict=True):
+                records[place] = record
+        return records
+
+    def records(self, split: str) -> Iterator[Record]:
+        """Every record of a split, in order."""
+        for index in range(self.num_examples(split)):
+            yield decode_record(self.read(split, [index])[0])
+
+    def captions(self) -> Iterator[tuple[bytes, str]]:
+        """Key and caption of every record of every split, for the text encoder."""
+        for split in self.splits:
+            for record in self.records(split):
+                yield record.key, record.caption
+
+    @property
+    def digest(self) -> str:
+        """Names the contents: the SHA-256 of corpus.json, which holds that of every shard."""
+        return sha256_of(self.directory / MANIFEST)
+
+    def verify(self) -> None:
+        """Reads every shard and compares its SHA-256 with the manifest.
+
+        Raises:
+          UserError: a shard differs (the message names it).
+        """
+        for shard in itertools.chain.from_iterable(self._shards(split) for split in self.splits):
+            path = self.directory / shard["file"]
+            if sha256_of(path) != shard["sha256"]:
+                raise UserError(
+                    f"shard {path} differs from its SHA-256 in {MANIFEST}; "
+                    "copy it again or rebuild the corpus"
+                )

@@ -1,0 +1,175 @@
+"""A corpus is whole or absent, the same bytes every time, and names what it refused."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.data.builder import BuildConfig, build_corpus
+from imagen_jax.data.corpora import build_shapes
+from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.records import Corpus
+from imagen_jax.data.shapes import HELDOUT
+from imagen_jax.data.sources import shapes_source
+from imagen_jax.errors import UserError
+from imagen_jax.text.tokenizer import load_vocabulary
+
+
+def _example(key: str, level: int = 0, **fields) -> RawExample:
+    return RawExample(key=key, image=np.full((8, 8, 3), level, np.uint8), **{"caption": "a b", **fields})
+
+
+def _config(**fields) -> BuildConfig:
+    return BuildConfig(**{"name": "tiny", "image_size": 8, **fields})
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_examples_come_back_in_order_by_split(tmp_path, source_of):
+    examples = [_example(f"k{i}", i, split="val" if i % 3 == 0 else "train", meta={"i": i}) for i in range(7)]
+    report = build_corpus(source_of(examples), tmp_path, _config(examples_per_shard=2), extra={"note": 1})
+    assert report.num_examples == {"train": 4, "val": 3}
+    assert str(report) == "examples: val 3, train 4; rejected: 0"
+    corpus = Corpus(tmp_path)
+    assert corpus.manifest["extra"] == {"note": 1}
+    assert corpus.image_size == 8
+    records = list(corpus.records("train"))
+    assert [record.key for record in records] == [b"k1", b"k2", b"k4", b"k5"]
+    assert [json.loads(record.meta)["i"] for record in records] == [1, 2, 4, 5]
+    assert (records[0].height, records[0].width, records[0].caption) == (8, 8, "a b")
+    assert (tmp_path / "rejects.jsonl").read_text() == ""
+
+
+def test_refused_inputs_are_counted_and_named(tmp_path, source_of):
+    examples = [
+        _example("good"),
+        Rejection(source="lonely.png", reason="no caption file"),
+        _example("mute", caption=""),
+        RawExample(key="broken", image=b"\x89PNG no", caption="c"),
+        _example("good", 5),
+        RawExample(key="small", image=np.zeros((7, 9, 3), np.uint8), caption="c"),
+    ]
+    report = build_corpus(source_of(examples), tmp_path, _config())
+    assert report.num_examples == {"train": 1}
+    assert report.num_rejected == Corpus(tmp_path).manifest["num_rejected"] == 5
+    refused = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
+    assert [one["source"] for one in refused] == ["lonely.png", "mute", "broken", "good", "small"]
+    patterns = (
+        "no caption file",
+        "empty caption",
+        "cannot be decoded",
+        "same key",
+        "image is 9x7; the shorter side must be at least 8 pixels",
+    )
+    for pattern, one in zip(patterns, refused, strict=True):
+        assert re.search(pattern, one["reason"])
+
+
+def test_smaller_images_are_enlarged_when_min_size_allows(tmp_path, source_of):
+    raw = RawExample(key="k", image=np.full((4, 4, 3), 9, np.uint8), caption="c")
+    report = build_corpus(source_of([raw]), tmp_path, _config(min_size=4))
+    assert report.num_examples == {"train": 1}
+
+
+def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path, source_of):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="no usable example among 1 .*\n  k: empty caption"):
+        build_corpus(source_of([_example("k", caption=" ")]), out, _config())
+    with pytest.raises(UserError, match="the source is empty"):
+        build_corpus(source_of([]), out, _config())
+    assert list(out.iterdir()) == []
+
+
+def test_an_interrupted_build_leaves_an_older_corpus_whole(tmp_path, source_of):
+    build_corpus(source_of([_example("old")]), tmp_path, _config())
+    before = _files(tmp_path)
+
+    def fail():
+        yield _example("new")
+        raise RuntimeError("the disk is gone")
+
+    source = Source(parts=[fail], num_examples=1, settings={})
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        build_corpus(source, tmp_path, _config(), overwrite=True)
+    assert _files(tmp_path) == before
+
+
+def test_other_settings_are_refused_unless_overwritten(tmp_path, source_of):
+    examples = [_example(f"k{i}", split="train") for i in range(3)]
+    build_corpus(source_of(examples), tmp_path, _config(examples_per_shard=1))
+    with pytest.raises(UserError, match=r"different: build\.min_size, build\.seed\); .*--overwrite"):
+        build_corpus(source_of(examples), tmp_path, _config(examples_per_shard=1, seed=3, min_size=2))
+    (tmp_path / "notes.txt").write_text("mine")
+    build_corpus(source_of(examples), tmp_path, _config(seed=3), overwrite=True)
+    assert Corpus(tmp_path).manifest["seed"] == 3
+    assert sorted(_files(tmp_path)) == [
+        "corpus.json", "notes.txt", "rejects.jsonl", "train-00000-of-00001.array_record"
+    ]  # fmt: skip
+
+
+def test_an_unreadable_manifest_can_be_overwritten(tmp_path, source_of):
+    (tmp_path / "corpus.json").write_text("{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        build_corpus(source_of([_example("k")]), tmp_path, _config())
+    build_corpus(source_of([_example("k")]), tmp_path, _config(), overwrite=True)
+    assert Corpus(tmp_path).num_examples("train") == 1
+
+
+def test_the_same_build_is_reused_after_a_check(tmp_path, source_of):
+    build_corpus(source_of([_example("k")]), tmp_path, _config())
+    before = (tmp_path / "corpus.json").stat().st_mtime_ns
+    report = build_corpus(source_of([_example("k")]), tmp_path, _config())
+    assert report.reused and report.num_examples == {"train": 1}
+    assert (tmp_path / "corpus.json").stat().st_mtime_ns == before
+    shard = tmp_path / "train-00000-of-00001.array_record"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="differs from its SHA-256"):
+        build_corpus(source_of([_example("k")]), tmp_path, _config())
+
+
+def test_workers_change_no_byte(tmp_path):
+    source = shapes_source({"train": 120, "val": 5}, seed=7, image_size=32)
+    config = _config(name="shapes", image_size=32, examples_per_shard=50)
+    build_corpus(source, tmp_path / "alone", config)
+    build_corpus(source, tmp_path / "again", config)
+    build_corpus(source, tmp_path / "workers", config, num_workers=2)
+    alone = _files(tmp_path / "alone")
+    assert alone == _files(tmp_path / "again") == _files(tmp_path / "workers")
+    assert Corpus(tmp_path / "alone").num_examples("train") == 120
+
+
+def test_shapes_corpus_holds_vocabulary_heldout_pairs_and_scenes(tmp_path):
+    build_shapes(tmp_path, num_train=60, num_val=10, seed=0, vocab_size=100)
+    corpus = Corpus(tmp_path)
+    assert {tuple(pair) for pair in corpus.manifest["extra"]["heldout"]} == HELDOUT
+    vocabulary = load_vocabulary(str(tmp_path / "vocabulary.model"))
+    for record in corpus.records("val"):
+        tokens = vocabulary.encode(record.caption)
+        assert vocabulary.unk_id not in tokens
+        assert vocabulary.decode(tokens) == record.caption
+        drawn = {(one["colour"], one["shape"]) for one in json.loads(record.meta)["objects"]}
+        assert not drawn & HELDOUT
+
+
+def test_vocabulary_needs_training_captions(tmp_path, source_of):
+    with pytest.raises(UserError, match="no split 'train'"):
+        build_corpus(source_of([_example("k", split="val")]), tmp_path, _config(vocab_size=20))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_settings_are_refused(tmp_path, source_of):
+    for field, value in {"name": "a-b", "image_size": 0, "min_size": 0, "seed": -1, "vocab_size": 0,
+                         "examples_per_shard": True}.items():  # fmt: skip
+        with pytest.raises(UserError, match=field):
+            _config(**{field: value})
+    with pytest.raises(UserError, match="split 'a/b'"):
+        build_corpus(source_of([_example("k", split="a/b")]), tmp_path, _config())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write into"):
+        build_corpus(source_of([_example("k")]), tmp_path / "file", _config())

@@ -1,0 +1,130 @@
+"""Images of every mode become upright RGB squares; closed forms and TensorFlow's resize say which pixels."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from imagen_jax.data.raw import Prepared, RawExample, Rejection, decode_image, prepare
+
+
+def _encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_transparency_is_composited_on_white():
+    rgba = np.zeros((2, 2, 4), np.uint8)
+    rgba[..., 0] = 200
+    rgba[..., 3] = [[0, 51], [102, 255]]
+    alpha = rgba[..., 3:].astype(np.float64) / 255
+    expected = alpha * rgba[..., :3] + (1 - alpha) * 255
+    for image in (rgba, _encoded(Image.fromarray(rgba), "PNG"), _encoded(Image.fromarray(rgba), "TIFF")):
+        decoded = decode_image(image)
+        assert decoded.mode == "RGB"
+        np.testing.assert_allclose(np.asarray(decoded), expected, atol=1)
+
+
+def test_palette_with_a_transparent_entry():
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8))
+    palette = palette.convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    decoded = decode_image(_encoded(palette, "PNG", transparency=0))
+    assert np.asarray(decoded).tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
+def test_greyscale_and_grey_with_alpha():
+    grey = np.array([[0, 77, 255]], np.uint8)
+    expected = np.repeat(grey[..., None], 3, axis=-1)
+    assert np.array_equal(np.asarray(decode_image(grey)), expected)
+    assert np.array_equal(np.asarray(decode_image(_encoded(Image.fromarray(grey), "PNG"))), expected)
+    with_alpha = Image.merge(
+        "LA", (Image.fromarray(grey), Image.fromarray(np.array([[0, 255, 255]], np.uint8)))
+    )
+    assert np.asarray(decode_image(_encoded(with_alpha, "PNG")))[0, :, 0].tolist() == [255, 77, 255]
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    wide = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    decoded = decode_image(_encoded(Image.fromarray(wide), "PNG"))
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_cmyk_is_converted():
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    red = np.asarray(decode_image(_encoded(cmyk, "JPEG", quality=95)))[4, 4]
+    np.testing.assert_allclose(red, (255, 0, 0), atol=6)
+
+
+@pytest.mark.parametrize(("orientation", "turn"), [(1, 0), (3, 2), (6, -1), (8, 1)])
+def test_exif_rotation_is_applied(orientation, turn):
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(_encoded(Image.fromarray(pixels), "PNG", exif=exif))
+    assert np.array_equal(np.asarray(decoded), np.rot90(pixels, turn))
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    animation = _encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert np.asarray(decode_image(animation))[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6)])
+def test_centre_square_is_kept(shape):
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[shape[0] // 2 - 2 : shape[0] // 2 + 2, shape[1] // 2 - 2 : shape[1] // 2 + 2] = 200
+    prepared = prepare(RawExample(key="k", image=pixels, caption="c"), image_size=4, min_size=4)
+    assert (_pixels(prepared.png) == 200).all()
+
+
+def test_resize_is_antialiased_like_tensorflows():
+    rng = np.random.default_rng(0)
+    coarse = tf.image.resize(rng.uniform(40, 215, (12, 12, 3)), (96, 96), method="bicubic")
+    raw = np.clip(np.round(coarse + rng.normal(0, 8, (96, 96, 3))), 0, 255).astype(np.uint8)
+    prepared = prepare(RawExample(key="k", image=raw, caption="c"), image_size=32, min_size=32)
+    expected = tf.image.resize(raw, (32, 32), method="bicubic", antialias=True)
+    np.testing.assert_allclose(_pixels(prepared.png), expected, atol=1.5)
+    without = tf.image.resize(raw, (32, 32), method="bicubic", antialias=False)
+    assert np.abs(without - expected).max() > 10
+
+
+def test_an_image_of_the_right_size_keeps_its_pixels():
+    raw = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    prepared = prepare(RawExample(key="k", image=raw, caption=" a \n b ", meta={"b": 1, "a": 2}), 16, 16)
+    assert isinstance(prepared, Prepared)
+    assert np.array_equal(_pixels(prepared.png), raw)
+    assert prepared.caption == "a b"
+    assert prepared.meta == '{"a": 2, "b": 1}'
+
+
+def test_refusals(tmp_path):
+    whole = _encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)), "PNG")
+    image = np.zeros((8, 8, 3), np.uint8)
+    cases = {
+        "empty caption": RawExample(key="k", image=image, caption=" \n"),
+        "image is 8x6; the shorter side must be at least 8 pixels": RawExample(
+            key="k", image=image[:6], caption="c"
+        ),
+        "cannot identify image file": RawExample(key="k", image=b"no image", caption="c"),
+        "truncated": RawExample(key="k", image=whole[: len(whole) // 2], caption="c"),
+        "No such file": RawExample(key="k", image=str(tmp_path / "absent.png"), caption="c"),
+        "expected uint8": RawExample(key="k", image=image.astype(np.float32), caption="c"),
+        "floating-point pixels": RawExample(
+            key="k", image=_encoded(Image.fromarray(np.zeros((9, 9), np.float32)), "TIFF"), caption="c"
+        ),
+        "the key must have 1 to 256 bytes": RawExample(key="é" * 129, image=image, caption="c"),
+    }
+    for reason, raw in cases.items():
+        refused = prepare(raw, image_size=8, min_size=8)
+        assert isinstance(refused, Rejection), reason
+        assert reason in refused.reason
+        assert refused.source == raw.key

@@ -1,0 +1,103 @@
+"""The corpus scripts run from the command line and print errors for people."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagen_jax.data.records import Corpus
+
+SCRIPTS = Path(__file__).parents[2] / "data"
+ALL = ["build_folder.py", "build_photos.py", "build_shapes.py", "build_task.py"]
+
+
+def _run(monkeypatch, script: str, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+    return ended.value.code
+
+
+def test_these_are_all_scripts():
+    assert sorted(path.name for path in SCRIPTS.glob("*.py")) == ALL
+
+
+@pytest.mark.parametrize("script", ALL)
+def test_help(monkeypatch, capsys, script):
+    assert _run(monkeypatch, script, "--help") == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_shapes(monkeypatch, capsys, tmp_path):
+    settings = {"num_train": 40, "num_val": 3, "image_size": 32, "vocab_size": 90, "num_workers": 0}
+    arguments = ["--out", str(tmp_path), *(f"--{name}={value}" for name, value in settings.items())]
+    assert _run(monkeypatch, "build_shapes.py", *arguments) == 0
+    assert "examples: train 40, val 3; rejected: 0" in capsys.readouterr().out
+    assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1") == 2
+    assert capsys.readouterr().err.count("error: ") == 1
+    assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1", "--overwrite") == 0
+
+
+def test_photos(monkeypatch, tmp_path):
+    assert _run(monkeypatch, "build_photos.py", "--out", str(tmp_path)) == 0
+    corpus = Corpus(tmp_path)
+    records = list(corpus.records("train"))
+    assert len(records) == 20 and corpus.image_size == 64
+    assert (tmp_path / "rejects.jsonl").read_text() == ""
+    assert (tmp_path / "vocabulary.model").is_file()
+    assert json.loads(records[0].meta)["licence"] == "NASA, public domain"
+
+
+def test_folder_and_list(monkeypatch, capsys, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        Image.new("RGB", (9, 8), (i, i, i)).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text(f"number {i}")
+    (images / "bad.png").write_bytes(b"no image")
+    (images / "bad.txt").write_text("bad")
+    out = ["--image_size", "8", "--val_fraction", "0.3"]
+    assert (
+        _run(monkeypatch, "build_folder.py", "--images", str(images), "--out", str(tmp_path / "a"), *out) == 0
+    )
+    assert "rejected: 1" in capsys.readouterr().out
+    assert set(Corpus(tmp_path / "a").splits) == {"train", "val"}
+    (images / "list.csv").write_text("image,caption\n1.png,one\n")
+    listed = str(images / "list.csv")
+    assert (
+        _run(
+            monkeypatch,
+            "build_folder.py",
+            "--images",
+            listed,
+            "--out",
+            str(tmp_path / "b"),
+            "--image_size",
+            "8",
+        )
+        == 0
+    )
+    absent = str(tmp_path / "absent")
+    assert (
+        _run(
+            monkeypatch,
+            "build_folder.py",
+            "--images",
+            absent,
+            "--out",
+            str(tmp_path / "c"),
+            "--image_size",
+            "8",
+        )
+        == 2
+    )
+    assert "error: image folder" in capsys.readouterr().err
+
+
+def test_unknown_task(monkeypatch, capsys, tmp_path):
+    arguments = ("--task", "absent", "--out", str(tmp_path / "out"), "--image_size", "8")
+    assert _run(monkeypatch, "build_task.py", *arguments) == 2
+    assert "there is no seqio task 'absent'" in capsys.readouterr().err

@@ -1,0 +1,246 @@
+"""Folders, lists and tasks give stable keys and name what is wrong with them."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import seqio
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from imagen_jax.data import shapes, tasks
+from imagen_jax.data.builder import BuildConfig, build_corpus
+from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.records import Corpus
+from imagen_jax.data.sources import folder_source, list_source, shapes_source, task_source
+from imagen_jax.errors import UserError
+
+
+def _image(path: Path, level: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (level,) * 3).save(path)
+
+
+def _all(source: Source) -> list[RawExample | Rejection]:
+    found = [one for part in source.parts for one in part()]
+    assert len(found) == source.num_examples
+    return found
+
+
+def _write_list(path: Path, rows: list[dict]) -> Path:
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_folder_with_text_files(tmp_path):
+    for name in ("b/two.JPG", "a.png", "b/one.png", "lonely.png", "latin.png"):
+        _image(tmp_path / name)
+        if name != "lonely.png":
+            (tmp_path / name).with_suffix(".txt").write_text(f"caption of {name}\n")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (tmp_path / "notes.md").write_text("no image")
+    found = _all(folder_source(tmp_path))
+    good = [one for one in found if isinstance(one, RawExample)]
+    assert [(one.key, one.caption, one.split) for one in good] == [
+        (name, f"caption of {name}\n", "train") for name in ("a.png", "b/one.png", "b/two.JPG")
+    ]
+    bad = {one.source: one.reason for one in found if isinstance(one, Rejection)}
+    assert bad["lonely.png"] == "no caption file lonely.txt beside it"
+    assert "cannot be read" in bad["latin.png"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_lists_of_each_kind_build_the_same_corpus(tmp_path, suffix):
+    for i in range(3):
+        _image(tmp_path / "images" / f"{i}.png", i)
+    rows = [{"image": f"images/{i}.png", "caption": f'number "{i}", é', "id": i} for i in (2, 0, 1, 0)]
+    rows[3]["image"] = "./images//0.png"
+    listed = _write_list(tmp_path / f"captions{suffix}", rows)
+    by_list, by_folder = list_source(listed), folder_source(tmp_path)
+    expected = [("images/2.png", 2), ("images/0.png", 0), ("images/1.png", 1), ("images/0.png#1", 0)]
+    for source in (by_list, by_folder):
+        assert [(one.key, one.caption) for one in _all(source)] == [
+            (key, f'number "{i}", é') for key, i in expected
+        ]
+    report = build_corpus(by_list, tmp_path / "corpus", BuildConfig(name="mine", image_size=8))
+    assert report.num_examples == {"train": 4}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
+    listed = _write_list(tmp_path / f"list{suffix}", [{"image": "a.png", "text": "a"}])
+    with pytest.raises(
+        UserError, match="lacks column caption; it has image, text; name the columns image and caption"
+    ):
+        list_source(listed)
+
+
+def test_list_rows_without_image_or_caption_are_refused(tmp_path):
+    rows = [
+        {"image": None, "caption": "c"},
+        {"image": "a.png", "caption": None},
+        {"image": "a.png", "caption": "c"},
+    ]
+    found = _all(list_source(_write_list(tmp_path / "list.parquet", rows)))
+    assert [type(one) for one in found] == [Rejection, Rejection, RawExample]
+    assert [one.source for one in found[:2]] == ["list.parquet row 1", "list.parquet row 2"]
+
+
+def test_unusable_lists(tmp_path):
+    def refused(name: str, content: bytes, message: str) -> None:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            list_source(tmp_path / name)
+
+    refused("a.jsonl", b'{"image": "a", "caption": "b"}\n{no\n', "line 2 is not JSON")
+    refused("b.jsonl", b"[1]\n", "line 1 is not a JSON object")
+    refused("c.jsonl", b"", "has no rows")
+    refused("d.csv", b"", "lacks column image and caption; it has none")
+    refused("e.csv", b"image,caption\n\xff,b\n", "is not UTF-8")
+    refused("f.parquet", b"PAR1 no", "is not a Parquet file")
+    refused("g.txt", b"", r"must end in one of \.csv, \.jsonl, \.parquet")
+    with pytest.raises(UserError, match="does not exist"):
+        list_source(tmp_path / "absent.csv")
+
+
+def test_unusable_folders(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="absent' does not exist"):
+        folder_source(tmp_path / "absent")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is not a directory"):
+        folder_source(tmp_path / "file")
+    with pytest.raises(UserError, match="holds no images"):
+        folder_source(tmp_path)
+    for suffix in (".csv", ".jsonl"):
+        (tmp_path / f"captions{suffix}").write_text("")
+    with pytest.raises(UserError, match=r"holds captions\.csv and captions\.jsonl; keep one"):
+        folder_source(tmp_path)
+
+    def deny(path):  # root reads whatever its permissions are, so the refusal is acted
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(UserError, match=r"locked' cannot be read \(Permission denied\)"):
+        folder_source(tmp_path / "locked")
+
+
+def test_validation_split_is_stable_and_keeps_captions_of_an_image_together(tmp_path):
+    rows = [{"image": f"{i}.png", "caption": str(j)} for i in range(400) for j in range(2)]
+    found = _all(list_source(_write_list(tmp_path / "list.csv", rows), val_fraction=0.25, seed=1))
+    split = {one.key: one.split for one in found}
+    assert all(split[f"{i}.png"] == split[f"{i}.png#1"] for i in range(400))
+    # 400 draws at 1/4: 100 expected, standard deviation below 9.
+    assert 65 <= sum(split[f"{i}.png"] == "val" for i in range(400)) <= 135
+    fewer = _all(list_source(_write_list(tmp_path / "list.csv", rows[100:]), val_fraction=0.25, seed=1))
+    assert all(split[one.key] == one.split for one in fewer)
+    other = _all(list_source(_write_list(tmp_path / "list.csv", rows), val_fraction=0.25, seed=2))
+    assert any(split[one.key] != one.split for one in other)
+    for fraction in (-0.1, 1.0):
+        with pytest.raises(UserError, match="val_fraction"):
+            list_source(tmp_path / "list.csv", val_fraction=fraction)
+
+
+def test_settings_tell_changed_folders_apart(tmp_path):
+    _image(tmp_path / "a.png")
+    caption = tmp_path / "a.txt"
+    caption.write_text("one")
+    first = folder_source(tmp_path).settings
+    assert first == folder_source(tmp_path).settings
+    caption.write_text("two")
+    assert folder_source(tmp_path).settings != first
+    caption.write_text("one")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    assert folder_source(tmp_path).settings != first
+
+
+def test_shapes_are_cut_into_parts_and_know_when_the_drawing_changes(monkeypatch):
+    source = shapes_source({"train": 130, "val": 7}, seed=3, image_size=32)
+    assert [(one.key, one.split) for one in _all(source)] == [
+        (f"shapes-3-{split}-{i:07d}", split)
+        for split, count in (("train", 130), ("val", 7))
+        for i in range(count)
+    ]
+    assert shapes_source({"train": 130, "val": 7}, seed=3, image_size=32).settings == source.settings
+    draw = shapes.draw
+    monkeypatch.setattr(shapes, "draw", lambda *arguments: 255 - draw(*arguments))
+    assert shapes_source({"train": 130, "val": 7}, seed=3, image_size=32).settings != source.settings
+
+
+def test_coco_captions_gives_one_example_per_caption(tmp_path):
+    def coco(builder, split=None, **_):
+        def examples():
+            for image_id, captions in ((7, ["a dog", "the dog"]), (9, ["a cat"])):
+                yield {
+                    "image": tf.fill((10, 12, 3), tf.cast(image_id, tf.uint8)),
+                    "image/id": tf.constant(image_id, tf.int64),
+                    "captions": {
+                        "id": tf.range(len(captions), dtype=tf.int64),
+                        "text": tf.constant(captions),
+                    },
+                }
+
+        full = builder.info.features.get_tensor_spec()
+        spec = {name: full[name] for name in ("image", "image/id", "captions")}
+        return tf.data.Dataset.from_generator(examples, output_signature=spec)
+
+    with tfds.testing.mock_data(as_dataset_fn=coco):
+        source = task_source("coco_captions", ["val"])
+        assert "coco_captions" in seqio.TaskRegistry.names()
+        report = build_corpus(source, tmp_path, BuildConfig(name="coco", image_size=8))
+    assert report.num_examples == {"val": 3}
+    records = list(Corpus(tmp_path).records("val"))
+    assert [(record.key, record.caption) for record in records] == [
+        (b"7-0", "a dog"), (b"7-1", "the dog"), (b"9-0", "a cat")
+    ]  # fmt: skip
+
+
+def test_coco_captions_on_mock_data_of_tfds():
+    with tfds.testing.mock_data(num_examples=3):
+        task = tasks.get_raw_task("coco_captions")
+        examples = list(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
+    assert examples
+    for example in examples:
+        image_id, number = example["key"].decode().rsplit("-", 1)
+        assert int(image_id) >= 0 and int(number) >= 0
+        assert example["image"].ndim == 3 and example["image"].dtype == "uint8"
+        assert isinstance(example["caption"], bytes)
+
+
+def test_unusable_tasks():
+    with pytest.raises(UserError, match="no seqio task 'absent'; choose one of .*coco_captions"):
+        task_source("absent", ["train"])
+    with (
+        tfds.testing.mock_data(),
+        pytest.raises(UserError, match="split 'dev' is not in task 'coco_captions'"),
+    ):
+        task_source("coco_captions", ["dev"])
+    seqio.TaskRegistry.add(
+        "only_text",
+        source=seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.range(1), ["train"]),
+        output_features={"caption": seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string, rank=0)},
+    )
+    try:
+        with pytest.raises(UserError, match="lacks image, key"):
+            task_source("only_text", ["train"])
+    finally:
+        seqio.TaskRegistry.remove("only_text")
+
+
+def test_coco_captions_that_are_not_prepared_say_how(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="tfds build coco_captions"):
+        _all(task_source("coco_captions", ["val"]))
