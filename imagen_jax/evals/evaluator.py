@@ -1,0 +1,57 @@
+"""`imagen_jax eval`: one cascade, any number of evaluators, each writing its own result into the run directory."""
+
+import dataclasses
+import json
+import os
+from typing import Any, Protocol, runtime_checkable
+
+from imagen_jax.errors import UserError
+from imagen_jax.sampling.cascade import Cascade
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """One measurement of a cascade."""
+
+    def evaluate(self, cascade: Cascade, run_dir: str) -> None:
+        """Measures `cascade` and writes the result under `run_dir`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What to evaluate and how.
+
+    Args:
+      run_dir: cascade directory, or run directory of one stage.
+      evaluators: run in this order on the one loaded cascade.
+    """
+
+    run_dir: str
+    evaluators: tuple[Evaluator, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "evaluators", tuple(self.evaluators))
+        if not self.evaluators:
+            raise UserError(
+                "EvalConfig.evaluators is empty; name at least one, e.g. (@alignment.Alignment(),)"
+            )
+        for one in self.evaluators:
+            if not isinstance(one, Evaluator):
+                raise UserError(
+                    f"EvalConfig.evaluators holds {one!r}; expected evaluators, e.g. @alignment.Alignment()"
+                )
+
+
+def run(config: EvalConfig) -> None:
+    """Loads the cascade and runs every evaluator on it."""
+    cascade = Cascade.load(config.run_dir)
+    for evaluator in config.evaluators:
+        evaluator.evaluate(cascade, config.run_dir)
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+    os.replace(path + ".tmp", path)
