@@ -1,0 +1,44 @@
+"""Sample grids drawn while a stage trains."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from imagen_jax.sampling.images import enlarge, grid, to_uint8
+from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+from imagen_jax.stage import Stage
+from imagen_jax.typing import Bool, Float, PyTree, UInt8
+
+MIN_SIDE = 64  # Smaller images are shown with their pixels repeated.
+
+
+def make_grid(
+    stage: Stage,
+    params: PyTree,
+    text: Float[np.ndarray, "b n d"],
+    text_mask: Bool[np.ndarray, "b n"],
+    low_res: Float[np.ndarray, "b h w 3"] | None,
+    *,
+    sampling: SamplingConfig,
+    seed: int,
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Draws one image a caption; for super-resolution the low-resolution inputs stand in the rows above.
+
+    Args:
+      stage: what is trained.
+      params: its averaged parameters.
+      text, text_mask: the captions' embeddings.
+      low_res: super-resolution: inputs in [-1, 1].
+      sampling: how to sample.
+      seed: the same seed gives the same noise at every call.
+    """
+    keys = image_keys(seed, jnp.arange(text.shape[0]))
+    low = None if low_res is None else jnp.asarray(low_res)
+    drawn = sample_stage(stage, sampling, params, keys, jnp.asarray(text), jnp.asarray(text_mask), low)
+    images = list(to_uint8(np.asarray(drawn)))
+    columns = min(8, len(images))
+    if low_res is not None:
+        factor = stage.image_size // low_res.shape[1]
+        above = [enlarge(image, factor) for image in to_uint8(low_res)]
+        rows = [(above[i : i + columns], images[i : i + columns]) for i in range(0, len(images), columns)]
+        images = [image for pair in rows for row in pair for image in row]
+    return enlarge(grid(images, columns), max(1, MIN_SIDE // stage.image_size))

@@ -1,0 +1,57 @@
+"""Pixels, grids, and PNG files that carry their origin."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.sampling import images
+
+
+def test_conversion_is_the_inverse_of_scaling_and_clips() -> None:
+    pixels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    np.testing.assert_array_equal(images.to_uint8(images.from_uint8(pixels)), pixels)
+    assert images.to_uint8(np.full((1, 1, 1, 3), 3.0, np.float32)).max() == 255
+    assert images.to_uint8(np.full((1, 1, 1, 3), -3.0, np.float32)).max() == 0
+
+
+def test_grid_puts_each_image_in_its_place() -> None:
+    tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
+    sheet = images.grid(tiles, 2, gap=1)
+    assert sheet.shape == (2 * 3 + 1, 2 * 4 + 1, 3)
+    assert (sheet[1:3, 5:8] == 20).all() and (sheet[4:6, 1:4] == 30).all() and (sheet[4:6, 5:8] == 255).all()
+
+
+def test_enlarge_repeats_pixels() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    grown = images.enlarge(image, 3)
+    assert grown.shape == (6, 6, 3)
+    np.testing.assert_array_equal(grown[::3, ::3], image)
+    np.testing.assert_array_equal(grown[2::3, 2::3], image)
+
+
+def test_png_carries_text_and_pixels(tmp_path) -> None:
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    path = tmp_path / "new" / "a.png"
+    images.write_png(str(path), image, {"prompt": "ein Würfel ☃", "seed": 3, "guidance_weight": [1.5, 1.0]})
+    with Image.open(path) as read:
+        np.testing.assert_array_equal(np.asarray(read), image)
+        assert read.text["prompt"] == "ein Würfel ☃"
+        assert json.loads(read.text["guidance_weight"]) == [1.5, 1.0]
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.png"]
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch) -> None:
+    image = np.zeros((2, 2, 3), np.uint8)
+    path = tmp_path / "a.png"
+    images.write_png(str(path), image)
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images.os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        images.write_png(str(path), image + 9)
+    assert path.read_bytes() == before

@@ -1,0 +1,116 @@
+"""Sampling of one stage, against distributions that are known exactly."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from imagen_jax.diffusion import process
+from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler
+from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.sampling import stage_sampler
+from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+from tests.tiny import BASE, SR, batch
+
+MEAN, STD = 0.2, 0.15
+
+
+class GaussianOracle(nn.Module):
+    """The exact eps prediction when every pixel of x0 is N(MEAN, STD²); with text, the mean is -MEAN."""
+
+    size_factor = 1
+
+    @nn.compact
+    def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
+        alpha, sigma = process.alpha_sigma(log_snr, z_t.ndim)
+        mean = jnp.where(cond.text_mask.any(1), -MEAN, MEAN)[:, None, None, None]
+        return sigma * (z_t - alpha * mean) / (alpha**2 * STD**2 + sigma**2)
+
+
+ORACLE = dataclasses.replace(BASE, model=GaussianOracle(), image_size=16, prediction="eps")
+
+
+def _text(rows: int, has_text: bool) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((rows, 6, 12)), jnp.full((rows, 6), has_text)
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DDPMSampler(gamma=1.0), DDIMSampler()])
+def test_samples_have_the_distribution_of_the_data(sampler) -> None:
+    config = SamplingConfig(num_steps=100, sampler=sampler, thresholding="none")
+    x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(0, jnp.arange(16)), *_text(16, True)))
+    assert abs(x0.mean() + MEAN) < 0.01
+    # The last step returns the mean of x0 given z_t, which takes away a little of the spread.
+    assert 0.9 * STD < x0.std() < 1.03 * STD
+
+
+def test_guidance_extrapolates_from_the_null_text() -> None:
+    """With x0_hat affine in the mean, weight w puts the mean at w (-MEAN) + (1 - w) MEAN."""
+    for weight, mean in ((0.0, MEAN), (1.0, -MEAN), (2.0, -3 * MEAN)):
+        config = SamplingConfig(num_steps=100, guidance_weight=weight, thresholding="none")
+        x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(1, jnp.arange(8)), *_text(8, True)))
+        assert abs(x0.mean() - mean) < 0.02
+
+
+def _sr_params():
+    leaves, tree = jax.tree.flatten(nn.unbox(jax.jit(SR.init)(jax.random.key(0))))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    params, rows = _sr_params(), batch(SR, 4)
+    config = SamplingConfig(num_steps=4, sampler=DDPMSampler(), guidance_weight=3.0, aug_level=0.3)
+    keys = image_keys(5, jnp.arange(4))
+    all_four = sample_stage(SR, config, params, keys, rows["text"], rows["text_mask"], rows["low_res"])
+    order = jnp.array([2, 0])
+    two = sample_stage(
+        SR, config, params, keys[order], rows["text"][order], rows["text_mask"][order], rows["low_res"][order]
+    )
+    np.testing.assert_allclose(two, all_four[order], atol=1e-4)
+    assert np.abs(all_four[0] - all_four[1]).max() > 1e-3
+    assert np.abs(all_four).max() <= 1.0
+
+
+def test_weights_and_levels_compile_nothing_new() -> None:
+    params, rows = _sr_params(), batch(SR, 2)
+    keys = image_keys(0, jnp.arange(2))
+
+    def draw(**changes) -> None:
+        config = SamplingConfig(**{"num_steps": 2, "guidance_weight": 2.0, **changes})
+        sample_stage(SR, config, params, keys, rows["text"], rows["text_mask"], rows["low_res"])
+
+    draw()
+    compiled = stage_sampler._sample._cache_size()
+    draw(guidance_weight=5.0, aug_level=0.4)
+    assert stage_sampler._sample._cache_size() == compiled
+    draw(num_steps=3)
+    assert stage_sampler._sample._cache_size() == compiled + 1
+
+
+def test_low_res_belongs_to_super_resolution_alone() -> None:
+    rows, keys = batch(SR, 2), image_keys(0, jnp.arange(2))
+    config = SamplingConfig(num_steps=1)
+    with pytest.raises(UserError, match="low_res of stage 'sr': got none, expected images"):
+        sample_stage(SR, config, {}, keys, rows["text"], rows["text_mask"])
+    with pytest.raises(UserError, match="low_res of stage 'base': got images, expected none"):
+        sample_stage(BASE, config, {}, keys, rows["text"], rows["text_mask"], rows["low_res"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_steps": 0}, "num_steps"),
+        ({"guidance_weight": -1.0}, "guidance_weight"),
+        ({"percentile": 0.995}, "0-100"),
+        ({"thresholding": "soft"}, "must be one of"),
+        ({"aug_level": 2.0}, "aug_level"),
+    ],
+)
+def test_impossible_settings_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SamplingConfig(**change)
