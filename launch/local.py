@@ -1,0 +1,169 @@
+"""Runs a pipeline on this machine, phase after phase, and measures what each costs.
+
+    python -m launch.local --config launch/configs/demo.py [--config.out_dir=runs/mine]
+
+A config holds `out_dir` and `phases`, pairs of a name and a command. In a command, {field} stands for that
+field of the config; `python` and `imagen_jax` are those of this environment. Every phase is run again on a
+second start; those whose mode resumes, as training does, go on from what they find. The phase named "report"
+is not measured: it reads what was.
+"""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from absl import app
+from ml_collections import config_flags
+
+SAMPLE_EVERY_S = 0.5
+COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
+REPORT = "report"
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "pipeline to run, e.g. launch/configs/demo.py")
+
+
+def expand(command: str, fields: Mapping[str, Any]) -> list[str]:
+    """The argument list of a phase's command; a field's value with spaces in it stays one word."""
+    return [word.format(**fields) for word in command.split()]
+
+
+def tree_memory(process: psutil.Process) -> int:
+    """Resident bytes of a process and all its descendants, now."""
+    total = 0
+    for member in [process, *_children(process)]:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:  # It ended since it was listed.
+            continue
+    return total
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def run_phase(words: Sequence[str]) -> tuple[int, float, int]:
+    """Runs one command with its output shown live; its first word may be a name of COMMANDS.
+
+    Returns:
+      exit code, wall seconds, and the largest sum of resident bytes over its process tree.
+    """
+    start, peak = time.monotonic(), 0
+    process = subprocess.Popen([*COMMANDS.get(words[0], words[:1]), *words[1:]])
+    try:
+        watched = psutil.Process(process.pid)
+        while True:
+            peak = max(peak, tree_memory(watched))
+            try:
+                code = process.wait(SAMPLE_EVERY_S)
+                return code, time.monotonic() - start, peak
+            except subprocess.TimeoutExpired:
+                continue
+    finally:  # Where this launcher is interrupted, the phase must not run on alone.
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+
+
+def alignment(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The fractions of eval.json at its best guidance weight, and the unconditional one."""
+    best = float(evaluation["best_guidance_weight"])
+    by_weight = {float(weight): scores for weight, scores in evaluation["alignment"].items()}
+    return {**by_weight[best], "unconditional_both": evaluation["unconditional_both"]}
+
+
+def write_metrics(out_dir: Path, seconds: Mapping[str, float], seconds_total: float, peak_bytes: int) -> None:
+    """Writes out_dir/metrics.json: seconds of each phase and in all, peak memory in 1e9 bytes, alignment."""
+    metrics: dict[str, Any] = {
+        "seconds_total": round(seconds_total, 1),
+        "peak_memory_gb": round(peak_bytes / 1e9, 2),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+    evaluation = out_dir / "eval.json"
+    if evaluation.exists():
+        metrics["alignment"] = alignment(json.loads(evaluation.read_text()))
+    write_json(out_dir / "metrics.json", metrics)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(beside, path)
+
+
+def run(config: Mapping[str, Any]) -> int:
+    """Runs every phase in order; stops at the first that fails.
+
+    Returns:
+      0, or the exit code of the phase that failed.
+    """
+    out_dir = Path(config["out_dir"])
+    phases = [(name, expand(command, config)) for name, command in config["phases"]]
+    write_json(
+        out_dir / "commands.json", [{"phase": name, "command": shlex.join(words)} for name, words in phases]
+    )
+    seconds: dict[str, float] = {}
+    start, peak = time.monotonic(), 0
+    for number, (name, words) in enumerate(phases, 1):
+        heading = f"[{number}/{len(phases)}] {name}"
+        print(f"\n{heading}: {shlex.join(words)}", flush=True)
+        if name == REPORT:
+            write_metrics(out_dir, seconds, time.monotonic() - start, peak)
+        code, took, phase_peak = run_phase(words)
+        peak = max(peak, phase_peak)
+        if code:
+            print(f"error: phase {name} failed with exit code {code} after {took:.0f} s", file=sys.stderr)
+            return code if code > 0 else 128 - code  # A negative code is the signal that ended it.
+        if name != REPORT:
+            seconds[name] = took
+        print(f"{heading}: {took:.0f} s, {phase_peak / 1e9:.2f} GB", flush=True)
+    total = time.monotonic() - start
+    write_metrics(out_dir, seconds, total, peak)
+    print(f"\ndone in {total:.0f} s, at most {peak / 1e9:.2f} GB of memory; see {out_dir}", flush=True)
+    return 0
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parsing, with what a config refuses told in plain words."""
+    try:
+        rest = app.parse_flags_with_usage(arguments)
+        if _CONFIG.value is not None:
+            _CONFIG.value.get("out_dir")  # A config file that could not be read says so only when it is used.
+        return rest
+    except (AttributeError, KeyError) as error:
+        problem = "the config has no setting " + str(error).replace("\\n", "; ").replace("\\'", "").strip(
+            "\"'"
+        )
+    except OSError as error:
+        problem = str(error)
+    print(f"error: {problem}\n  from {' '.join(arguments[1:])}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(arguments: Sequence[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]}; settings are given as --config.NAME=VALUE")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config is missing; use --config launch/configs/demo.py")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        sys.exit(run(_CONFIG.value))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

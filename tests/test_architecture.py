@@ -1,0 +1,218 @@
+"""The rooms of the package and the doors between them, as docs/architecture.md draws them.
+
+Every import is read from the source, also those inside functions; an import through no door fails.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = "imagen_jax"
+
+# Any room may use these.
+COMMON = {"errors", "progress", "typing"}
+# What else of the package a room may import: a room, or one module of a room.
+DOORS: dict[str, set[str]] = {
+    "errors": set(),
+    "progress": set(),
+    "typing": set(),
+    "gin_config": set(),
+    "diffusion": set(),
+    "models": set(),
+    "sharding": set(),
+    "text": set(),
+    "stage": {"models", "diffusion"},
+    "data": {"text"},
+    # A trained stage is rebuilt from the config beside its checkpoint.
+    "sampling": {
+        "stage",
+        "diffusion",
+        "models",
+        "text",
+        "sharding",
+        "gin_config",
+        "train.checkpoints",
+        "train.config",
+    },  # fmt: skip
+    "train": {"stage", "diffusion", "models", "data", "sharding", "text", "sampling"},
+}
+# evals and interop stand on sampling and see what it sees; evals also reads corpora and knows what the drawn shapes are.
+DOORS["evals"] = DOORS["sampling"] | {
+    "sampling",
+    "data.records",
+    "data.shapes",
+    "data.shapes_captions",
+    "data.shapes_draw",
+    "data.shapes_scene",
+}
+DOORS["interop"] = DOORS["sampling"] | {"sampling"}
+DOORS["main"] = set(DOORS)
+
+# Libraries that live in some places only: library: the modules or rooms of the package that may import it.
+TENSORFLOW = {"data", "text.tokenizer"}
+PLACES: dict[str, set[str]] = {
+    "tensorflow": TENSORFLOW,
+    "tensorflow_text": TENSORFLOW,
+    "tensorflow_datasets": TENSORFLOW,
+    "seqio": TENSORFLOW,
+    "flax.linen": {"models", "text"},
+    "gin": {"gin_config", "main"},
+    "ml_collections": set(),
+    "torch": set(),
+}
+# Folders beside the package that nothing in it may import, nor the corpus scripts each other's neighbours.
+OUTSIDE = {"launch", "data", "tests", "configs"}
+
+
+def imports(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything imported; `package` is where relative imports start."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+            for alias in node.names:
+                yield node.lineno, ".".join([*base, alias.name])
+
+
+def within(name: str, places: set[str]) -> bool:
+    """Whether a dotted name is one of `places` or lies in one."""
+    return any(name == place or name.startswith(place + ".") for place in places)
+
+
+def violations(root: Path) -> list[str]:
+    """Every import under `root` that goes through no door, as "file:line: what"."""
+    found = []
+    for path in sorted((root / PACKAGE).rglob("*.py")):
+        parts = list(path.relative_to(root).with_suffix("").parts)
+        own = ".".join(part for part in parts[1:] if part != "__init__")
+        room = own.split(".")[0]
+        for line, name in imports(ast.parse(path.read_text()), parts[:-1]):
+            problem = _problem(own, room, name)
+            if problem:
+                found.append(f"{path.relative_to(root)}:{line}: {problem}")
+    for path in sorted((root / "data").rglob("*.py")):
+        for line, name in imports(ast.parse(path.read_text()), ["data"]):
+            if within(name, {"launch", "tests", "torch"}):
+                found.append(f"{path.relative_to(root)}:{line}: a corpus script may not import {name}")
+    return found
+
+
+def _problem(own: str, room: str, name: str) -> str | None:
+    if within(name, OUTSIDE):
+        return f"nothing in the package imports {name.split('.')[0]}/"
+    for library, places in PLACES.items():
+        if within(name, {library}) and not within(own, places):
+            return f"{library} is for {', '.join(sorted(places)) or 'no part of the package'}"
+    if name == PACKAGE or not name.startswith(PACKAGE + "."):
+        return f"import a module of {PACKAGE}, not all of it" if name == PACKAGE else None
+    if room and room not in DOORS:
+        return f"room {room} has no doors yet; add it to DOORS and to docs/architecture.md"
+    target = name.removeprefix(PACKAGE + ".")
+    if not within(target, DOORS.get(room, set()) | COMMON | ({room} if room else set())):
+        return f"there is no door from {room or PACKAGE} to {target}"
+    return None
+
+
+def test_every_import_goes_through_a_door():
+    assert violations(REPOSITORY) == []
+
+
+def test_every_room_has_doors():
+    rooms = {path.stem for path in (REPOSITORY / PACKAGE).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert rooms - {"__init__", "__pycache__"} == set(DOORS)
+
+
+def test_low_rooms_never_reach_high_ones():
+    """The doors themselves keep the order: what sampling and evals stand on never imports them."""
+    reach = {room: {door.split(".")[0] for door in doors} for room, doors in DOORS.items()}
+    for low in ("errors", "progress", "typing", "diffusion", "models", "sharding", "text", "stage", "data"):
+        seen: set[str] = set()
+        todo = [low]
+        while todo:
+            room = todo.pop()
+            if room not in seen:
+                seen.add(room)
+                todo.extend(reach[room])
+        assert not seen & {"sampling", "train", "evals", "interop", "main"}
+    assert "models" not in DOORS["diffusion"] and "diffusion" not in DOORS["models"]
+
+
+ALLOWED = """
+models/unet.py: import flax.linen as nn
+models/layers.py: from flax import linen as nn
+models/unet2.py: from imagen_jax.models import layers
+models/unet3.py: from . import layers
+models/unet4.py: from imagen_jax.errors import UserError
+text/tokenizer.py: import seqio
+data/pipeline.py: import tensorflow as tf
+data/join.py: from imagen_jax.text.store import EmbeddingStore
+sampling/cascade.py: from imagen_jax.train.checkpoints import load_params
+sampling/cascade2.py: from imagen_jax.train import checkpoints
+evals/judge.py: from imagen_jax.data import shapes
+gin_config.py: import gin
+main.py: from imagen_jax.evals import report
+train/loop.py: import datasets_of_ours
+"""
+
+FORBIDDEN = """
+models/unet.py: from imagen_jax.diffusion import process
+models/unet2.py: from imagen_jax import diffusion
+models/unet3.py: from ..diffusion import process
+models/unet4.py: from .. import diffusion
+diffusion/process.py: import imagen_jax.models.unet
+diffusion/losses.py: from flax import linen as nn
+diffusion/inner.py: def f(): from imagen_jax.stage import Stage
+train/step.py: from flax.linen import unbox
+train/loop.py: from imagen_jax.evals import report
+train/metrics.py: import tensorflow.summary
+sampling/cascade.py: from imagen_jax.train.loop import run
+sampling/cascade2.py: from imagen_jax.train import loop
+sampling/cascade3.py: from imagen_jax import train
+text/store.py: from imagen_jax.data import records
+text/encoder.py: import seqio
+stage.py: from imagen_jax.sharding import mesh
+evals/judge.py: from imagen_jax.data import pipeline
+evals/fid.py: import torch
+train/config.py: import gin
+data/build.py: from ml_collections import ConfigDict
+data/launching.py: from launch import local
+data/scripts.py: import data.build_shapes
+main.py: import torch.nn
+interop/all.py: import imagen_jax
+cellar/wine.py: from imagen_jax.train import loop
+"""
+
+
+def put(root: Path, line: str) -> str:
+    """Writes one "path: source" line as the only module of a package under `root`; returns its path."""
+    name, source = line.split(": ", 1)
+    path = root / PACKAGE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("import os\n" + source + "\n")
+    return f"{PACKAGE}/{name}"
+
+
+@pytest.mark.parametrize("line", ALLOWED.strip().splitlines())
+def test_doors_are_open(tmp_path, line):
+    put(tmp_path, line)
+    assert violations(tmp_path) == []
+
+
+@pytest.mark.parametrize("line", FORBIDDEN.strip().splitlines())
+def test_walls_hold(tmp_path, line):
+    name = put(tmp_path, line)
+    found = violations(tmp_path)
+    assert len(found) == 1 and found[0].startswith(f"{name}:2: "), found
+
+
+@pytest.mark.parametrize("source", ["import torch", "from launch import local"])
+def test_corpus_scripts_have_walls_too(tmp_path, source):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "build.py").write_text(source + "\n")
+    assert len(violations(tmp_path)) == 1

@@ -1,0 +1,207 @@
+"""The local launcher: order, exit codes, measurements and its locked configs."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from imagen_jax.gin_config import load_with_operative, split_gin_flags
+from imagen_jax.main import GIN_TARGETS, build_parser
+from launch import local
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS = ["demo", "demo_short", "photos"]
+
+
+def launch(config_file, *flags, **options):
+    command = [sys.executable, "-m", "launch.local", "--config", str(config_file), *flags]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    """Writes a pipeline config whose phases are small Python scripts in tmp_path."""
+
+    def write(**scripts: str) -> Path:
+        phases = []
+        for name, script in scripts.items():
+            (tmp_path / f"{name}.py").write_text(textwrap.dedent(script))
+            phases.append((name, f"python {tmp_path}/{name}.py {{out_dir}} {{greeting}}"))
+        path = tmp_path / "config.py"
+        path.write_text(
+            textwrap.dedent(
+                f"""
+                from ml_collections import ConfigDict
+                def get_config():
+                    config = ConfigDict()
+                    config.out_dir = {str(tmp_path / "out")!r}
+                    config.greeting = "hello"
+                    config.phases = {tuple(phases)!r}
+                    return config.lock()
+                """
+            )
+        )
+        return path
+
+    return write
+
+
+EVALUATION = {
+    "guidance_weights": [1.0, 3.0],
+    "alignment": {"1.0": {"single_both": 0.25}, "3.0": {"single_both": 0.75, "two_relation": 0.5}},
+    "best_guidance_weight": 3,
+    "unconditional_both": 0.125,
+}
+
+
+def test_phases_run_in_order_and_are_measured(config_file, tmp_path):
+    path = config_file(
+        first="import time; time.sleep(1.2)",
+        second=f"""
+            import json, pathlib, sys
+            print("second says", *sys.argv[2:])
+            (pathlib.Path(sys.argv[1]) / "eval.json").write_text(json.dumps({EVALUATION!r}))
+        """,
+        report="""
+            import pathlib, sys
+            out = pathlib.Path(sys.argv[1])
+            (out / "seen.json").write_text((out / "metrics.json").read_text())
+        """,
+    )
+    done = launch(path, "--config.greeting=good morning")
+    assert done.returncode == 0, done.stderr
+    assert "second says good morning" in done.stdout
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(metrics["seconds"]) == ["first", "second"]
+    assert (
+        1.2 <= metrics["seconds"]["first"] < 10 and metrics["seconds"]["second"] < metrics["seconds"]["first"]
+    )
+    assert metrics["alignment"] == {"single_both": 0.75, "two_relation": 0.5, "unconditional_both": 0.125}
+    # The report read all of it but its own time.
+    seen = json.loads((tmp_path / "out" / "seen.json").read_text())
+    assert seen["seconds"] == metrics["seconds"] and seen["alignment"] == metrics["alignment"]
+    assert sum(metrics["seconds"].values()) - 0.11 <= seen["seconds_total"] <= metrics["seconds_total"]
+    commands = json.loads((tmp_path / "out" / "commands.json").read_text())
+    assert [item["phase"] for item in commands] == ["first", "second", "report"]
+    assert commands[0]["command"] == f"python {tmp_path}/first.py {tmp_path}/out 'good morning'"
+
+
+def test_first_failure_stops_with_its_code(config_file, tmp_path):
+    path = config_file(
+        first="import sys; sys.exit(7)",
+        second="import sys, pathlib; pathlib.Path(sys.argv[1], 'ran').touch()",
+    )
+    done = launch(path)
+    assert done.returncode == 7
+    assert "phase first failed with exit code 7" in done.stderr
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["commands.json"]
+
+
+def test_killed_phase_reports_its_signal(config_file):
+    done = launch(config_file(first="import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    assert done.returncode == 128 + signal.SIGKILL
+
+
+def test_memory_of_the_whole_process_tree_is_counted():
+    allocate = "import time; held = b'x' * 200_000_000; time.sleep(2)"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {allocate!r}])"
+    code, seconds, peak = local.run_phase(["python", "-c", nested])
+    assert code == 0
+    assert 2 <= seconds < 20
+    assert 200e6 < peak < 400e6
+
+
+def test_stopping_the_launcher_stops_the_phase(config_file, tmp_path):
+    path = config_file(
+        first="""
+            import os, pathlib, sys, time
+            part = pathlib.Path(sys.argv[1], "part")
+            part.write_text(str(os.getpid()))
+            part.rename(part.with_name("pid"))
+            time.sleep(60)
+        """
+    )
+    command = [sys.executable, "-m", "launch.local", "--config", str(path)]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as launcher:
+        pid_file = tmp_path / "out" / "pid"
+        deadline = time.monotonic() + 30
+        while not pid_file.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        launcher.terminate()
+        assert launcher.wait(20) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+def test_unknown_setting_is_refused(config_file):
+    done = launch(config_file(first="pass"), "--config.greting=hi")
+    assert done.returncode != 0
+    assert "greting" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configs_are_locked_and_their_commands_expand(name):
+    config = importlib.import_module(f"launch.configs.{name}").get_config()
+    assert isinstance(config, ConfigDict) and config.is_locked
+    with pytest.raises(AttributeError, match="out_dirr"):
+        config.out_dirr = "runs/x"
+    config.out_dir = "runs/somewhere else"
+    names = [phase for phase, _ in config.phases]
+    assert names[-1] == local.REPORT and len(set(names)) == len(names)
+    for _, command in config.phases:
+        words = local.expand(command, config)
+        assert words[0] in local.COMMANDS
+        assert not any("{" in word for word in words)
+        assert any("runs/somewhere else" in word for word in words), "every phase follows --config.out_dir"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_commands_are_ones_a_person_could_type(name):
+    """Their flags are known, and the scripts, gin files and prompt lists that they name exist."""
+    config = importlib.import_module(f"launch.configs.{name}").get_config()
+    for _, command in config.phases:
+        program, *words = local.expand(command, config)
+        if program == "imagen_jax":
+            build_parser().parse_args(split_gin_flags(words)[1])
+        named = [word.split("=", 1)[-1] for word in words]
+        for path in [word for word in named if word.startswith(("configs/", "data/"))]:
+            assert (REPOSITORY / path).is_file(), f"{path} of: {command}"
+        if program == "python":
+            shown = subprocess.run([sys.executable, words[0], "--help"], cwd=REPOSITORY, capture_output=True)
+            for flag in [word for word in words if word.startswith("--")]:
+                assert f" {flag} " in shown.stdout.decode()
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_short"])
+def test_demo_measures_the_phases_its_metrics_promise(name):
+    config = importlib.import_module(f"launch.configs.{name}").get_config()
+    assert [phase for phase, _ in config.phases] == [
+        "corpus", "embeddings", "train_base", "train_sr", "sample", "evaluate", "report",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gin_modes_of_the_phases_get_whole_configs(name):
+    """Every gin file resolves with just the macros that the phase gives, and its operative config again."""
+    config = importlib.import_module(f"launch.configs.{name}").get_config()
+    for _, command in config.phases:
+        program, *words = local.expand(command, config)
+        if program == "imagen_jax" and words[0] in GIN_TARGETS:
+            bindings, words = split_gin_flags(words)
+            files = build_parser().parse_args(words).gin_file
+            module, attribute = GIN_TARGETS[words[0]][0].split(":")
+            target = getattr(importlib.import_module(module), attribute)
+            instance, text = load_with_operative(target, files, bindings)
+            with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
+                file.write(text)
+                file.flush()
+                assert load_with_operative(target, [file.name]) == (instance, text)
