@@ -58,7 +58,8 @@ def test_dropped_text_never_reaches_the_network() -> None:
     rows = batch(BASE, 4)
     other = rows | {"text": rows["text"] * -3.0}
     np.testing.assert_array_equal(
-        _loss(certain, params, rows, jax.random.key(2))[0], _loss(certain, params, other, jax.random.key(2))[0]
+        _loss(certain, params, rows, jax.random.key(2))[0],
+        _loss(certain, params, other, jax.random.key(2))[0],
     )
     kept = dataclasses.replace(BASE, cond_drop_rate=0.0)
     assert _loss(kept, params, rows, jax.random.key(2))[0] != _loss(kept, params, other, jax.random.key(2))[0]

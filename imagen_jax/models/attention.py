@@ -26,18 +26,14 @@ class TextSelfAttention(nn.Module):
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         if c % self.head_dim:
-            raise UserError(
-                f"head_dim ({self.head_dim}) must divide the channels ({c}) of every attention level"
-            )
+            raise UserError(f"head_dim ({self.head_dim}) must divide the channels ({c}) of every attention level")
         heads = c // self.head_dim
         flat = group_norm(c, name="norm")(x).reshape(b, h * w, c).astype(self.dtype)
         qkv = dense(3 * c, axes=("embed", "heads"), use_bias=False, dtype=self.dtype, name="qkv")(flat)
         query, key, value = jnp.split(qkv.reshape(b, h * w, 3 * heads, self.head_dim), 3, axis=2)
         # A LayerNorm of its own in each attention layer: "in both places" (paper, appendix).
         tokens = layer_norm(name="text_norm")(text).astype(self.dtype)
-        text_kv = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(
-            tokens
-        )
+        text_kv = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(tokens)
         text_key, text_value = jnp.split(text_kv.reshape(b, -1, 2 * heads, self.head_dim), 2, axis=2)
         mask = jnp.concatenate([text_mask, jnp.ones((b, h * w), bool)], axis=1)
         out = jax.nn.dot_product_attention(

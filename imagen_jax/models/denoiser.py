@@ -41,9 +41,7 @@ class Denoiser(Protocol):
 
 def drop_text(cond: Conditioning, keep: Bool[Array, " b"]) -> Conditioning:
     """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.2)."""
-    return cond.replace(
-        text=jnp.where(keep[:, None, None], cond.text, 0.0), text_mask=cond.text_mask & keep[:, None]
-    )
+    return cond.replace(text=jnp.where(keep[:, None, None], cond.text, 0.0), text_mask=cond.text_mask & keep[:, None])
 
 
 def check_size(height: int, width: int, factor: int) -> None:

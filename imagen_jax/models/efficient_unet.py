@@ -4,7 +4,8 @@
     UBlock  input + skip / sqrt(2) → combine embeddings → ResNetBlock x N → attention → up-sampling conv
 
 Down-sampling comes before and up-sampling after the convolutions of a block, and most blocks sit at low
-resolution. The output is modulated by the embedding as the blocks are, which the paper leaves open. Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), attention in the last.
+resolution. The output is modulated by the embedding as the blocks are, which the paper leaves open.
+Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), attention in the last.
 """
 
 import math

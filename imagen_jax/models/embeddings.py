@@ -79,6 +79,4 @@ class Embedder(nn.Module):
 
     def _mlp(self, name: str, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
         h = dense(self.emb_dim, dtype=self.dtype, name=f"{name}_in")(x.astype(self.dtype))
-        return dense(self.emb_dim, axes=("mlp", "embed"), dtype=self.dtype, name=f"{name}_out")(
-            jax.nn.swish(h)
-        )
+        return dense(self.emb_dim, axes=("mlp", "embed"), dtype=self.dtype, name=f"{name}_out")(jax.nn.swish(h))

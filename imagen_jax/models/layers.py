@@ -17,15 +17,17 @@ _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
 
 
-def conv(
-    features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str
-) -> nn.Conv:
-    """A square convolution with 'SAME' padding; `zero` starts it at zero (residual branches, outputs)."""
+def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str) -> nn.Conv:
+    """A square convolution, padded evenly on all sides; `zero` starts it at zero (residual branches, outputs).
+
+    Not "SAME": with a stride of 2 that pads below and to the right alone, which shifts the picture.
+    """
     init = nn.initializers.zeros_init() if zero else _lecun
     return nn.Conv(
         features,
         (kernel, kernel),
         strides=(strides, strides),
+        padding=kernel // 2,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, ("conv_h", "conv_w", "conv_in", "conv_out")),
         bias_init=nn.with_logical_partitioning(_default_bias, ("conv_out",)),
@@ -106,9 +108,7 @@ class ResBlock(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"] | None
-    ) -> Float[Array, "b h2 w2 c2"]:
+    def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"] | None) -> Float[Array, "b h2 w2 c2"]:
         h = jax.nn.swish(group_norm(x.shape[-1], name="norm_in")(x)).astype(self.dtype)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
@@ -123,9 +123,7 @@ class ResBlock(nn.Module):
         return x + h
 
 
-def scale_shift(
-    h: Float[Array, "b h w c"], emb: Float[Array, "b d"], dtype: Dtype
-) -> Float[Array, "b h w c"]:
+def scale_shift(h: Float[Array, "b h w c"], emb: Float[Array, "b d"], dtype: Dtype) -> Float[Array, "b h w c"]:
     """h (1 + scale) + shift with both read from the embedding; call it inside a compact module."""
     both = dense(2 * h.shape[-1], dtype=dtype, name="scale_shift")(jax.nn.swish(emb).astype(dtype))
     scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)

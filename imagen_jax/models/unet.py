@@ -55,9 +55,9 @@ class UNet(nn.Module):
             raise UserError(
                 f"attention ({self.attention}) must have one entry a level: dim_mults has {len(self.dim_mults)}"
             )
-        emb, text = Embedder(
-            self.emb_dim or 4 * self.dim, self.text_dim, self.head_dim, self.dtype, name="embedder"
-        )(log_snr, cond)
+        emb, text = Embedder(self.emb_dim or 4 * self.dim, self.text_dim, self.head_dim, self.dtype, name="embedder")(
+            log_snr, cond
+        )
 
         def attend(h: Array, name: str) -> Array:
             return TextSelfAttention(self.head_dim, self.dtype, name=name)(h, text, cond.text_mask)

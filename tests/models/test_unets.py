@@ -36,7 +36,8 @@ SR = EfficientUNet(
 def _cond(batch: int, height: int, width: int, low_res: bool, seed: int = 0) -> Conditioning:
     text_rng, low_rng = jax.random.split(jax.random.key(seed))
     cond = Conditioning(
-        text=jax.random.normal(text_rng, (batch, 5, 12)), text_mask=jnp.arange(5)[None] < jnp.array([[3]] * batch)
+        text=jax.random.normal(text_rng, (batch, 5, 12)),
+        text_mask=jnp.arange(5)[None] < jnp.array([[3]] * batch),
     )
     if low_res:
         cond = cond.replace(
@@ -89,9 +90,7 @@ def test_padding_and_null_text_are_invisible(network) -> None:
     np.testing.assert_allclose(apply(z_t, log_snr, padded), apply(z_t, log_snr, cond), atol=1e-5)
     dropped = drop_text(cond, jnp.array([False, True]))
     unrelated = cond.replace(text=cond.text[::-1] * 3, text_mask=dropped.text_mask)
-    np.testing.assert_allclose(
-        apply(z_t, log_snr, dropped)[0], apply(z_t, log_snr, unrelated)[0], atol=1e-5
-    )
+    np.testing.assert_allclose(apply(z_t, log_snr, dropped)[0], apply(z_t, log_snr, unrelated)[0], atol=1e-5)
     np.testing.assert_allclose(apply(z_t, log_snr, dropped)[1], apply(z_t, log_snr, cond)[1], atol=1e-5)
 
 
@@ -165,9 +164,7 @@ def test_attention_pool_of_one_token_is_its_value_plus_itself() -> None:
     variables = nn.unbox(pool.init(jax.random.key(1), tokens, mask))
     kernel = np.asarray(variables["params"]["key_value"]["kernel"])
     value = np.asarray(tokens)[0, 1] @ kernel[:, 8:]
-    np.testing.assert_allclose(
-        pool.apply(variables, tokens, mask)[0], value + np.asarray(tokens)[0, 1], atol=1e-5
-    )
+    np.testing.assert_allclose(pool.apply(variables, tokens, mask)[0], value + np.asarray(tokens)[0, 1], atol=1e-5)
 
 
 def test_sinusoid_has_the_stated_frequencies() -> None:
