@@ -13,16 +13,12 @@ import sys
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="the folder, or a .csv, .jsonl or .parquet list")
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--name", default="mine", help="name of the corpus (default %(default)s)")
     parser.add_argument("--image_size", type=int, required=True, help="side of the square images, in pixels")
-    parser.add_argument(
-        "--min_size", type=int, help="least shorter side of an image, in pixels (default: image_size)"
-    )
+    parser.add_argument("--min_size", type=int, help="least shorter side of an image, in pixels (default: image_size)")
     parser.add_argument(
         "--val_fraction",
         type=float,
@@ -30,9 +26,7 @@ def main() -> int:
         help="part of the images for split val (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of val (default %(default)s)")
-    parser.add_argument(
-        "--vocab_size", type=int, help="train a SentencePiece vocabulary of this size (default: none)"
-    )
+    parser.add_argument("--vocab_size", type=int, help="train a SentencePiece vocabulary of this size (default: none)")
     parser.add_argument("--num_workers", type=int, default=0, help="decoding processes (default: this one)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
@@ -52,9 +46,7 @@ def main() -> int:
             seed=options.seed,
             vocab_size=options.vocab_size,
         )
-        report = build_corpus(
-            source, options.out, config, num_workers=options.num_workers, overwrite=options.overwrite
-        )
+        report = build_corpus(source, options.out, config, num_workers=options.num_workers, overwrite=options.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

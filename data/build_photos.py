@@ -87,14 +87,10 @@ PHOTOS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
-    parser.add_argument(
-        "--vocab_size", type=int, default=256, help="most SentencePiece pieces (default %(default)s)"
-    )
+    parser.add_argument("--vocab_size", type=int, default=256, help="most SentencePiece pieces (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 
@@ -107,9 +103,7 @@ def main() -> int:
         for name, (package, file, licence, captions) in PHOTOS.items():
             found = importlib.util.find_spec(package)
             if found is None or found.origin is None:
-                raise UserError(
-                    f"package {package!r} is not installed; install the extra: imagen_jax[photos]"
-                )
+                raise UserError(f"package {package!r} is not installed; install the extra: imagen_jax[photos]")
             path = Path(found.origin).parent / file
             if not path.is_file():
                 raise UserError(f"{path} is missing; install another release of {package}")

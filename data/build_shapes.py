@@ -10,26 +10,14 @@ import sys
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")
-    parser.add_argument(
-        "--num_train", type=int, default=20_000, help="training examples (default %(default)s)"
-    )
-    parser.add_argument(
-        "--num_val", type=int, default=1_000, help="validation examples (default %(default)s)"
-    )
+    parser.add_argument("--num_train", type=int, default=20_000, help="training examples (default %(default)s)")
+    parser.add_argument("--num_val", type=int, default=1_000, help="validation examples (default %(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="fixes every pixel and caption (default %(default)s)"
-    )
-    parser.add_argument(
-        "--vocab_size", type=int, default=512, help="most SentencePiece pieces (default %(default)s)"
-    )
-    parser.add_argument(
-        "--num_workers", type=int, default=2, help="drawing processes, 0 for none (default 2)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="fixes every pixel and caption (default %(default)s)")
+    parser.add_argument("--vocab_size", type=int, default=512, help="most SentencePiece pieces (default %(default)s)")
+    parser.add_argument("--num_workers", type=int, default=2, help="drawing processes, 0 for none (default 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 

@@ -11,9 +11,7 @@ import sys
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="coco_captions", help="name of the task (default %(default)s)")
     parser.add_argument("--module", help="module to import first, which registers the task")
     parser.add_argument(
@@ -21,12 +19,8 @@ def main() -> int:
     )
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--image_size", type=int, required=True, help="side of the square images, in pixels")
-    parser.add_argument(
-        "--min_size", type=int, help="least shorter side of an image, in pixels (default: image_size)"
-    )
-    parser.add_argument(
-        "--vocab_size", type=int, help="train a SentencePiece vocabulary of this size (default: none)"
-    )
+    parser.add_argument("--min_size", type=int, help="least shorter side of an image, in pixels (default: image_size)")
+    parser.add_argument("--vocab_size", type=int, help="train a SentencePiece vocabulary of this size (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 

@@ -37,9 +37,7 @@ GIN_FLAGS = """\
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; --gin.X=… flags are taken out before it is used."""
-    parser = argparse.ArgumentParser(
-        "imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
     modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE")
     for mode, summary in HELP.items():
         takes_gin = mode in GIN_TARGETS
@@ -66,20 +64,14 @@ def _add_build_flags(sub: argparse.ArgumentParser) -> None:
         help="folder of images with captions beside them, or a .csv, .jsonl or .parquet list",
     )
     sub.add_argument("--output", required=True, metavar="DIR", help="corpus directory to write")
-    sub.add_argument(
-        "--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels"
-    )
+    sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
     sub.add_argument("--name", default="images", help="name of the corpus (default images)")
     sub.add_argument(
         "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
     )
     sub.add_argument("--seed", type=int, default=0, help="fixes which images those are (default 0)")
-    sub.add_argument(
-        "--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces"
-    )
-    sub.add_argument(
-        "--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)"
-    )
+    sub.add_argument("--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces")
+    sub.add_argument("--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)")
     sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
 
 
@@ -110,9 +102,7 @@ def _add_train_flags(sub: argparse.ArgumentParser) -> None:
 
 def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
-    sub.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="run directory of a cascade or one stage"
-    )
+    sub.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory of a cascade or one stage")
     sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
     sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
@@ -175,9 +165,7 @@ def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
         raise UserError(f"{args.mode} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
     config_class, function = GIN_TARGETS[args.mode]
     search_paths = [path for word in args.gin_search_paths for path in word.split(",")]
-    config, operative = gin_config.load_with_operative(
-        _load(config_class), args.gin_file, bindings, search_paths
-    )
+    config, operative = gin_config.load_with_operative(_load(config_class), args.gin_file, bindings, search_paths)
     if args.mode != "train":
         _load(function)(config)
     elif args.dry_run:
@@ -191,9 +179,7 @@ def _build_corpus(args: argparse.Namespace) -> None:
     from imagen_jax.data.builder import BuildConfig, build_corpus
     from imagen_jax.data.sources import folder_source, list_source
 
-    config = BuildConfig(
-        name=args.name, image_size=args.image_size, seed=args.seed, vocab_size=args.vocab_size
-    )
+    config = BuildConfig(name=args.name, image_size=args.image_size, seed=args.seed, vocab_size=args.vocab_size)
     open_source = list_source if os.path.isfile(args.images) else folder_source
     source = open_source(args.images, val_fraction=args.val_fraction, seed=args.seed)
     report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
@@ -239,14 +225,11 @@ def _start_distributed(args: argparse.Namespace) -> bool:
         return False
     if missing:
         raise UserError(
-            "--coordinator_address, --num_processes and --process_id belong together; "
-            f"{' and '.join(missing)} missing"
+            f"--coordinator_address, --num_processes and --process_id belong together; {' and '.join(missing)} missing"
         )
     last = args.num_processes - 1
     if not 0 <= args.process_id <= last:
-        raise UserError(
-            f"--process_id ({args.process_id}) must be from 0 to {last}, for --num_processes={last + 1}"
-        )
+        raise UserError(f"--process_id ({args.process_id}) must be from 0 to {last}, for --num_processes={last + 1}")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

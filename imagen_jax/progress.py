@@ -23,9 +23,7 @@ class Progress:
         self._total, self._label, self._unit = total, label, unit
         self._done = self._initial = initial
         self._start = self._last_line = time.monotonic()
-        self._bar = (
-            tqdm(total=total or None, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
-        )
+        self._bar = tqdm(total=total or None, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Progress":
         return self

@@ -55,9 +55,7 @@ class Stage:
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
         if not 0.0 <= self.cond_drop_rate < 1.0:
-            raise UserError(
-                f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1"
-            )
+            raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
         if not callable(getattr(self.model, "apply", None)):
             raise UserError(
                 f"Stage.model ({self.model!r}) must be a network, e.g. @unet.UNet(); in gin the trailing () matters"
@@ -81,7 +79,7 @@ class Stage:
         text = jnp.zeros((1, self.max_text_length, self.text_embed_dim))
         cond = Conditioning(text=text, text_mask=jnp.ones(text.shape[:2], bool))
         if self.low_res_size is not None:
-            cond = cond.replace(low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
+            cond = dataclasses.replace(cond, low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
         return self.model.init(rng, jnp.zeros((1, size, size, 3)), jnp.zeros((1,)), cond)["params"]
 
     def denoise(
@@ -122,7 +120,7 @@ class Stage:
             aug_level = jax.random.uniform(aug_rng, x0.shape[:1])
             aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
             low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
-            cond = cond.replace(low_res=low_res, aug_level=aug_level)
+            cond = dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
         output = self.model.apply({"params": params}, process.diffuse(x0, eps, log_snr), log_snr, cond)
         per_example = losses.per_example_mse(output, process.target(self.prediction, x0, eps, log_snr))
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}

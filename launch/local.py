@@ -112,9 +112,7 @@ def run(config: Mapping[str, Any]) -> int:
     """
     out_dir = Path(config["out_dir"])
     phases = [(name, expand(command, config)) for name, command in config["phases"]]
-    write_json(
-        out_dir / "commands.json", [{"phase": name, "command": shlex.join(words)} for name, words in phases]
-    )
+    write_json(out_dir / "commands.json", [{"phase": name, "command": shlex.join(words)} for name, words in phases])
     seconds: dict[str, float] = {}
     start, peak = time.monotonic(), 0
     for number, (name, words) in enumerate(phases, 1):
@@ -144,9 +142,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
             _CONFIG.value.get("out_dir")  # A config file that could not be read says so only when it is used.
         return rest
     except (AttributeError, KeyError) as error:
-        problem = "the config has no setting " + str(error).replace("\\n", "; ").replace("\\'", "").strip(
-            "\"'"
-        )
+        problem = "the config has no setting " + str(error).replace("\\n", "; ").replace("\\'", "").strip("\"'")
     except OSError as error:
         problem = str(error)
     print(f"error: {problem}\n  from {' '.join(arguments[1:])}", file=sys.stderr)

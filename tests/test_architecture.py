@@ -39,7 +39,8 @@ DOORS: dict[str, set[str]] = {
     },  # fmt: skip
     "train": {"stage", "diffusion", "models", "data", "sharding", "text", "sampling"},
 }
-# evals and interop stand on sampling and see what it sees; evals also reads corpora and knows what the drawn shapes are.
+# evals and interop stand on sampling and see what it sees; evals also reads corpora and
+# knows what the drawn shapes are.
 DOORS["evals"] = DOORS["sampling"] | {
     "sampling",
     "data.records",

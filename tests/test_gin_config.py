@@ -208,9 +208,7 @@ def test_mistakes_in_files_name_the_file_or_binding(toy, tmp_path, line, expecte
 
 def test_one_name_for_two_modules_is_refused(toy, tmp_path):
     (tmp_path / "gin_toy" / "other.py").write_text("def f(x): return x\n")
-    write(
-        tmp_path / "other.gin", "from __gin__ import dynamic_registration\nfrom gin_toy import other as toy\n"
-    )
+    write(tmp_path / "other.gin", "from __gin__ import dynamic_registration\nfrom gin_toy import other as toy\n")
     with pytest.raises(UserError, match="the name toy for two modules"):
         load(toy, "--gin.MODEL_DIR=x", files=("base.gin", "other.gin"))
 

@@ -82,9 +82,7 @@ def test_phases_run_in_order_and_are_measured(config_file, tmp_path):
     assert "second says good morning" in done.stdout
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert list(metrics["seconds"]) == ["first", "second"]
-    assert (
-        1.2 <= metrics["seconds"]["first"] < 10 and metrics["seconds"]["second"] < metrics["seconds"]["first"]
-    )
+    assert 1.2 <= metrics["seconds"]["first"] < 10 and metrics["seconds"]["second"] < metrics["seconds"]["first"]
     assert metrics["alignment"] == {"single_both": 0.75, "two_relation": 0.5, "unconditional_both": 0.125}
     # The report read all of it but its own time.
     seen = json.loads((tmp_path / "out" / "seen.json").read_text())

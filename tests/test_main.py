@@ -199,9 +199,7 @@ def test_mistakes_end_with_code_2_and_plain_words(joined, capsys, words, expecte
     assert captured.err.startswith("error: ") and expected in captured.err and captured.out == ""
 
 
-@pytest.mark.parametrize(
-    "words", [["paint"], [], ["train", "--gin_fil=x"], ["report", "--run_dir=x", "--gin.SIZE=3"]]
-)
+@pytest.mark.parametrize("words", [["paint"], [], ["train", "--gin_fil=x"], ["report", "--run_dir=x", "--gin.SIZE=3"]])
 def test_unknown_words_show_the_usage(joined, capsys, words):
     with pytest.raises(SystemExit) as exit:
         main(words)

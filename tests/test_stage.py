@@ -82,7 +82,7 @@ def test_low_res_is_resized_to_the_stage() -> None:
     ("change", "message"),
     [
         ({"image_size": 9}, r"image_size \(9\) must be divisible by 2.*choose 8 or 10"),
-        ({"image_size": "8"}, "must be a positive whole number"),
+        ({"image_size": 0}, "must be a positive whole number"),
         ({"prediction": "noise"}, "one of eps, x0, v"),
         ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"low_res_size": 3}, "must divide image_size"),

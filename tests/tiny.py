@@ -9,9 +9,7 @@ from imagen_jax.stage import Stage
 
 BASE = Stage(
     name="base",
-    model=UNet(
-        dim=8, dim_mults=(1, 2), num_res_blocks=1, attention=(False, True), head_dim=8, emb_dim=16, text_dim=8
-    ),
+    model=UNet(dim=8, dim_mults=(1, 2), num_res_blocks=1, attention=(False, True), head_dim=8, emb_dim=16, text_dim=8),
     image_size=8,
     text_embed_dim=12,
     max_text_length=6,

@@ -168,9 +168,7 @@ def _prepared(source: Source, config: BuildConfig, num_workers: int) -> Iterator
             yield from results
 
 
-def _write_shards(
-    source: Source, scratch: Path, config: BuildConfig, num_workers: int
-) -> tuple[dict[str, Any], int]:
+def _write_shards(source: Source, scratch: Path, config: BuildConfig, num_workers: int) -> tuple[dict[str, Any], int]:
     writers: dict[str, records.SplitWriter] = {}
     keys: set[str] = set()
     num_rejected, first_reasons = 0, ""
@@ -217,9 +215,7 @@ def _write_shards(
 
 def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:
     if "train" not in splits:
-        raise UserError(
-            f"vocab_size is set, but there is no split 'train' to train on, only {', '.join(splits)}"
-        )
+        raise UserError(f"vocab_size is set, but there is no split 'train' to train on, only {', '.join(splits)}")
 
     def captions() -> Iterator[str]:
         for shard in splits["train"]["shards"]:

@@ -29,9 +29,7 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     def __init__(self) -> None:
         super().__init__(pack=False)
 
-    def _convert_features(
-        self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]
-    ) -> tf.data.Dataset:
+    def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         length = task_feature_lengths["text"]
 
         def convert(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

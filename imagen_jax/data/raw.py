@@ -88,9 +88,7 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Im
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise ValueError(
-                f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]"
-            )
+            raise ValueError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
         opened = Image.fromarray(image)
     else:
         opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)

@@ -168,9 +168,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON ({error}); build the corpus again") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format_version {version!r}; expected {FORMAT_VERSION}; build the corpus again"
-        )
+        raise UserError(f"{path} has format_version {version!r}; expected {FORMAT_VERSION}; build the corpus again")
     return manifest
 
 
@@ -215,8 +213,7 @@ class Corpus:
     def _shards(self, split: str) -> Sequence[Mapping[str, Any]]:
         if split not in self.splits:
             raise UserError(
-                f"split {split!r} is not in corpus {str(self.directory)!r}; "
-                f"choose one of {', '.join(self.splits)}"
+                f"split {split!r} is not in corpus {str(self.directory)!r}; choose one of {', '.join(self.splits)}"
             )
         return self.manifest["splits"][split]["shards"]
 
@@ -265,9 +262,7 @@ class Corpus:
             try:
                 found = reader.read([int(indices[place]) - start for place in wanted])
             except RuntimeError as error:
-                raise UserError(
-                    f"shard {path} is damaged ({error}); copy it again or rebuild the corpus"
-                ) from error
+                raise UserError(f"shard {path} is damaged ({error}); copy it again or rebuild the corpus") from error
             for place, record in zip(wanted, found, strict=True):
                 records[place] = record
         return records
@@ -298,6 +293,5 @@ class Corpus:
             path = self.directory / shard["file"]
             if sha256_of(path) != shard["sha256"]:
                 raise UserError(
-                    f"shard {path} differs from its SHA-256 in {MANIFEST}; "
-                    "copy it again or rebuild the corpus"
+                    f"shard {path} differs from its SHA-256 in {MANIFEST}; copy it again or rebuild the corpus"
                 )

@@ -66,9 +66,7 @@ def examples(
         yield f"shapes-{seed}-{split}-{index:07d}", draw(scene, rng, image_size), text, scene
 
 
-def eval_prompts(
-    seed: int, num_single: int, num_two: int, num_count: int, num_heldout: int
-) -> list[tuple[str, Scene]]:
+def eval_prompts(seed: int, num_single: int, num_two: int, num_count: int, num_heldout: int) -> list[tuple[str, Scene]]:
     """Captions to sample from, worded like the training captions, with the scenes to judge them by.
 
     Args:

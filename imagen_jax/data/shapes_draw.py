@@ -16,16 +16,16 @@ from jaxtyping import Float, UInt8
 from imagen_jax.data.shapes_scene import HUES, Object, Scene
 
 # Radius in 64ths of the image side. Two large objects plus their gap and the margins must fit side by side.
-_SINGLE_RADII = {"small": 10.5, "medium": 13.5, "large": 17.5}
-_TWO_RADII = {"small": 9.5, "medium": 11.5, "large": 13.2}
+_SINGLE_RADII = {"small": 11.0, "medium": 14.0, "large": 17.5}
+_TWO_RADII = {"small": 10.5, "medium": 12.0, "large": 13.2}
 _GROUP_RADIUS = 11.0
 _RADIUS_JITTER = 0.4
 _MARGIN = 2.0
-_SINGLE_JITTER = 5.0
-_TWO_GAP = (3.5, 8.0)
-_TWO_OFF_AXIS = 2.5
+_SINGLE_JITTER = 2.5
+_TWO_GAP = (4.0, 6.0)
+_TWO_OFF_AXIS = 1.0
 # A group stands on three or four corners of a square of this half side.
-_GROUP_OFFSET, _GROUP_JITTER, _GROUP_SHIFT = 14.6, 1.7, 2.5
+_GROUP_OFFSET, _GROUP_JITTER, _GROUP_SHIFT = 14.6, 1.0, 1.5
 
 _BACKGROUND_RATES = {"plain": 0.7, "gradient": 0.12, "noise": 0.06, "stripes": 0.06, "checker": 0.06}
 BACKGROUNDS: tuple[str, ...] = tuple(_BACKGROUND_RATES)
@@ -47,12 +47,12 @@ def _layout_two(scene: Scene, rng: np.random.Generator) -> list[tuple[float, flo
     gap = rng.uniform(_TWO_GAP[0], min(_TWO_GAP[1], room))
     slack = (room - gap) / 2
     # The pair's start on its axis: centred, give or take up to the room that is left.
-    start = _MARGIN + slack + rng.uniform(-1, 1) * min(slack, 5.0)
+    start = _MARGIN + slack + rng.uniform(-1, 1) * min(slack, 1.0)
     forward = scene.relation in ("left", "above")
     order = (0, 1) if forward else (1, 0)
     along = {order[0]: start + radii[order[0]]}
     along[order[1]] = start + 2 * radii[order[0]] + gap + radii[order[1]]
-    middle = 32 + rng.uniform(-5, 5)
+    middle = 32 + rng.uniform(-1.5, 1.5)
     places = []
     for index in (0, 1):
         across = middle + rng.uniform(-_TWO_OFF_AXIS, _TWO_OFF_AXIS)
@@ -119,7 +119,7 @@ def background(
     """
     if kind is None:
         kind = BACKGROUNDS[rng.choice(len(BACKGROUNDS), p=list(_BACKGROUND_RATES.values()))]
-    value = rng.uniform(0.6, 0.93) if rng.random() < 0.8 else rng.uniform(0.15, 0.35)
+    value = rng.uniform(0.7, 0.93) if rng.random() < 0.9 else rng.uniform(0.15, 0.35)
     # Greys and beiges: a warm tint never strong enough to be a colour.
     tint = np.asarray(colorsys.hsv_to_rgb(rng.uniform(0.07, 0.14), rng.uniform(0.0, 0.11), value), np.float32)
     x, y = _grid(image_size)
@@ -162,9 +162,7 @@ _RING_INNER = 0.5
 _CROSS_ARM = 0.36
 
 
-def signed_distance(
-    shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]
-) -> Float[np.ndarray, "h w"]:
+def signed_distance(shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]) -> Float[np.ndarray, "h w"]:
     """Signed distance to the outline of a shape of radius 1 about the origin, negative inside.
 
     Args:
@@ -191,9 +189,7 @@ def signed_distance(
     return (rho * np.cos(folded) - 1) * np.float32(normal[0]) + rho * np.sin(folded) * np.float32(normal[1])
 
 
-def _shading(
-    shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]
-) -> Float[np.ndarray, "h w"] | float:
+def _shading(shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]) -> Float[np.ndarray, "h w"] | float:
     """The factor on the colour's value: a light from above, leaving hue and saturation alone."""
     if shape == "sphere":
         return 1 - 0.3 * np.clip(((x + 0.3) ** 2 + (y + 0.35) ** 2) / 2.1, 0, 1)
@@ -215,7 +211,7 @@ def paint(image: Float[np.ndarray, "size size 3"], placed: Placed, rng: np.rando
       rng: jitters the colour within its name.
     """
     hue = (HUES[placed.object.colour] + rng.uniform(-3, 3)) % 360
-    colour = colorsys.hsv_to_rgb(hue / 360, rng.uniform(0.85, 0.97), rng.uniform(0.85, 0.98))
+    colour = colorsys.hsv_to_rgb(hue / 360, rng.uniform(0.87, 0.95), rng.uniform(0.88, 0.97))
     height, width, _ = image.shape
     reach = placed.radius + 1.5
     x0, x1 = max(0, int(placed.x - reach)), min(width, int(placed.x + reach) + 1)

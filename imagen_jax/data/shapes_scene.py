@@ -103,9 +103,7 @@ class Scene:
         _require("kind", self.kind, KINDS)
         named = {"single": 1, "count": 1, "two": 2, "three": 3}[self.kind]
         if len(self.objects) != named:
-            raise UserError(
-                f"objects of a scene of kind {self.kind!r} are {len(self.objects)}; expected {named}"
-            )
+            raise UserError(f"objects of a scene of kind {self.kind!r} are {len(self.objects)}; expected {named}")
         counts = tuple(range(2, MAX_COUNT + 1)) if self.kind == "count" else (named,)
         _require(f"count of a scene of kind {self.kind!r}", self.count, counts)
         _require(

@@ -95,23 +95,17 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
         try:
             rows.append(_Row(name, str(path), path.with_suffix(".txt").read_text(encoding="utf-8-sig")))
         except FileNotFoundError:
-            rows.append(
-                Rejection(source=name, reason=f"no caption file {path.with_suffix('.txt').name} beside it")
-            )
+            rows.append(Rejection(source=name, reason=f"no caption file {path.with_suffix('.txt').name} beside it"))
         except (OSError, UnicodeDecodeError) as error:
             rows.append(Rejection(source=name, reason=f"caption file cannot be read: {error}"))
     if not rows:
-        raise UserError(
-            f"image folder {str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); check the path"
-        )
+        raise UserError(f"image folder {str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); check the path")
     return _rows_source(rows, "folder", val_fraction, seed)
 
 
 def _images_below(root: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
-        raise UserError(
-            f"image folder {error.filename!r} cannot be read ({error.strerror}); check its permissions"
-        )
+        raise UserError(f"image folder {error.filename!r} cannot be read ({error.strerror}); check its permissions")
 
     found = []
     for directory, _, names in os.walk(root, onerror=refuse):
@@ -186,9 +180,7 @@ def _read_jsonl(path: Path) -> list[tuple[Any, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise UserError(
-                    f"list {str(path)!r}, line {number} is not JSON ({error}); mend that line"
-                ) from error
+                raise UserError(f"list {str(path)!r}, line {number} is not JSON ({error}); mend that line") from error
             if not isinstance(row, dict):
                 raise UserError(f"list {str(path)!r}, line {number} is not a JSON object; mend that line")
             _require_columns(path, tuple(row))
@@ -255,14 +247,10 @@ def task_source(task_name: str, splits: Sequence[str]) -> Source:
     task = tasks.get_raw_task(task_name)
     for split in splits:
         if split not in task.splits:
-            raise UserError(
-                f"split {split!r} is not in task {task_name!r}; choose from {', '.join(task.splits)}"
-            )
+            raise UserError(f"split {split!r} is not in task {task_name!r}; choose from {', '.join(task.splits)}")
     missing = {"key", "image", "caption"} - set(task.output_features)
     if missing:
-        raise UserError(
-            f"task {task_name!r} lacks {', '.join(sorted(missing))}; it must give key, image and caption"
-        )
+        raise UserError(f"task {task_name!r} lacks {', '.join(sorted(missing))}; it must give key, image and caption")
     return Source(
         parts=[functools.partial(_task_part, task, split) for split in splits],
         num_examples=0,  # a task knows its inputs at best, and a picture may have several captions

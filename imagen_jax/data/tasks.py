@@ -88,9 +88,7 @@ class CorpusSource(seqio.DataSource):
           batches: pairs of int64 [k]: record numbers and the numbers of the examples in the run.
           seed: seed of the run; with the example's number it makes its `stream`.
         """
-        fetch = self._failures.guard(
-            lambda indices: np.array(self.corpus.read(split, indices.tolist()), dtype=object)
-        )
+        fetch = self._failures.guard(lambda indices: np.array(self.corpus.read(split, indices.tolist()), dtype=object))
 
         def parse(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
             serialized = tf.numpy_function(fetch, [records], tf.string, stateful=False)

@@ -23,6 +23,4 @@ def corrupt(
 def check_aug_level(aug_level: float) -> None:
     """Raises UserError outside [0, 1]."""
     if not 0.0 <= aug_level <= 1.0:
-        raise UserError(
-            f"aug_level ({aug_level}) must be in [0, 1]: 0 is a clean low-res image, 0.1 to 0.3 is usual"
-        )
+        raise UserError(f"aug_level ({aug_level}) must be in [0, 1]: 0 is a clean low-res image, 0.1 to 0.3 is usual")

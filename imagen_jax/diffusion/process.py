@@ -28,17 +28,13 @@ def check_prediction(prediction: str) -> None:
         raise UserError(f"prediction ({prediction!r}) must be one of {', '.join(PREDICTIONS)}")
 
 
-def alpha_sigma(
-    log_snr: Float[Array, "*b"], ndim: int = 0
-) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+def alpha_sigma(log_snr: Float[Array, "*b"], ndim: int = 0) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     """alpha and sigma at a log-SNR, with trailing axes appended until they have `ndim` axes (0: as given)."""
     log_snr = jnp.reshape(log_snr, log_snr.shape + (1,) * max(ndim - log_snr.ndim, 0))
     return jnp.sqrt(jax.nn.sigmoid(log_snr)), jnp.sqrt(jax.nn.sigmoid(-log_snr))
 
 
-def diffuse(
-    x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], log_snr: Float[Array, " b"]
-) -> Float[Array, "b *s"]:
+def diffuse(x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], log_snr: Float[Array, " b"]) -> Float[Array, "b *s"]:
     """Draws z_t from x0 and unit Gaussian eps (paper eq. of section 2: z_t = alpha x0 + sigma eps)."""
     alpha, sigma = alpha_sigma(log_snr, x0.ndim)
     return alpha * x0 + sigma * eps

@@ -64,9 +64,7 @@ class DDPMSampler:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
-            raise UserError(
-                f"gamma ({self.gamma}) must be in [0, 1]: 0 is the posterior variance, 1 the forward one"
-            )
+            raise UserError(f"gamma ({self.gamma}) must be in [0, 1]: 0 is the posterior variance, 1 the forward one")
 
     def step(
         self,

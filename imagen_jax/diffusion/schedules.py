@@ -71,6 +71,4 @@ class LinearSchedule:
 
 def _check_max_log_snr(value: float) -> None:
     if not 0 < value <= 80:
-        raise UserError(
-            f"max_log_snr ({value}) must be in (0, 80]: outside, float32 exponentials overflow; choose 20"
-        )
+        raise UserError(f"max_log_snr ({value}) must be in (0, 80]: outside, float32 exponentials overflow; choose 20")

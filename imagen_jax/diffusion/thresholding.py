@@ -42,9 +42,7 @@ def check_thresholding(thresholding: str, percentile: float) -> None:
         )
 
 
-def threshold(
-    x0_hat: Float[Array, "b *s"], thresholding: str, percentile: float = 99.5
-) -> Float[Array, "b *s"]:
+def threshold(x0_hat: Float[Array, "b *s"], thresholding: str, percentile: float = 99.5) -> Float[Array, "b *s"]:
     """Applies the named rule: "dynamic", "static" or "none"."""
     if thresholding == "dynamic":
         return dynamic_threshold(x0_hat, percentile)

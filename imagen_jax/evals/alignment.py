@@ -99,9 +99,7 @@ class Alignment:
         write_json(os.path.join(run_dir, "eval.json"), result)
         print(json.dumps(result, indent=1))
 
-    def _draw(
-        self, cascade: Cascade, captions: list[str], weight: float, label: str
-    ) -> UInt8[np.ndarray, "b h w 3"]:
+    def _draw(self, cascade: Cascade, captions: list[str], weight: float, label: str) -> UInt8[np.ndarray, "b h w 3"]:
         def change(stage: Stage, sampling: SamplingConfig) -> SamplingConfig:
             return sampling if stage.low_res_size else dataclasses.replace(sampling, guidance_weight=weight)
 

@@ -97,9 +97,7 @@ class Chart:
     def __post_init__(self) -> None:
         for series in self.series:
             if len(series.values) != len(self.x):
-                raise ValueError(
-                    f"series {series.label!r}: {len(series.values)} values, {len(self.x)} positions"
-                )
+                raise ValueError(f"series {series.label!r}: {len(series.values)} values, {len(self.x)} positions")
 
 
 def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -192,9 +190,7 @@ def render(chart: Chart) -> Html:
     )
     items = [tag("li", _swatch(chart, index), series.label) for index, series in enumerate(chart.series)]
     box = tag("div", drawing, class_="scroll", role="region", tabindex=0, aria_label=f"Chart: {chart.title}")
-    return tag(
-        "figure", tag("figcaption", chart.title), tag("ul", *items, class_="legend"), box, class_="chart"
-    )
+    return tag("figure", tag("figcaption", chart.title), tag("ul", *items, class_="legend"), box, class_="chart")
 
 
 def _drawable(value: float | None) -> TypeGuard[float]:
@@ -229,9 +225,7 @@ def _axes(chart: Chart, x_scale: Scale, y_scale: Scale) -> Html:
         parts.append(tag("text", number(value), class_="tick", x=x, y=bottom + 19, text_anchor="middle"))
     parts.append(tag("line", class_="axis", x1=MARGIN_LEFT, x2=right, y1=bottom, y2=bottom))
     middle_x, middle_y = (MARGIN_LEFT + right) / 2, (MARGIN_TOP + bottom) / 2
-    parts.append(
-        tag("text", chart.x_label, class_="axis-label", x=middle_x, y=chart.height - 8, text_anchor="middle")
-    )
+    parts.append(tag("text", chart.x_label, class_="axis-label", x=middle_x, y=chart.height - 8, text_anchor="middle"))
     parts.append(
         tag(
             "text",

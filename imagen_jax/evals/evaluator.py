@@ -32,9 +32,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluators", tuple(self.evaluators))
         if not self.evaluators:
-            raise UserError(
-                "EvalConfig.evaluators is empty; name at least one, e.g. (@alignment.Alignment(),)"
-            )
+            raise UserError("EvalConfig.evaluators is empty; name at least one, e.g. (@alignment.Alignment(),)")
         for one in self.evaluators:
             if not isinstance(one, Evaluator):
                 raise UserError(

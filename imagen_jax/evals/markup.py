@@ -58,9 +58,7 @@ def scroll_box(label: str, *children: Child) -> Html:
     return tag("div", *children, class_="scroll", role="region", tabindex=0, aria_label=label)
 
 
-def table(
-    label: str, header: list[Child], rows: list[list[Child]], marked: frozenset[int] = frozenset()
-) -> Html:
+def table(label: str, header: list[Child], rows: list[list[Child]], marked: frozenset[int] = frozenset()) -> Html:
     """A data table whose first column names the row.
 
     Args:

@@ -89,13 +89,7 @@ class CascadeRun:
     def empty(self) -> bool:
         """Whether nothing at all was found."""
         return not (
-            self.grid
-            or self.samples
-            or self.evaluation
-            or self.stages
-            or self.metrics
-            or self.photos
-            or self.commands
+            self.grid or self.samples or self.evaluation or self.stages or self.metrics or self.photos or self.commands
         )
 
 
@@ -106,9 +100,7 @@ def read_run(run_dir: Path) -> CascadeRun:
         UserError: the directory is missing, holds nothing of a run, or one of its files is malformed.
     """
     if not run_dir.is_dir():
-        raise UserError(
-            f"run directory {str(run_dir)!r} does not exist; give a cascade directory such as runs/demo"
-        )
+        raise UserError(f"run directory {str(run_dir)!r} does not exist; give a cascade directory such as runs/demo")
     finals = _final_samples(run_dir / "samples")
     samples = [read_picture(path) for path in finals]
     bases = [path.with_name(f"{path.stem}_base.png") for path in finals]
@@ -226,9 +218,7 @@ def _read_json(path: Path, kind: type) -> Any:
 
 def _field(item: Any, key: str, kind: type, file: str) -> Any:
     if not isinstance(item, dict) or not isinstance(item.get(key), kind):
-        raise UserError(
-            f"{file}: entry {str(item)[:80]!r} has no {kind.__name__} {key!r}; add it to that entry"
-        )
+        raise UserError(f"{file}: entry {str(item)[:80]!r} has no {kind.__name__} {key!r}; add it to that entry")
     return item[key]
 
 

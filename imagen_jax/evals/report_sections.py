@@ -141,9 +141,7 @@ def facts(run: CascadeRun) -> Html | None:
         tiles.append(("peak memory", f"{number(metrics['peak_memory_gb'])} GB"))
     if not tiles:
         return None
-    return tag(
-        "dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles), class_="facts"
-    )
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in tiles), class_="facts")
 
 
 def picture(image: Picture, alt: str) -> Html:
@@ -208,9 +206,7 @@ def _samples(run: CascadeRun) -> Html:
     chosen = pick(run.samples, _MOST_SAMPLES)
     if run.samples:
         left_out = f" {len(chosen)} of {len(run.samples)} shown." if len(chosen) < len(run.samples) else ""
-        parts.append(
-            tag("p", f"Each picture with what its file says of how it was drawn.{left_out}", class_="soft")
-        )
+        parts.append(tag("p", f"Each picture with what its file says of how it was drawn.{left_out}", class_="soft"))
         cards = [
             tag(
                 "figure",
@@ -228,13 +224,9 @@ def _pairs(run: CascadeRun) -> Html:
     cards = []
     for base, final in chosen:
         prompt = _prompt(final)
-        sides = (
-            f"{base.width}×{base.height} from the first stage, {final.width}×{final.height} super-resolved"
-        )
+        sides = f"{base.width}×{base.height} from the first stage, {final.width}×{final.height} super-resolved"
         cards.append(
-            _side_by_side(
-                base, f"First stage for: {prompt}", final, f"Super-resolved for: {prompt}", prompt, sides
-            )
+            _side_by_side(base, f"First stage for: {prompt}", final, f"Super-resolved for: {prompt}", prompt, sides)
         )
     left_out = f" {len(chosen)} of {len(run.pairs)} shown." if len(chosen) < len(run.pairs) else ""
     return join(
@@ -243,9 +235,7 @@ def _pairs(run: CascadeRun) -> Html:
     )
 
 
-def _side_by_side(
-    left: Picture, left_alt: str, right: Picture, right_alt: str, caption: str, meta: str
-) -> Html:
+def _side_by_side(left: Picture, left_alt: str, right: Picture, right_alt: str, caption: str, meta: str) -> Html:
     return tag(
         "figure",
         tag("div", picture(left, left_alt), picture(right, right_alt), class_="pair"),
@@ -283,9 +273,7 @@ def _cost(metrics: dict[str, Any]) -> Html:
     for name, value in phases.items():
         if is_number(value) and whole > 0:
             share = min(1.0, value / whole)
-            fill = tag(
-                "span", tag("span", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true"
-            )
+            fill = tag("span", tag("span", style=f"width:{100 * share:.1f}%"), class_="bar", aria_hidden="true")
             rows.append([name.replace("_", " "), duration(value), percent(share), fill])
         else:
             rows.append([name.replace("_", " "), "not measured", "", ""])

@@ -35,9 +35,7 @@ def training(stages: Sequence[StageRun]) -> Html:
     rows = [_summary(stage) for stage in stages if stage.records]
     parts: list[Child] = []
     if rows:
-        parts.append(
-            tag("p", "Losses here are means over a twentieth of the run, images per second its median.")
-        )
+        parts.append(tag("p", "Losses here are means over a twentieth of the run, images per second its median."))
         parts.append(table("Training of each stage", header, rows))
     parts += [_stage(stage) for stage in stages]
     return join(*parts)
@@ -75,9 +73,7 @@ def _summary(stage: StageRun) -> list[Child]:
 def _stage(stage: StageRun) -> Html:
     parts: list[Child] = [tag("h3", f"Stage {stage.name}")]
     if stage.cut_short:
-        note = (
-            f"The last line of {stage.name}/metrics.jsonl was cut short, as by a killed run, and is left out."
-        )
+        note = f"The last line of {stage.name}/metrics.jsonl was cut short, as by a killed run, and is left out."
         parts.append(tag("p", note, class_="soft"))
     charts = [render(chart) for chart in _charts(stage) if any(_has_values(s) for s in chart.series)]
     if charts:
@@ -116,9 +112,7 @@ def _charts(stage: StageRun) -> list[Chart]:
     window = _window(len(records))
 
     def chart(title: str, y_label: str, series: Sequence[Series], log: bool = False) -> Chart:
-        return Chart(
-            title=f"{title}, {stage.name}", x_label="step", y_label=y_label, x=steps, series=series, log=log
-        )
+        return Chart(title=f"{title}, {stage.name}", x_label="step", y_label=y_label, x=steps, series=series, log=log)
 
     def raw(key: str, label: str, colour: str, faint: bool = False) -> Series:
         values = _column(records, key)

@@ -200,9 +200,7 @@ def _shape_of(coverage: np.ndarray, mask: np.ndarray) -> str | None:
     return names[best]
 
 
-def _see(
-    chroma: np.ndarray, hue: np.ndarray, mask: np.ndarray, corner: tuple[int, int], num_pixels: int
-) -> SeenObject:
+def _see(chroma: np.ndarray, hue: np.ndarray, mask: np.ndarray, corner: tuple[int, int], num_pixels: int) -> SeenObject:
     """What the region `mask` of a window is; `corner` is the window's place, row first."""
     errors = _hue_errors(np.asarray(hue[mask].sum()))
     colour = COLOURS[int(errors.argmin())] if errors.min() <= MAX_HUE_ERROR else None
@@ -317,9 +315,7 @@ def chance_both(images: Sequence[UInt8[np.ndarray, "h w 3"]], scenes: Sequence[S
       seed: shuffles.
     """
     if len(images) != len(scenes) or len(scenes) < 2:
-        raise UserError(
-            f"got {len(images)} images, {len(scenes)} scenes; expected as many of each, 2 or more"
-        )
+        raise UserError(f"got {len(images)} images, {len(scenes)} scenes; expected as many of each, 2 or more")
     order = np.random.default_rng(seed).permutation(len(scenes))
     others = np.roll(order, 1)
     verdicts = [judge(images[i], scenes[j]).both for i, j in zip(order, others, strict=True)]

@@ -4,6 +4,7 @@ A network is a Linen module called as `module.apply({"params": p}, z_t, log_snr,
 means (eps, x0 or v) is the stage's business, not the network's.
 """
 
+import dataclasses
 from typing import Protocol
 
 import flax.struct
@@ -41,7 +42,8 @@ class Denoiser(Protocol):
 
 def drop_text(cond: Conditioning, keep: Bool[Array, " b"]) -> Conditioning:
     """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.2)."""
-    return cond.replace(text=jnp.where(keep[:, None, None], cond.text, 0.0), text_mask=cond.text_mask & keep[:, None])
+    text = jnp.where(keep[:, None, None], cond.text, 0.0)
+    return dataclasses.replace(cond, text=text, text_mask=cond.text_mask & keep[:, None])
 
 
 def check_size(height: int, width: int, factor: int) -> None:

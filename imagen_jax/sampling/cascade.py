@@ -144,9 +144,7 @@ class Cascade:
                 f"low-resolution images are {'not taken' if first.low_res_size is None else 'needed'}"
             )
         if low_res is not None and low_res.shape[0] != len(prompts):
-            raise UserError(
-                f"low_res has {low_res.shape[0]} images for {len(prompts)} prompts; give one each"
-            )
+            raise UserError(f"low_res has {low_res.shape[0]} images for {len(prompts)} prompts; give one each")
         batch_size = min(batch_size, len(prompts))
         drawn: list[list[np.ndarray]] = [[] for _ in self.stages]
         with Progress(len(prompts), label, "image") as progress:

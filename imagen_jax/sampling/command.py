@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
@@ -44,12 +45,13 @@ def run(
     in_the_way = [path for path in planned if os.path.exists(path)]
     if in_the_way and not overwrite:
         raise UserError(
-            f"{len(in_the_way)} images exist already, the first is {in_the_way[0]}; choose another --output or add --overwrite"
+            f"{len(in_the_way)} images exist already, the first is {in_the_way[0]}; "
+            "choose another --output or add --overwrite"
         )
     cascade = _up_to(Cascade.load(directory), stage)
 
     def change(one: Stage, sampling: SamplingConfig) -> SamplingConfig:
-        changes: dict[str, float] = {}
+        changes: dict[str, Any] = {}
         if num_steps is not None:
             changes["num_steps"] = num_steps
         if guidance_weight is not None and one.low_res_size is None:

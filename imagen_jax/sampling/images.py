@@ -26,9 +26,7 @@ def enlarge(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray,
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def grid(
-    images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: int = 2
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+def grid(images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Lays equally large images out in rows of `num_columns`, `gap` white pixels apart."""
     height, width = images[0].shape[:2]
     num_rows = -(-len(images) // num_columns)

@@ -42,9 +42,7 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise UserError(
-                f"num_steps ({self.num_steps!r}) must be a whole number of at least 1; 32 to 256 is usual"
-            )
+            raise UserError(f"num_steps ({self.num_steps!r}) must be a whole number of at least 1; 32 to 256 is usual")
         if not isinstance(self.sampler, Sampler):
             raise UserError(f"sampler ({self.sampler!r}) must be @DDPMSampler() or @DDIMSampler()")
         guidance.check_guidance_weight(self.guidance_weight)
@@ -121,19 +119,15 @@ def _sample(
     cond = Conditioning(text=text, text_mask=text_mask)
     if low_res is not None:
         aug = jnp.full((batch,), aug_level)
-        augmented = noise_conditioning.corrupt(
-            stage.upsample_low_res(low_res), noise(config.num_steps + 1), aug
-        )
-        cond = cond.replace(low_res=augmented, aug_level=aug)
-    null = cond.replace(text=jnp.zeros_like(text), text_mask=jnp.zeros_like(text_mask))
+        augmented = noise_conditioning.corrupt(stage.upsample_low_res(low_res), noise(config.num_steps + 1), aug)
+        cond = dataclasses.replace(cond, low_res=augmented, aug_level=aug)
+    null = dataclasses.replace(cond, text=jnp.zeros_like(text), text_mask=jnp.zeros_like(text_mask))
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
 
     def predict_x0(z_t: Array, log_snr: Array) -> Array:
         if not guided:
             return stage.denoise(params, z_t, log_snr, cond)[0]
-        x0_hat, _ = stage.denoise(
-            params, jnp.concatenate([z_t, z_t]), jnp.concatenate([log_snr, log_snr]), both
-        )
+        x0_hat, _ = stage.denoise(params, jnp.concatenate([z_t, z_t]), jnp.concatenate([log_snr, log_snr]), both)
         return guidance.guide(x0_hat[:batch], x0_hat[batch:], guidance_weight)
 
     sampler: Sampler = config.sampler

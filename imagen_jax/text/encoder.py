@@ -95,9 +95,7 @@ class TextEncoder:
         self.num_truncated += sum(len(ids) > most for ids in pieces)
         return [[*ids[:most], tokenizer.EOS_ID] for ids in pieces]
 
-    def encode_unpadded(
-        self, captions: Sequence[str], batch_size: int = 256
-    ) -> list[Float[np.ndarray, "_n d"]]:
+    def encode_unpadded(self, captions: Sequence[str], batch_size: int = 256) -> list[Float[np.ndarray, "_n d"]]:
         """Token embeddings of each caption, without padding.
 
         Args:

@@ -85,8 +85,7 @@ class EmbeddingStore:
         version = header.get("format_version")
         if version != FORMAT_VERSION:
             raise UserError(
-                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; "
-                f"{REBUILD}"
+                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
             )
         for entry in (header["index"], *header["shards"]):
             file = os.path.join(directory, entry["file"])

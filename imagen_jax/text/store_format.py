@@ -27,9 +27,7 @@ def shard_name(shard: int, num_shards: int) -> str:
     return f"text-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
-def fingerprint_differences(
-    got: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = ""
-) -> list[str]:
+def fingerprint_differences(got: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:
     """One line "part: got …, expected …" for each part of `expected` that `got` lacks or states otherwise."""
     lines: list[str] = []
     for part, want in expected.items():

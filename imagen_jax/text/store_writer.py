@@ -53,9 +53,7 @@ class StoreWriter:
         overwrite: bool = False,
     ):
         if num_embeddings < 1 or shard_size < 1:
-            raise UserError(
-                f"num_embeddings and shard_size must be at least 1; got {num_embeddings} and {shard_size}"
-            )
+            raise UserError(f"num_embeddings and shard_size must be at least 1; got {num_embeddings} and {shard_size}")
         if fingerprint.get("dtype") not in STORE_DTYPES:
             raise UserError(
                 f"dtype must be one of {tuple(STORE_DTYPES)}; got {fingerprint.get('dtype')!r} "
@@ -64,8 +62,7 @@ class StoreWriter:
         if os.path.exists(os.path.join(directory, "store.json")):
             if not overwrite:
                 raise UserError(
-                    f"{directory!r} holds a finished embedding store; set overwrite or point STORE_DIR "
-                    "elsewhere"
+                    f"{directory!r} holds a finished embedding store; set overwrite or point STORE_DIR elsewhere"
                 )
             remove_store(directory)
         self._directory, self._dtype = directory, STORE_DTYPES[fingerprint["dtype"]]
@@ -186,8 +183,7 @@ def sort_keys(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     for key in keys:
         if not 0 < len(key) <= MAX_KEY_BYTES or key.endswith(b"\0"):
             raise UserError(
-                f"example key {key[:300]!r} is not allowed: expected 1 to {MAX_KEY_BYTES} bytes, the last "
-                "one not zero"
+                f"example key {key[:300]!r} is not allowed: expected 1 to {MAX_KEY_BYTES} bytes, the last one not zero"
             )
     array = np.array(list(keys), dtype=np.bytes_)
     order = np.argsort(array, kind="stable")

@@ -99,9 +99,7 @@ class T5Config:
             )
         object.__setattr__(self, "activations", tuple(activations))  # gin may hand over a list: not hashable
         if self.dtype not in DTYPES:
-            raise UserError(
-                f"T5Config.dtype must be one of {DTYPES}; got {self.dtype!r} (float16 overflows in T5)"
-            )
+            raise UserError(f"T5Config.dtype must be one of {DTYPES}; got {self.dtype!r} (float16 overflows in T5)")
         std = self.relpos_init_std
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
             raise UserError(f"T5Config.relpos_init_std must be a finite number >= 0; got {std!r}")

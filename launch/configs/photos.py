@@ -1,4 +1,4 @@
-"""Super-resolution of photographs: crops of the pictures that come with scikit-image and scikit-learn.
+"""Ten photographs that come with Python packages, learned by a two-stage cascade and drawn from their captions.
 
 make demo-photos        (python -m launch.local --config launch/configs/photos.py)
 """
@@ -9,10 +9,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.out_dir = "runs/photos"
-    config.experiment = "configs/experiments/photos"  # Followed by _base.gin, _sr.gin.
-    config.seed = 0
+    config.experiment = "configs/experiments/photos"  # Followed by _base.gin, _sr.gin, _eval.gin.
     config.phases = (
-        ("corpus", "python data/build_photos.py --out {out_dir}/corpus --seed {seed}"),
+        ("corpus", "python data/build_photos.py --out {out_dir}/corpus"),
         (
             "embeddings",
             "imagen_jax cache_text --gin_file={experiment}_base.gin --gin.CORPUS_DIR={out_dir}/corpus"
@@ -31,9 +30,9 @@ def get_config() -> ConfigDict:
             " --gin.MODEL_DIR={out_dir}/sr",
         ),
         (
-            "sample",
-            "imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/photos.txt"
-            " --output {out_dir}/samples --seed {seed} --overwrite",
+            "evaluate",
+            "imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
+            " --gin.CORPUS_DIR={out_dir}/corpus",
         ),
         ("report", "imagen_jax report --run_dir {out_dir}"),
     )

@@ -51,9 +51,7 @@ def numbered_store(tmp_path: Path) -> Callable[..., str]:
             directory, fingerprint={"dtype": dtype}, embed_dim=EMBED_DIM, num_embeddings=count, shard_size=4
         )
         for shard in writer.missing_shards():
-            writer.write_shard(
-                shard, [np.full((1 + i % 3, EMBED_DIM), i, np.float32) for i in writer.rows(shard)]
-            )
+            writer.write_shard(shard, [np.full((1 + i % 3, EMBED_DIM), i, np.float32) for i in writer.rows(shard)])
         writer.finish([f"example-{i:03d}".encode() for i in range(count)], list(range(count)))
         return directory
 

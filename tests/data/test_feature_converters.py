@@ -44,9 +44,7 @@ def test_text_is_padded_with_zeros_and_masked(num_tokens):
 
 def test_super_resolution_keeps_low_res():
     low_res = np.ones((2, 2, 3), np.float32)
-    converted = _convert(
-        _example(low_res=low_res), SuperResolutionFeatureConverter(), {**_LENGTHS, "low_res": 2}
-    )
+    converted = _convert(_example(low_res=low_res), SuperResolutionFeatureConverter(), {**_LENGTHS, "low_res": 2})
     assert set(converted) == {"x0", "text", "text_mask", "low_res"}
     assert np.array_equal(converted["low_res"], low_res)
 
@@ -73,9 +71,7 @@ def test_a_missing_feature_is_named():
         _convert(_example(), SuperResolutionFeatureConverter(), {**_LENGTHS, "low_res": 2})
 
 
-@pytest.mark.parametrize(
-    "changes", [{"text": np.zeros((6, 2), np.float32)}, {"x0": np.zeros((5, 4, 3), np.float32)}]
-)
+@pytest.mark.parametrize("changes", [{"text": np.zeros((6, 2), np.float32)}, {"x0": np.zeros((5, 4, 3), np.float32)}])
 def test_features_that_are_too_long_are_refused(changes):
     (name,) = changes
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name}.* has length not less than or equal"):

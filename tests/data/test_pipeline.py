@@ -103,8 +103,7 @@ def test_hosts_together_hold_the_global_batch(config):
         for i in range(2)
     ]
     joined = [
-        {name: np.concatenate((left[name], right[name])) for name in left}
-        for left, right in zip(*hosts, strict=True)
+        {name: np.concatenate((left[name], right[name])) for name in left} for left, right in zip(*hosts, strict=True)
     ]
     assert _equal(joined, whole)
 
@@ -139,14 +138,10 @@ def test_another_split(config):
 @pytest.fixture
 def photo(tmp_path, source_of) -> DataConfig:
     """A corpus of one 32 x 32 picture with every pixel different."""
-    pixels = np.stack(np.meshgrid(np.arange(32) * 8, np.arange(32) * 8, [7]), axis=-1)[:, :, 0].astype(
-        np.uint8
-    )
+    pixels = np.stack(np.meshgrid(np.arange(32) * 8, np.arange(32) * 8, [7]), axis=-1)[:, :, 0].astype(np.uint8)
     source = source_of([RawExample(key="photo", image=pixels, caption="c")])
     build_corpus(source, tmp_path / "photo", BuildConfig(name="photo", image_size=32))
-    writer = StoreWriter(
-        str(tmp_path / "text"), fingerprint={"dtype": "float32"}, embed_dim=2, num_embeddings=1
-    )
+    writer = StoreWriter(str(tmp_path / "text"), fingerprint={"dtype": "float32"}, embed_dim=2, num_embeddings=1)
     writer.write_shard(0, [np.ones((1, 2), np.float32)])
     writer.finish([b"photo"], [0])
     return DataConfig(
@@ -209,9 +204,7 @@ def test_bad_corpora_and_stores_are_refused(config, tmp_path, numbered_store):
     few = numbered_store(3, name="few")
     with pytest.raises(UserError, match=r"example key b'example-\d+' is not in the embedding store"):
         _batches(config(store_dir=few), 3)
-    with pytest.raises(
-        UserError, match=r"example 'example-\d+' has \d token embeddings; max_text_length is 1"
-    ):
+    with pytest.raises(UserError, match=r"example 'example-\d+' has \d token embeddings; max_text_length is 1"):
         _batches(config(max_text_length=1), 3)
 
 

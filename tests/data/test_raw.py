@@ -45,9 +45,7 @@ def test_greyscale_and_grey_with_alpha():
     expected = np.repeat(grey[..., None], 3, axis=-1)
     assert np.array_equal(np.asarray(decode_image(grey)), expected)
     assert np.array_equal(np.asarray(decode_image(_encoded(Image.fromarray(grey), "PNG"))), expected)
-    with_alpha = Image.merge(
-        "LA", (Image.fromarray(grey), Image.fromarray(np.array([[0, 255, 255]], np.uint8)))
-    )
+    with_alpha = Image.merge("LA", (Image.fromarray(grey), Image.fromarray(np.array([[0, 255, 255]], np.uint8))))
     assert np.asarray(decode_image(_encoded(with_alpha, "PNG")))[0, :, 0].tolist() == [255, 77, 255]
 
 
@@ -111,9 +109,7 @@ def test_refusals(tmp_path):
     image = np.zeros((8, 8, 3), np.uint8)
     cases = {
         "empty caption": RawExample(key="k", image=image, caption=" \n"),
-        "image is 8x6; the shorter side must be at least 8 pixels": RawExample(
-            key="k", image=image[:6], caption="c"
-        ),
+        "image is 8x6; the shorter side must be at least 8 pixels": RawExample(key="k", image=image[:6], caption="c"),
         "cannot identify image file": RawExample(key="k", image=b"no image", caption="c"),
         "truncated": RawExample(key="k", image=whole[: len(whole) // 2], caption="c"),
         "No such file": RawExample(key="k", image=str(tmp_path / "absent.png"), caption="c"),

@@ -60,9 +60,7 @@ def test_folder_and_list(monkeypatch, capsys, tmp_path):
     (images / "bad.png").write_bytes(b"no image")
     (images / "bad.txt").write_text("bad")
     out = ["--image_size", "8", "--val_fraction", "0.3"]
-    assert (
-        _run(monkeypatch, "build_folder.py", "--images", str(images), "--out", str(tmp_path / "a"), *out) == 0
-    )
+    assert _run(monkeypatch, "build_folder.py", "--images", str(images), "--out", str(tmp_path / "a"), *out) == 0
     assert "rejected: 1" in capsys.readouterr().out
     assert set(Corpus(tmp_path / "a").splits) == {"train", "val"}
     (images / "list.csv").write_text("image,caption\n1.png,one\n")

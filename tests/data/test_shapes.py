@@ -152,9 +152,7 @@ def test_another_seed_or_split_is_another_corpus(seed: int, split: str) -> None:
 def test_eval_prompts_hold_what_is_asked_for() -> None:
     prompts = shapes.eval_prompts(3, 40, 30, 20, 36)
     assert prompts == shapes.eval_prompts(3, 40, 30, 20, 36)
-    kinds = collections.Counter(
-        "heldout" if scene.objects[0].pair in HELDOUT else scene.kind for _, scene in prompts
-    )
+    kinds = collections.Counter("heldout" if scene.objects[0].pair in HELDOUT else scene.kind for _, scene in prompts)
     assert kinds == {"single": 40, "two": 30, "count": 20, "heldout": 36}
     for text, scene in prompts:
         assert _parse(text)[0] == [one.pair for one in scene.objects]

@@ -22,9 +22,7 @@ _AREAS = {
 
 def _painted(shape: str, colour: str, radius: float, size: int = 64) -> np.ndarray:
     image = np.full((size, size, 3), 0.5, np.float32)
-    placed = Placed(
-        object=Object(colour=colour, shape=shape), x=size / 2 + 0.3, y=size / 2 - 0.2, radius=radius
-    )
+    placed = Placed(object=Object(colour=colour, shape=shape), x=size / 2 + 0.3, y=size / 2 - 0.2, radius=radius)
     paint(image, placed, np.random.default_rng(0))
     return image
 

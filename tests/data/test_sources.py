@@ -72,9 +72,7 @@ def test_lists_of_each_kind_build_the_same_corpus(tmp_path, suffix):
     by_list, by_folder = list_source(listed), folder_source(tmp_path)
     expected = [("images/2.png", 2), ("images/0.png", 0), ("images/1.png", 1), ("images/0.png#1", 0)]
     for source in (by_list, by_folder):
-        assert [(one.key, one.caption) for one in _all(source)] == [
-            (key, f'number "{i}", é') for key, i in expected
-        ]
+        assert [(one.key, one.caption) for one in _all(source)] == [(key, f'number "{i}", é') for key, i in expected]
     report = build_corpus(by_list, tmp_path / "corpus", BuildConfig(name="mine", image_size=8))
     assert report.num_examples == {"train": 4}
 
@@ -82,9 +80,7 @@ def test_lists_of_each_kind_build_the_same_corpus(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_missing_column_is_named_with_those_there_are(tmp_path, suffix):
     listed = _write_list(tmp_path / f"list{suffix}", [{"image": "a.png", "text": "a"}])
-    with pytest.raises(
-        UserError, match="lacks column caption; it has image, text; name the columns image and caption"
-    ):
+    with pytest.raises(UserError, match="lacks column caption; it has image, text; name the columns image and caption"):
         list_source(listed)
 
 
@@ -170,9 +166,7 @@ def test_settings_tell_changed_folders_apart(tmp_path):
 def test_shapes_are_cut_into_parts_and_know_when_the_drawing_changes(monkeypatch):
     source = shapes_source({"train": 130, "val": 7}, seed=3, image_size=32)
     assert [(one.key, one.split) for one in _all(source)] == [
-        (f"shapes-3-{split}-{i:07d}", split)
-        for split, count in (("train", 130), ("val", 7))
-        for i in range(count)
+        (f"shapes-3-{split}-{i:07d}", split) for split, count in (("train", 130), ("val", 7)) for i in range(count)
     ]
     assert shapes_source({"train": 130, "val": 7}, seed=3, image_size=32).settings == source.settings
     draw = shapes.draw

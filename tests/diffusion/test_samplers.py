@@ -40,9 +40,7 @@ def test_step_matches_diffusers(case: dict[str, Any]) -> None:
     if case["case"].startswith("ddpm"):
         sampler = samplers.DDPMSampler(gamma=0.0 if config["variance_type"] == "fixed_small" else 1.0)
     rule = "static" if config["clip_sample"] else "none"
-    arrays = {
-        name: STEPS[f"{case['case']}/{name}"] for name in ("model_output", "sample", "noise", "prev_sample")
-    }
+    arrays = {name: STEPS[f"{case['case']}/{name}"] for name in ("model_output", "sample", "noise", "prev_sample")}
     for i, (t, s) in enumerate(zip(case["timesteps"], case["prev_timesteps"], strict=True)):
         batch = arrays["sample"].shape[1]
         log_snr = jnp.full(batch, np.log(alpha2[t] / (1 - alpha2[t])), jnp.float32)

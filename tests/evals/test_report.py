@@ -183,10 +183,7 @@ def cells(page: Page) -> list[list[str]]:
     """The rows of a section's tables as text."""
     rows = re.findall(r"<tr.*?</tr>", page.source, re.DOTALL)
     return [
-        [
-            re.sub(r"<.*?>", " ", cell).strip()
-            for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)
-        ]
+        [re.sub(r"<.*?>", " ", cell).strip() for cell in re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)]
         for row in rows
     ]
 
@@ -415,11 +412,7 @@ def test_accessible_structure(page: Page) -> None:
     assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
     assert all(attributes.get("alt") for attributes in page.all("img"))
     assert all(a.get("aria-label") or a.get("aria-hidden") for a in page.all("svg"))
-    assert all(
-        a.get("tabindex") == "0" and a.get("aria-label")
-        for a in page.all("div")
-        if a.get("class") == "scroll"
-    )
+    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in page.all("div") if a.get("class") == "scroll")
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     assert page.all("html")[0]["lang"] == "en"

@@ -70,9 +70,7 @@ def test_it_finds_places_and_sizes(pictures: list[Picture]) -> None:
 
 @pytest.mark.parametrize("size", [48, 128])
 def test_it_reads_other_image_sizes(size: int) -> None:
-    found = [
-        judge(image, scene).matches for _, image, _, scene in shapes.examples(1, "val", 60, image_size=size)
-    ]
+    found = [judge(image, scene).matches for _, image, _, scene in shapes.examples(1, "val", 60, image_size=size)]
     assert np.mean(found) >= 0.97
 
 
@@ -232,9 +230,7 @@ def _outline(name: str) -> np.ndarray:
         "half disc": np.maximum(np.hypot(x, y) - 14, y),
         "crescent": np.maximum(np.hypot(x, y) - 14, 11 - np.hypot(x - 8, y)),
         "frame": np.abs(np.maximum(np.abs(x), np.abs(y)) - 10) - 3,
-        "upside-down triangle": np.maximum(
-            np.maximum((2 * x + y - 10) / 2.2, (y - 2 * x - 10) / 2.2), -y - 10
-        ),
+        "upside-down triangle": np.maximum(np.maximum((2 * x + y - 10) / 2.2, (y - 2 * x - 10) / 2.2), -y - 10),
     }[name]
 
 
@@ -268,13 +264,9 @@ def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: type) -> None:
 
 def test_alignment_counts_each_part_in_its_category() -> None:
     yes = Verdict(colour=True, shape=True, both=True, count=True, binding=True, relation=True, matches=True)
-    no = Verdict(
-        colour=True, shape=False, both=False, count=False, binding=False, relation=False, matches=False
-    )
+    no = Verdict(colour=True, shape=False, both=False, count=False, binding=False, relation=False, matches=False)
     half = dataclasses.replace(yes, relation=False, matches=False)
-    got = alignment(
-        {"single": [yes, yes, yes, no], "two": [half, yes], "count": [no], "heldout": [no, no, yes, no]}
-    )
+    got = alignment({"single": [yes, yes, yes, no], "two": [half, yes], "count": [no], "heldout": [no, no, yes, no]})
     assert got == {
         "single_colour": 1.0,
         "single_shape": 0.75,

@@ -37,14 +37,10 @@ def run(config: CacheConfig, examples=EXAMPLES, corpus_id: str = "corpus-1") -> 
 @pytest.fixture
 def config(text_config: TextConfig, tmp_path: pathlib.Path) -> CacheConfig:
     store_dir = str(tmp_path / "store")
-    return CacheConfig(
-        text=text_config, corpus_dir="corpus", store_dir=store_dir, batch_size=16, shard_size=40
-    )
+    return CacheConfig(text=text_config, corpus_dir="corpus", store_dir=store_dir, batch_size=16, shard_size=40)
 
 
-def test_store_holds_each_captions_embedding_once(
-    config: CacheConfig, text_encoder: TextEncoder, capsys
-) -> None:
+def test_store_holds_each_captions_embedding_once(config: CacheConfig, text_encoder: TextEncoder, capsys) -> None:
     run(config)
     store = EmbeddingStore.open(config.store_dir)
     store.check(text_encoder.fingerprint())
@@ -81,9 +77,7 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_work_resumes_to_the_same_bytes(
-    config: CacheConfig, tmp_path: pathlib.Path, monkeypatch
-) -> None:
+def test_killed_work_resumes_to_the_same_bytes(config: CacheConfig, tmp_path: pathlib.Path, monkeypatch) -> None:
     run(config)
     killed = dataclasses.replace(config, store_dir=str(tmp_path / "killed"))
     whole_encoded, calls = cache._encoded, []

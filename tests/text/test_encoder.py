@@ -20,9 +20,7 @@ from tests.text.conftest import COLOURS, SHAPES, two_objects
 DATA = two_objects()
 
 
-def test_encode_is_the_encoder_on_each_caption_alone(
-    text_config: TextConfig, text_encoder: TextEncoder
-) -> None:
+def test_encode_is_the_encoder_on_each_caption_alone(text_config: TextConfig, text_encoder: TextEncoder) -> None:
     captions = ["", "red", "a red circle", *(caption for caption, _ in DATA[::61])]
     text, mask = text_encoder.encode(captions)
     assert text.shape == (len(captions), 12, 128) and text.dtype == np.float32
@@ -57,9 +55,7 @@ def test_long_captions_are_cut_counted_and_end_in_eos(text_encoder: TextEncoder)
     assert encoder.encode([long])[1].all()
 
 
-def test_fingerprint_is_json_and_changes_with_each_part(
-    text_config: TextConfig, text_encoder: TextEncoder
-) -> None:
+def test_fingerprint_is_json_and_changes_with_each_part(text_config: TextConfig, text_encoder: TextEncoder) -> None:
     fingerprint = text_encoder.fingerprint("bfloat16")
     assert json.loads(json.dumps(fingerprint)) == fingerprint
     assert set(fingerprint) == {"encoder", "encoder_config", "vocabulary", "max_length", "dtype"}

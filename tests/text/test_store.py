@@ -48,9 +48,7 @@ KEYS = [f"key-{i}".encode() for i in range(30)]
 
 @pytest.mark.parametrize("memory_bytes", [10**9, 0])  # from memory, and record by record
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_round_trip_in_any_order_with_shared_rows(
-    tmp_path, monkeypatch, memory_bytes: int, dtype: str
-) -> None:
+def test_round_trip_in_any_order_with_shared_rows(tmp_path, monkeypatch, memory_bytes: int, dtype: str) -> None:
     monkeypatch.setattr(store_module, "MEMORY_BYTES", memory_bytes)
     values = embeddings(20)
     rows = [i % 20 for i in range(30)]
@@ -76,9 +74,7 @@ def test_missing_key_names_key_and_store(tmp_path, key: bytes) -> None:
     write(str(tmp_path), embeddings(30), KEYS, range(30))
     with pytest.raises(UserError) as error:
         EmbeddingStore.open(str(tmp_path)).lookup([KEYS[0], key])
-    assert (
-        repr(key) in str(error.value) and str(tmp_path) in str(error.value) and "'cats'" in str(error.value)
-    )
+    assert repr(key) in str(error.value) and str(tmp_path) in str(error.value) and "'cats'" in str(error.value)
 
 
 @pytest.mark.parametrize("bad", [KEYS[3], b"", b"a\0", b"x" * 257])

@@ -91,9 +91,7 @@ def hugging_face_params() -> dict:
 def test_matches_peer(folder: str, output: str, load, batch: int) -> None:
     params = load()
     # The peer's tree is the one that init makes: names, shapes and nothing left over.
-    shapes = jax.eval_shape(
-        T5Encoder(TINY).init, jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones((1, 2), bool)
-    )
+    shapes = jax.eval_shape(T5Encoder(TINY).init, jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
     assert jax.tree.map(lambda x: x.shape, shapes["params"]) == jax.tree.map(lambda x: x.shape, params)
     io = np.load(GOLDEN / folder / "io.npz")
     tokens, mask = io[f"tokens_{batch}"], io[f"mask_{batch}"] > 0
@@ -123,8 +121,7 @@ def numpy_encoder(params: dict, tokens: np.ndarray, num_heads: int) -> np.ndarra
         layer = encoder[f"layers_{i}"]
         y = np.stack([norm(row, layer["pre_attention_layer_norm"]) for row in x])
         q, k, v = (
-            (y @ layer["attention"][name]["kernel"]).reshape(n, num_heads, -1)
-            for name in ("query", "key", "value")
+            (y @ layer["attention"][name]["kernel"]).reshape(n, num_heads, -1) for name in ("query", "key", "value")
         )
         rows = []
         for a in range(n):
@@ -139,9 +136,7 @@ def numpy_encoder(params: dict, tokens: np.ndarray, num_heads: int) -> np.ndarra
     return np.stack([norm(row, encoder["encoder_norm"]) for row in x])
 
 
-V1_0 = T5Config(
-    vocab_size=40, embed_dim=16, num_heads=3, head_dim=8, num_layers=2, mlp_dim=24, activations=("relu",)
-)
+V1_0 = T5Config(vocab_size=40, embed_dim=16, num_heads=3, head_dim=8, num_layers=2, mlp_dim=24, activations=("relu",))
 
 
 def test_v1_0_matches_float64_numpy_and_padding_changes_nothing() -> None:

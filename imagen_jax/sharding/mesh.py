@@ -1,0 +1,71 @@
+"""The device mesh: three named axes, `data`, `fsdp` and `tensor`."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import Mesh
+
+from imagen_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """How the devices are divided among the mesh axes.
+
+    Args:
+      data: replicas of the parameters; -1 takes the devices the other axes leave.
+      fsdp: ways the parameters and the optimizer state are sharded; the batch is split along it too.
+      tensor: ways attention heads and MLP widths are sharded.
+
+    Raises:
+      UserError: an axis is neither -1 nor positive, or more than one is -1.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name, size in self._sizes().items():
+            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
+                raise UserError(f"mesh axis {name} ({size!r}) must be a positive integer, or -1 for the rest")
+        if sum(size == -1 for size in self._sizes().values()) > 1:
+            raise UserError(f"only one mesh axis may be -1; got {self._sizes()}: give the others a size")
+
+    def _sizes(self) -> dict[str, int]:
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+
+    def shape(self, num_devices: int) -> tuple[int, int, int]:
+        """Sizes of (data, fsdp, tensor) on `num_devices` devices.
+
+        Raises:
+          UserError: the sizes do not multiply to `num_devices`.
+        """
+        sizes = self._sizes()
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if num_devices % fixed:
+            raise UserError(
+                f"mesh {sizes} does not fit {num_devices} devices: the fixed axes multiply to {fixed}; "
+                f"choose sizes whose product divides {num_devices}, and -1 for one axis"
+            )
+        shape = tuple(num_devices // fixed if size == -1 else size for size in sizes.values())
+        if math.prod(shape) != num_devices:
+            raise UserError(
+                f"mesh {sizes} uses {math.prod(shape)} of {num_devices} devices; "
+                f"set one axis to -1 so that it takes the rest"
+            )
+        return shape[0], shape[1], shape[2]
+
+    def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """The mesh over `devices` (all devices of all processes when None)."""
+        devices = jax.devices() if devices is None else list(devices)
+        shape = self.shape(len(devices))
+        if len(devices) == 1:
+            return Mesh(np.asarray(devices).reshape(shape), AXES)
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)

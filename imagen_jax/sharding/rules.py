@@ -1,0 +1,111 @@
+"""Which mesh axis shards which dimension of a parameter, by the dimension's logical name.
+
+Models name the dimensions of their parameters (`nn.with_logical_partitioning`); the table below says which
+names a mesh axis may shard, most wanted first. A mesh axis takes the first of its names that the parameter
+has and that it divides; a dimension goes to one mesh axis at most. Names not in the table, vectors and
+dimensions that do not divide are replicated: correct in every case, only less sharded.
+"""
+
+from typing import Any
+
+import jax
+from flax.core import meta
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from imagen_jax.errors import UserError
+from imagen_jax.typing import PyTree
+
+# `tensor` first: a dimension that both may take (mlp) goes to it when it is larger than one.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("tensor", ("heads", "mlp")),
+    ("fsdp", ("conv_out", "mlp", "embed", "conv_in", "time", "text", "heads", "head_dim", "vocab")),
+)
+BATCH_AXES = ("data", "fsdp")
+
+
+def is_boxed(leaf: Any) -> bool:
+    """True for a parameter that carries the logical names of its dimensions."""
+    return isinstance(leaf, meta.AxisMetadata)
+
+
+def unbox(params: PyTree) -> PyTree:
+    """The plain arrays of a tree whose leaves may carry logical names."""
+    return jax.tree.map(lambda leaf: leaf.value if is_boxed(leaf) else leaf, params, is_leaf=is_boxed)
+
+
+def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Mesh axis of every dimension of one parameter.
+
+    Args:
+      names: logical names of its dimensions.
+      shape: its shape.
+      mesh: mesh with the axes of `MeshConfig`.
+    """
+    taken: list[str | None] = [None] * len(shape)
+    # Vectors are small beside the kernels, and gathering them costs more than holding them.
+    if len(shape) < 2:
+        return PartitionSpec()
+    for axis, wanted in RULES:
+        size = mesh.shape[axis]
+        fits = [
+            dim
+            for name in wanted
+            for dim, own in enumerate(names)
+            if own == name and taken[dim] is None and shape[dim] % size == 0
+        ]
+        if size > 1 and fits:
+            taken[fits[0]] = axis
+    while taken and taken[-1] is None:
+        taken.pop()
+    return PartitionSpec(*taken)
+
+
+def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
+    """Sharding of every parameter, as a tree of the unboxed parameters' structure.
+
+    Args:
+      params: boxed parameters, real or abstract (`jax.eval_shape` of an init).
+      mesh: mesh with the axes of `MeshConfig`.
+    """
+
+    def sharding(leaf: Any) -> NamedSharding:
+        names = getattr(leaf, "names", None)
+        if not is_boxed(leaf) or names is None:
+            return replicated(mesh)
+        return NamedSharding(mesh, partition_spec(tuple(names), leaf.value.shape, mesh))
+
+    return jax.tree.map(sharding, params, is_leaf=is_boxed)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch are split over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:
+    """Rows of one microbatch on one device.
+
+    Args:
+      batch_size: global batch, in rows.
+      mesh: mesh with the axes of `MeshConfig`.
+      accumulate_steps: microbatches a step.
+
+    Raises:
+      UserError: the rows do not divide; names the nearest batch sizes that do.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = ways * accumulate_steps
+    if batch_size % unit == 0:
+        return batch_size // unit
+    below, above = batch_size // unit * unit, (batch_size // unit + 1) * unit
+    nearest = f"{below} or {above}" if below else f"{above}"
+    raise UserError(
+        f"batch_size ({batch_size}) must be divisible by {unit}: {mesh.size} devices split it {ways} ways "
+        f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}) in {accumulate_steps} microbatches; "
+        f"choose {nearest}"
+    )

@@ -1,0 +1,136 @@
+"""Everything one training run is made of."""
+
+import dataclasses
+import os
+
+from imagen_jax.data.pipeline import DataConfig
+from imagen_jax.errors import UserError
+from imagen_jax.sampling.stage_sampler import SamplingConfig
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import TextConfig
+from imagen_jax.train.optimizer import OptimizerConfig
+
+COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints")
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raises UserError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} ({value!r}) must be an integer >= {least}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """Sample grids during training, of the averaged parameters, with one seed and the run's `sampling`.
+
+    Args:
+      every: steps between grids, >= 1.
+      captions: what a base stage draws; a super-resolution stage draws the first rows of the run's data
+        instead, since it needs low-resolution images. Empty: a base stage too draws the text of those rows.
+      num_images: rows of the data that are drawn where captions are not.
+      seed: seed of the noise.
+    """
+
+    every: int
+    captions: tuple[str, ...] = ()
+    num_images: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count("grids.every", self.every)
+        check_count("grids.num_images", self.num_images)
+        check_count("grids.seed", self.seed, 0)
+        if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
+            raise UserError(f"grids.captions ({self.captions!r}) must be a list of strings")
+        object.__setattr__(self, "captions", tuple(self.captions))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run of one stage.
+
+    Args:
+      stage: model and diffusion.
+      data: corpus and embedding store; sizes must be the stage's.
+      text: the encoder the store must come from; it also encodes the captions of sample grids.
+      model_dir: run directory of this stage; a run that finds its own checkpoints there goes on from them.
+      num_steps: updates of the whole run.
+      batch_size: rows of one update over all devices and microbatches.
+      optimizer: optimizer and learning rate.
+      mesh: division of the devices.
+      seed: seed of parameters, data order and every draw in training.
+      ema_decay: decay of the parameter average, in [0, 1).
+      ema_warmup: starts the average at a smaller decay, see `train.ema`.
+      accumulate_steps: microbatches of one update.
+      log_every, save_every: steps between metric lines, between checkpoints.
+      keep_checkpoints: newest checkpoints kept, >= 1.
+      sampling: how this stage is sampled, in grids and wherever its checkpoint is used.
+      grids: sample grids, or None.
+      resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
+      init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
+
+    Raises:
+      UserError: a value is out of range or the parts do not fit each other.
+    """
+
+    stage: Stage
+    data: DataConfig
+    text: TextConfig
+    model_dir: str
+    num_steps: int
+    batch_size: int
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    seed: int = 0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    accumulate_steps: int = 1
+    log_every: int = 100
+    save_every: int = 1000
+    keep_checkpoints: int = 3
+    grids: GridConfig | None = None
+    resume: str | None = None
+    init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in COUNTS:
+            check_count(name, getattr(self, name))
+        check_count("seed", self.seed, 0)
+        kinds: dict[str, type | tuple[type, ...]] = {
+            "stage": Stage,
+            "data": DataConfig,
+            "text": TextConfig,
+            "optimizer": OptimizerConfig,
+            "mesh": MeshConfig,
+            "sampling": SamplingConfig,
+            "model_dir": (str, os.PathLike),
+        }
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                wanted = getattr(kind, "__name__", "a path")
+                raise UserError(f"TrainConfig.{name} ({value!r}) must be {wanted}; in gin write @{wanted}()")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay ({self.ema_decay}) must be in [0, 1); 0.9999 is usual")
+        if self.resume and self.init_from:
+            raise UserError(
+                f"resume ({self.resume}) and init_from ({self.init_from}) exclude each other: "
+                f"resume goes on with a whole run, init_from starts a new one from its parameters"
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for name in ("image_size", "low_res_size", "max_text_length"):
+            ours, theirs = getattr(self.stage, name), getattr(self.data, name)
+            if ours != theirs:
+                raise UserError(
+                    f"the data's {name} ({theirs}) differs from the stage's ({ours}): "
+                    f"set both from one macro, e.g. DataConfig.{name} = %{name.upper()}"
+                )
+        if self.text.encoder.embed_dim != self.stage.text_embed_dim:
+            raise UserError(
+                f"the stage's text_embed_dim ({self.stage.text_embed_dim}) must be the text encoder's "
+                f"embed_dim ({self.text.encoder.embed_dim}): set it to {self.text.encoder.embed_dim}"
+            )

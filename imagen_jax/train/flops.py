@@ -1,0 +1,79 @@
+"""FLOPs of a program and the peak of the device it runs on.
+
+XLA's cost analysis counts the body of a scan once, and this code scans over microbatches and blocks; so the
+FLOPs are counted on the jaxpr: two per multiply-add of matmuls and convolutions, times the trip count.
+Recomputed (rematerialised) work is counted, as it is work done.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+# Peak dense bfloat16 FLOP/s of one device as JAX counts devices.
+#   TPU: cloud.google.com/tpu/docs, pages v4 (275), v5e (197), v5p (459), v6e (918 TFLOPS a chip)
+#   GPU: NVIDIA datasheets, dense (half of the sparse figure): A100 312, H100 SXM and H200 989.5 TFLOPS
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v6e", 918e12),
+    ("NVIDIA A100", 312e12),
+    ("NVIDIA H100 80GB HBM3", 989.5e12),
+    ("NVIDIA H200", 989.5e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bfloat16 FLOP/s of a device kind, None when it is not in the table (every CPU)."""
+    return next((peak for name, peak in PEAK_FLOPS if device_kind.startswith(name)), None)
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> int:
+    """FLOPs of `function(*args)` over all devices; traces it and runs nothing.
+
+    Args:
+      function: jitted or not.
+      args: its arguments, real or abstract.
+    """
+    return round(_count(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            lhs = equation.invars[0].aval.shape
+            out = math.prod(equation.outvars[0].aval.shape)
+            total += 2 * out * math.prod(lhs[dim] for dim in contracted)
+        elif name == "conv_general_dilated":
+            total += _convolution(equation)
+        elif name == "scan":
+            total += params["length"] * sum(map(_count, _bodies(params)))
+        elif name == "cond":
+            total += max(_count(branch.jaxpr) for branch in params["branches"])
+        else:
+            total += sum(map(_count, _bodies(params)))
+    return total
+
+
+def _convolution(equation: Any) -> float:
+    numbers = equation.params["dimension_numbers"]
+    kernel = equation.invars[1].aval.shape
+    taps = math.prod(kernel[dim] for dim in numbers.rhs_spec[1:])
+    # A strided convolution's gradient multiplies mostly inserted zeros: those are no work.
+    return 2 * math.prod(equation.outvars[0].aval.shape) * taps / math.prod(equation.params["lhs_dilation"])
+
+
+def _bodies(params: dict[str, Any]) -> Iterator[Any]:
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            body = getattr(item, "jaxpr", item)
+            if hasattr(body, "eqns"):
+                yield body

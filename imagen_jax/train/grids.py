@@ -1,0 +1,56 @@
+"""Sample grids during training: the same captions and the same noise every time."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.sampling.grids import make_grid
+from imagen_jax.sampling.images import write_png
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.train.config import GridConfig, TrainConfig
+from imagen_jax.train.metrics import MetricWriter
+from imagen_jax.typing import PyTree
+
+
+class Grids:
+    """Draws MODEL_DIR/samples/step_N.png.
+
+    Args:
+      config: the run.
+      grids: what is drawn, and when.
+      encoder: encodes the captions.
+      writer: the grid is shown in TensorBoard too.
+    """
+
+    def __init__(self, config: TrainConfig, grids: GridConfig, encoder: TextEncoder, writer: MetricWriter):
+        self._config, self._grids, self._writer = config, grids, writer
+        self._low_res: np.ndarray | None = None
+        if grids.captions and config.stage.low_res_size is None:
+            self._text, self._text_mask = encoder.encode(grids.captions)
+        else:
+            batches = BatchIterator(config.data, batch_size=grids.num_images, seed=config.seed, start_step=0)
+            first = next(iter(batches))
+            self._text, self._text_mask, self._low_res = (
+                first["text"],
+                first["text_mask"],
+                first.get("low_res"),
+            )
+
+    def draw(self, step: int, ema_params: PyTree) -> None:
+        """Draws the grid of the averaged parameters after `step` updates."""
+        image = make_grid(
+            self._config.stage,
+            ema_params,
+            self._text,
+            self._text_mask,
+            self._low_res,
+            sampling=self._config.sampling,
+            seed=self._grids.seed,
+        )
+        if jax.process_index() == 0:
+            path = Path(self._config.model_dir) / "samples" / f"step_{step}.png"
+            write_png(os.fspath(path), image, {"step": step, "captions": list(self._grids.captions)})
+            self._writer.image(step, "samples", path.read_bytes(), image.shape[0], image.shape[1])

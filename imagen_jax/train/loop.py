@@ -1,0 +1,229 @@
+"""The training loop, an ordered contract:
+
+    1. evaluate on the parameters as they are     so that a grid shows what the checkpoint beside it holds
+    2. save                                       before the batch is drawn: the data position is then exact
+    3. next batch
+    4. step
+    5. write metrics
+A kill between any two of them loses at most the updates since the last checkpoint, and the data goes on
+exactly where that checkpoint stood.
+
+A run starts from the first of these that exists:
+    1. the newest checkpoint of its own model_dir
+    2. `resume`: the newest checkpoint, with data position, of another run
+    3. `init_from`: the averaged parameters of another run, at step 0
+    4. scratch
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.errors import UserError
+from imagen_jax.progress import Progress
+from imagen_jax.sharding import rules
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.train import checkpoints
+from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.flops import count_flops, peak_flops
+from imagen_jax.train.grids import Grids
+from imagen_jax.train.interrupt import StopRequest
+from imagen_jax.train.metrics import MetricWriter, Window
+from imagen_jax.train.run_dir import describe_run
+from imagen_jax.train.state import TrainState, abstract_state, init_state, shardings_of
+from imagen_jax.train.step import abstract_batch, jit_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What a config compiles to.
+
+    Attributes:
+      mesh: the devices.
+      optimizer: the optax transformation.
+      state: abstract state with shardings.
+      compiled: the compiled step, (state, batch) -> (state, metrics).
+      flops: FLOPs of one update over all devices.
+    """
+
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    compiled: jax.stages.Compiled
+    flops: int
+
+    @classmethod
+    def build(cls, config: TrainConfig) -> "Program":
+        """Compiles the step of `config` ahead of its first batch."""
+        mesh = config.mesh.build()
+        rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
+        optimizer = config.optimizer.build()
+        state = abstract_state(config.stage, optimizer, mesh)
+        step, batch = jit_train_step(config, optimizer, mesh, state), abstract_batch(config, mesh)
+        compiled = step.lower(state, batch).compile()
+        return cls(
+            mesh=mesh,
+            optimizer=optimizer,
+            state=state,
+            compiled=compiled,
+            flops=count_flops(step, state, batch),
+        )
+
+
+def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """The state a run starts from, its data position (None at step 0) and where it came from, in words."""
+    own = checkpoints.latest_step(config.model_dir)
+    if own is not None:
+        state, position = checkpoints.restore(config.model_dir, program.state, own)
+        return state, position, f"goes on from its own checkpoint of step {own}"
+    if config.resume:
+        state, position = checkpoints.restore(config.resume, program.state)
+        return state, position, f"resumes {config.resume} at step {int(state.step)}"
+    fresh = functools.partial(init_state, config.stage, program.optimizer, config.seed)
+    state = jax.jit(fresh, out_shardings=shardings_of(program.state))()
+    if config.init_from:
+        params = checkpoints.restore_params(config.init_from, program.state.params)
+        # The step donates its state, so that no buffer may stand in it twice.
+        state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
+        return state, None, f"starts from the averaged parameters of {config.init_from}"
+    return state, None, "starts from scratch"
+
+
+def check_text(config: TrainConfig) -> TextEncoder:
+    """The run's text encoder, after its fingerprint was found in the embedding store.
+
+    Raises:
+      UserError: the store was made by another encoder; names the part that differs.
+    """
+    encoder = TextEncoder.from_config(config.text)
+    store = EmbeddingStore.open(config.data.store_dir)
+    store.check(encoder.fingerprint(store.fingerprint["dtype"]))
+    return encoder
+
+
+def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None) -> BatchIterator:
+    """This process's batches from the one after `step` updates on.
+
+    Raises:
+      UserError: the data order would not be the one the checkpoint was trained with.
+    """
+    batches = BatchIterator(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    here = dict(batches.position())
+    if position is not None and position != here:
+        changed = [
+            f"{name}: got {here.get(name)!r}, the checkpoint has {position.get(name)!r}"
+            for name in sorted(position.keys() | here.keys())
+            if here.get(name) != position.get(name)
+        ]
+        raise UserError(
+            f"the data order differs from the checkpoint's ({'; '.join(changed)}): set it back, "
+            f"or start a new model_dir with init_from"
+        )
+    return batches
+
+
+def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Host batches as global arrays, rows split over the mesh."""
+    sharding = rules.batch_sharding(mesh)
+    for batch in batches:
+        yield {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def say(text: str) -> None:
+    """One line for people, from the first process."""
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = None) -> TrainState:
+    """Trains one stage; run again, it goes on from its newest checkpoint.
+
+    Args:
+      config: the run.
+      operative_text: operative gin config, kept beside every checkpoint.
+      stop_at: saves and returns after this many updates, as a signal would; None trains to the end.
+
+    Returns:
+      The last state.
+
+    Raises:
+      UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss.
+    """
+    checkpoints.remove_partial(config.model_dir)
+    encoder = check_text(config)
+    program = Program.build(config)
+    describe_run(config.model_dir, program.state, program.mesh, operative_text)
+    state, position, origin = start_state(config, program)
+    start = int(state.step)
+    end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
+    say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
+    if start >= end:
+        return state
+    batches = open_data(config, start, position)
+    device_batches = global_batches(iter(batches), program.mesh)
+    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
+    window = Window(start, config.batch_size, program.flops, peak and peak * program.mesh.size)
+    writer = MetricWriter(config.model_dir, start)
+    grids = config.grids and Grids(config, config.grids, encoder, writer)
+    with StopRequest() as stop, Progress(end, config.stage.name, "step", initial=start) as progress:
+        for step in range(start, end + 1):
+            reason = stop.reason(step)
+            last = step == end or reason is not None
+            if step > start:
+                if config.grids and grids and step % config.grids.every == 0:
+                    window.check()
+                    grids.draw(step, state.ema_params)
+                if last or step % config.save_every == 0:
+                    window.check()
+                    checkpoints.save(
+                        config.model_dir, state, batches.position(), operative_text, config.keep_checkpoints
+                    )
+            if last:
+                break
+            with jax.transfer_guard("disallow"):
+                window.start()
+                batch = next(device_batches)
+                window.data_ready()
+                state, metrics = program.compiled(state, batch)
+                window.add(metrics)
+                shown: dict[str, float] = {}
+                if (step + 1) % config.log_every == 0 or step + 1 == end:
+                    line = window.close()
+                    writer.write(line)
+                    shown = {"loss": line["loss"], "images_per_s": line["images_per_s"]}
+            progress.update(1, **shown)
+    writer.close()
+    if reason is not None:
+        say(f"{config.stage.name}: stopped by {reason}, saved at step {step}; run the same command to go on")
+    return state
+
+
+def run(config: TrainConfig, operative_config: str = "") -> None:
+    """The console command's door to `train`.
+
+    Raises:
+      UserError: also when the run directory cannot be written.
+    """
+    try:
+        train(config, operative_config)
+    except OSError as error:
+        raise UserError(
+            f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "
+            f"fix the permissions, then run the same command again"
+        ) from error

@@ -1,0 +1,179 @@
+"""What a run reports: metrics.jsonl, TensorBoard, and the sums behind every average."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagen_jax.errors import UserError
+from imagen_jax.train.event_file import EventFile
+from imagen_jax.train.run_dir import write_atomically
+from imagen_jax.train.step import LOG_SNR_EDGES
+from imagen_jax.typing import Array
+
+# Updates the host may be ahead of the device: enough to hide its own work, few enough that the batches
+# waiting on the device stay small.
+STEPS_AHEAD = 2
+
+# All three finite: loss and gradients were, and so are the parameters that a checkpoint would hold.
+CHECKED = ("loss", "grad_norm", "param_norm")
+
+BUCKET_NAMES = tuple(
+    f"{low:g}..{high:g}" for low, high in zip((-math.inf, *LOG_SNR_EDGES), (*LOG_SNR_EDGES, math.inf), strict=True)
+)
+
+
+class Window:
+    """Metrics of the updates since the last line, kept on the device until they are wanted.
+
+    Averages are made of sums and counts, so a line is the mean over its examples whatever the batch.
+
+    Args:
+      step: updates done when the window opens.
+      batch_size: rows of one update.
+      flops_per_step: FLOPs of one update over all devices.
+      peak_flops: peak FLOP/s of all devices together, None where unknown.
+    """
+
+    def __init__(self, step: int, batch_size: int, flops_per_step: int, peak_flops: float | None):
+        self._batch_size, self._flops, self._peak = batch_size, flops_per_step, peak_flops
+        self._checked = self._opened = step
+        self._waiting: list[dict[str, Array]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._data_s = self._compute_s = 0.0
+        self._mark = time.perf_counter()
+
+    def start(self) -> None:
+        """Time from here on belongs to the window (what came before was sampling or saving)."""
+        self._mark = time.perf_counter()
+
+    def data_ready(self) -> None:
+        """The next batch is there: the time since the last mark was waiting for data."""
+        self._data_s += self._lap()
+
+    def add(self, metrics: dict[str, Array]) -> None:
+        """Takes the metrics of one dispatched update; waits only when the host is too far ahead."""
+        self._waiting.append(metrics)
+        if len(self._waiting) > STEPS_AHEAD:
+            jax.block_until_ready(self._waiting[-1 - STEPS_AHEAD])
+        self._compute_s += self._lap()
+
+    def check(self) -> None:
+        """Fetches what is waiting and stops the run at the first non-finite update.
+
+        Raises:
+          UserError: names the update and the interval since the last check.
+        """
+        if not self._waiting:
+            return
+        rows = jax.device_get(self._waiting)
+        self._compute_s += self._lap()
+        self._waiting = []
+        end = self._checked + len(rows)
+        for step, row in enumerate(rows, self._checked + 1):
+            bad = [f"{name} = {row[name]}" for name in CHECKED if not np.isfinite(row[name])]
+            if bad:
+                raise UserError(
+                    f"not finite at step {step}: {', '.join(bad)} (found when checking steps "
+                    f"{self._checked + 1} to {end}); nothing was saved since. Lower learning_rate, set "
+                    f"grad_clip_norm, or look at the data of that step; running again goes on from the "
+                    f"last checkpoint"
+                )
+        self._checked = end
+        self._rows += rows
+
+    def close(self) -> dict[str, Any]:
+        """The line of this window; opens the next one."""
+        self.check()
+        rows, num = self._rows, len(self._rows)
+        seconds = self._data_s + self._compute_s
+        sums = np.sum([row["bucket_loss_sum"] for row in rows], axis=0)
+        counts = np.sum([row["bucket_count"] for row in rows], axis=0)
+        line: dict[str, Any] = {
+            "step": self._checked,
+            "loss": float(np.mean([row["loss"] for row in rows])),
+            "loss_by_log_snr": {
+                name: float(total / count)
+                for name, total, count in zip(BUCKET_NAMES, sums, counts, strict=True)
+                if count
+            },
+            "grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
+            "param_norm": float(rows[-1]["param_norm"]),
+            "learning_rate": float(rows[-1]["learning_rate"]),
+            "images_per_s": self._batch_size * num / seconds,
+            "step_time_s": seconds / num,
+            "data_s": self._data_s / num,
+            "compute_s": self._compute_s / num,
+        }
+        if self._peak is not None:
+            line["mfu"] = self._flops * num / seconds / self._peak
+        self._rows, self._opened = [], self._checked
+        self._data_s = self._compute_s = 0.0
+        return line
+
+    def _lap(self) -> float:
+        now = time.perf_counter()
+        passed, self._mark = now - self._mark, now
+        return passed
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Rewrites metrics.jsonl without the lines after `step` and without a last line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if line.endswith("\n") and entry["step"] <= step:
+            kept.append(line)
+    write_atomically(path, "".join(kept).encode())
+
+
+class MetricWriter:
+    """Writes lines to metrics.jsonl and curves to TensorBoard; silent on all processes but the first.
+
+    Args:
+      model_dir: run directory.
+      step: updates done; later lines of an earlier process are dropped.
+    """
+
+    def __init__(self, model_dir: str | os.PathLike[str], step: int):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        self._path = Path(model_dir) / "metrics.jsonl"
+        drop_lines_after(self._path, step)
+        self._events = EventFile(Path(model_dir) / "tensorboard", step)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Appends one line; nested values become curves named "outer/inner"."""
+        if not self._active:
+            return
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        scalars: dict[str, float] = {}
+        for name, value in line.items():
+            if isinstance(value, Mapping):
+                scalars |= {f"{name}/{inner}": number for inner, number in value.items()}
+            elif name != "step":
+                scalars[name] = value
+        self._events.scalars(line["step"], scalars)
+
+    def image(self, step: int, tag: str, png: bytes, height: int, width: int) -> None:
+        """Adds one PNG image to TensorBoard."""
+        if self._active:
+            self._events.image(step, tag, png, height, width)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self._active:
+            self._events.close()

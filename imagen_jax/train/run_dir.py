@@ -1,0 +1,96 @@
+"""What a run directory says about the run before its first update."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from imagen_jax.train.state import TrainState, named_leaves
+
+PACKAGES = (
+    "imagen_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "tensorflow",
+    "gin-config",
+)
+
+
+def num_parameters(state: TrainState) -> int:
+    """Number of trained scalars."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+
+
+def model_info(state: TrainState, mesh: Mesh) -> str:
+    """Table of the parameters: name, shape, dtype, how it is sharded, count; then the total.
+
+    Args:
+      state: abstract state with shardings.
+      mesh: the mesh they lie on.
+    """
+    rows = [("parameter", "shape", "dtype", "sharding", "count")]
+    for name, leaf in named_leaves(state.params).items():
+        spec = ",".join(str(axis or "-") for axis in leaf.sharding.spec) or "replicated"
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        rows.append((name, shape, leaf.dtype.name, spec, f"{math.prod(leaf.shape):,}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines += ["", f"total parameters: {num_parameters(state):,}", f"mesh: {mesh_text(mesh)}"]
+    return "\n".join(lines) + "\n"
+
+
+def mesh_text(mesh: Mesh) -> str:
+    """The mesh in words, e.g. "data 8 x fsdp 1 x tensor 1 (8 TPU v4)"."""
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    return f"{sizes} ({mesh.size} {mesh.devices.flat[0].device_kind})"
+
+
+def versions() -> dict[str, Any]:
+    """Installed versions and, in a git checkout, its revision."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    try:
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found["git_revision"] = git.stdout.strip() if git.returncode == 0 else None
+    except FileNotFoundError:
+        found["git_revision"] = None
+    return found
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file beside and renames it, so that it is never half-written."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_bytes(data)
+    os.replace(beside, path)
+
+
+def describe_run(model_dir: str | os.PathLike[str], state: TrainState, mesh: Mesh, operative_text: str) -> None:
+    """Writes config.gin, model-info.txt and versions.json into the run directory (first process only)."""
+    if jax.process_index() != 0:
+        return
+    root = Path(model_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    write_atomically(root / "config.gin", operative_text.encode())
+    write_atomically(root / "model-info.txt", model_info(state, mesh).encode())
+    write_atomically(root / "versions.json", (json.dumps(versions(), indent=1) + "\n").encode())

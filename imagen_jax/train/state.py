@@ -1,0 +1,82 @@
+"""What a training run carries from step to step, and how it lies on the mesh."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from imagen_jax.sharding import rules
+from imagen_jax.stage import Stage
+from imagen_jax.typing import PyTree
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything one update reads and writes; parameters and averages are float32.
+
+    The same tree also holds shapes, shardings or flags of its leaves, hence no array types here.
+
+    Args:
+      step: updates done, an int32 scalar.
+      params: parameters being trained.
+      ema_params: their moving average, used for sampling.
+      opt_state: optax state.
+    """
+
+    step: PyTree
+    params: PyTree
+    ema_params: PyTree
+    opt_state: PyTree
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """Readable name of a leaf, e.g. "params.conv.kernel"; the same for a tuple, a named tuple and a dict."""
+    parts = (getattr(key, "key", getattr(key, "name", getattr(key, "idx", key))) for key in path)
+    return ".".join(str(part) for part in parts)
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves of a tree by their readable names, in the tree's order."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def init_state(stage: Stage, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    """A fresh state; call it under `jax.jit` or `jax.eval_shape`.
+
+    Args:
+      stage: gives the parameters.
+      optimizer: gives their optimizer state.
+      seed: seed of the parameters.
+    """
+    params = rules.unbox(stage.init(jax.random.key(seed)))
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    return TrainState(step=jnp.int32(0), params=params, ema_params=params, opt_state=optimizer.init(params))
+
+
+def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state, computing nothing.
+
+    Optimizer leaves that mirror a parameter (same path end, same shape) lie as it does; the others
+    (counters, Adafactor's factored rows and columns) are small and replicated.
+    """
+    boxed = jax.eval_shape(stage.init, jax.random.key(0))
+    by_name = named_leaves(rules.param_shardings(boxed, mesh))
+    state = jax.eval_shape(lambda: init_state(stage, optimizer, 0))
+    shapes = {name: leaf.shape for name, leaf in named_leaves(state.params).items()}
+
+    def place(path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        parts = path_name(path).split(".")
+        tails = (".".join(parts[start:]) for start in range(1, len(parts)))
+        name = next((tail for tail in tails if shapes.get(tail) == leaf.shape), None)
+        sharding = rules.replicated(mesh) if name is None else by_name[name]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def shardings_of(abstract: PyTree) -> PyTree:
+    """Shardings of an abstract tree."""
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)

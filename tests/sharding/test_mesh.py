@@ -1,0 +1,45 @@
+"""Mesh shapes, and the errors for those that do not fit."""
+
+import jax
+import pytest
+
+from imagen_jax.errors import UserError
+from imagen_jax.sharding.mesh import MeshConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "num", "expected"),
+    [
+        (MeshConfig(), 8, (8, 1, 1)),
+        (MeshConfig(fsdp=4), 8, (2, 4, 1)),
+        (MeshConfig(data=1, fsdp=-1, tensor=2), 256, (1, 128, 2)),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8, (2, 2, 2)),
+    ],
+)
+def test_shapes(config, num, expected):
+    assert config.shape(num) == expected
+
+
+def test_built_mesh_has_every_device_once():
+    mesh = MeshConfig(fsdp=2, tensor=2).build()
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert set(mesh.devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(fsdp=3), "does not fit 8 devices: the fixed axes multiply to 3"),
+        (MeshConfig(data=2, fsdp=2, tensor=1), "uses 4 of 8 devices"),
+        (MeshConfig(data=16), "does not fit 8 devices"),
+    ],
+)
+def test_wrong_products_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        config.build()
+
+
+@pytest.mark.parametrize("values", [{"fsdp": 0}, {"data": -2}, {"tensor": True}, {"data": -1, "fsdp": -1}])
+def test_wrong_sizes_are_refused(values):
+    with pytest.raises(UserError, match="mesh axis"):
+        MeshConfig(**values)

@@ -1,0 +1,60 @@
+"""Which dimension is sharded, and how batches divide."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from imagen_jax.errors import UserError
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.sharding.rules import param_shardings, partition_spec, per_device_batch, unbox
+
+CONV = ("conv_h", "conv_w", "conv_in", "conv_out")
+
+
+@pytest.mark.parametrize(
+    ("names", "shape", "expected"),
+    [
+        (CONV, (3, 3, 16, 32), P(None, None, None, "fsdp")),
+        (CONV, (3, 3, 16, 3), P(None, None, "fsdp")),
+        (CONV, (3, 3, 3, 3), P()),
+        (("embed", "heads"), (16, 64), P("fsdp", "tensor")),
+        (("heads", "embed"), (64, 16), P("tensor", "fsdp")),
+        (("embed", "mlp"), (15, 64), P(None, "tensor")),
+        (("somewhere", "else"), (64, 64), P()),
+        (("layers", "embed"), (4, 16), P(None, "fsdp")),
+        (("conv_out",), (32,), P()),
+    ],
+)
+def test_specs(names, shape, expected):
+    assert partition_spec(names, shape, MeshConfig(data=2, fsdp=2, tensor=2).build()) == expected
+
+
+def test_axes_of_size_one_shard_nothing():
+    assert partition_spec(CONV, (3, 3, 16, 32), MeshConfig().build()) == P()
+
+
+def test_shardings_of_boxed_parameters_follow_the_unboxed_structure():
+    mesh = MeshConfig(fsdp=8).build()
+    boxed = {
+        "kernel": nn.LogicallyPartitioned(jnp.zeros((3, 3, 8, 16)), CONV),
+        "plain": jnp.zeros((8, 8)),
+    }
+    shardings = param_shardings(boxed, mesh)
+    assert shardings["kernel"].spec == P(None, None, None, "fsdp")
+    assert shardings["plain"].spec == P()
+    placed = jax.device_put(unbox(boxed), shardings)
+    assert placed["kernel"].addressable_shards[0].data.shape == (3, 3, 8, 2)
+
+
+def test_batch_divides_over_data_and_fsdp_and_microbatches():
+    mesh = MeshConfig(fsdp=2, tensor=2).build()
+    assert per_device_batch(24, mesh) == 6
+    assert per_device_batch(24, mesh, accumulate_steps=3) == 2
+
+
+@pytest.mark.parametrize(("batch", "nearest"), [(10, "choose 8 or 16"), (3, "choose 8$")])
+def test_batch_that_does_not_divide_is_refused_with_the_nearest_that_do(batch, nearest):
+    with pytest.raises(UserError, match=rf"batch_size \({batch}\).*8 devices split it 8 ways.*{nearest}"):
+        per_device_batch(batch, MeshConfig().build())

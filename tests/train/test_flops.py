@@ -1,0 +1,36 @@
+"""FLOPs counted on jaxprs against sums by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from imagen_jax.train.flops import count_flops, peak_flops
+
+
+def test_matmul_scan_and_gradient():
+    x, w = jnp.zeros((4, 8)), jnp.zeros((8, 8))
+    once = 2 * 4 * 8 * 8
+    assert count_flops(lambda x, w: x @ w, x, w) == once
+
+    def repeated(x, w):
+        return jax.lax.scan(lambda h, _: (jnp.sin(h @ w), None), x, length=5)[0]
+
+    assert count_flops(jax.jit(repeated), x, w) == 5 * once
+    # Backward: one matmul for the input's and one for the kernel's gradient.
+    assert count_flops(jax.grad(lambda w, x: repeated(x, w).sum()), w, x) == 15 * once
+
+
+def test_convolution():
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    flops = count_flops(convolve, jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16)))
+    assert flops == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H200", 989.5e12), ("cpu", None)],
+)
+def test_peaks(kind, expected):
+    assert peak_flops(kind) == expected

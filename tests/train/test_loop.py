@@ -1,0 +1,223 @@
+"""The loop: resuming, order of restore, stopping, what it writes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax.errors import UserError
+from imagen_jax.train import checkpoints, loop
+from imagen_jax.train.dry_run import dry_run
+from tests.train import tiny_run
+
+
+@pytest.fixture(autouse=True)
+def tiny_data(monkeypatch):
+    tiny_run.use_tiny_data(monkeypatch.setattr)
+    monkeypatch.setattr(tiny_run.TinyBatches, "steps_read", [])
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", None)
+
+
+def lines_of(model_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_stopped_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(tmp_path):
+    whole = loop.train(tiny_run.tiny_config(tmp_path / "a"), "text")
+    order = list(tiny_run.TinyBatches.steps_read)
+    assert order == list(range(12))
+    tiny_run.TinyBatches.steps_read.clear()
+    config = tiny_run.tiny_config(tmp_path / "b")
+    part = loop.train(config, "text", stop_at=5)
+    assert int(part.step) == 5
+    resumed = loop.train(config, "text")
+    assert tiny_run.TinyBatches.steps_read == order
+    assert int(resumed.step) == 12
+    assert tiny_run.leaves_equal(whole, resumed)
+    assert not tiny_run.leaves_equal(whole.params, part.params)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tmp_path):
+    runs = [
+        loop.train(tiny_run.tiny_config(tmp_path / name, seed=seed, num_steps=3))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert tiny_run.leaves_equal(runs[0], runs[1])
+    assert not tiny_run.leaves_equal(runs[0].params, runs[2].params)
+
+
+CHILD = """
+import sys
+from imagen_jax.train import loop
+from tests.train import tiny_run
+tiny_run.use_tiny_data()
+loop.train(tiny_run.tiny_config(sys.argv[1], num_steps=30, save_every=2, keep_checkpoints=30), "text")
+"""
+
+
+def start_child(model_dir: Path) -> subprocess.Popen:
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(model_dir)], env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(child: subprocess.Popen, model_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 300
+    while (checkpoints.latest_step(model_dir) or 0) < step:
+        assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
+        time.sleep(0.002)
+
+
+def finish(child: subprocess.Popen) -> str:
+    """What a child that must succeed said on stderr."""
+    _, errors = child.communicate(timeout=300)
+    assert child.returncode == 0, errors
+    return errors
+
+
+def test_sigkill_at_a_random_moment_changes_nothing(tmp_path):
+    # Processes of one layout are compared: another number of devices may add in another order.
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    children = [start_child(killed), start_child(whole)]
+    wait_for_step(children[0], killed, random.randrange(2, 16, 2))
+    time.sleep(random.uniform(0, 0.1))
+    children[0].kill()
+    children[0].communicate()
+    stopped_at = checkpoints.latest_step(killed)
+    assert stopped_at is not None and stopped_at < 30
+    errors = finish(start_child(killed))
+    assert f"own checkpoint of step {stopped_at}" in errors
+    finish(children[1])
+    assert checkpoints.saved_steps(killed) == checkpoints.saved_steps(whole) == list(range(2, 31, 2))
+    program = loop.Program.build(tiny_run.tiny_config(tmp_path / "any"))
+    for step in (stopped_at + 2, 30):
+        # Parameters, averages, optimizer state and, in the position, the order of the data.
+        one, position = checkpoints.restore(killed, program.state, step)
+        two, expected = checkpoints.restore(whole, program.state, step)
+        assert tiny_run.leaves_equal(one, two)
+        assert position == expected and position["step"] == step
+
+
+def test_sigterm_saves_at_a_step_boundary_and_exits_zero(tmp_path):
+    child = start_child(tmp_path / "run")
+    wait_for_step(child, tmp_path / "run", 3)
+    child.send_signal(signal.SIGTERM)
+    errors = finish(child)
+    saved = checkpoints.latest_step(tmp_path / "run")
+    assert saved is not None and saved < 30
+    assert f"stopped by SIGTERM, saved at step {saved}; run the same command to go on" in errors
+
+
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
+    with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 7 to 8"):
+        loop.train(tiny_run.tiny_config(tmp_path))
+    assert checkpoints.latest_step(tmp_path) == 4
+    params = checkpoints.load_params(tmp_path, ema=False)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert lines_of(tmp_path)[-1]["step"] == 6
+
+
+def test_non_finite_state_is_not_saved_when_saving_comes_before_logging(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
+    with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 5 to 8"):
+        loop.train(tiny_run.tiny_config(tmp_path, log_every=100))
+    assert checkpoints.saved_steps(tmp_path) == [4]
+
+
+def test_own_checkpoint_then_resume_then_init_from_then_scratch(tmp_path):
+    donor = loop.train(tiny_run.tiny_config(tmp_path / "donor"), stop_at=4)
+    ema = jax.device_get(donor.ema_params)
+    program = loop.Program.build(tiny_run.tiny_config(tmp_path / "x"))
+
+    scratch, position, origin = loop.start_state(tiny_run.tiny_config(tmp_path / "x"), program)
+    assert int(scratch.step) == 0 and position is None and "scratch" in origin
+
+    config = tiny_run.tiny_config(tmp_path / "x", init_from=str(tmp_path / "donor"))
+    initial, position, _ = loop.start_state(config, program)
+    assert int(initial.step) == 0 and position is None
+    assert tiny_run.leaves_equal(initial.params, ema) and tiny_run.leaves_equal(initial.ema_params, ema)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(initial.opt_state))
+    loop.train(config, stop_at=1)
+
+    config = tiny_run.tiny_config(tmp_path / "y", resume=str(tmp_path / "donor"))
+    resumed, position, _ = loop.start_state(config, program)
+    assert position == {"seed": 0, "step": 4, "batch_size": 16}
+    assert tiny_run.leaves_equal(resumed, donor)
+    loop.train(config, stop_at=6)
+
+    state, _, origin = loop.start_state(config, program)
+    assert int(state.step) == 6 and "its own checkpoint of step 6" in origin
+
+
+def test_changed_data_order_is_refused_on_resume(tmp_path):
+    loop.train(tiny_run.tiny_config(tmp_path), stop_at=4)
+    with pytest.raises(UserError, match="batch_size: got 8, the checkpoint has 16"):
+        loop.train(tiny_run.tiny_config(tmp_path, batch_size=8))
+
+
+def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
+    config = tiny_run.tiny_config(tmp_path)
+    loop.train(config, "operative", stop_at=6)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 8, "loss": 0}\n{"step": 9, "lo')
+    loop.train(config, "operative")
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert lines[3]["loss"] > 0
+    for line in lines:
+        assert line["step_time_s"] == pytest.approx(line["data_s"] + line["compute_s"])
+        assert line["images_per_s"] == pytest.approx(16 / line["step_time_s"])
+        assert "mfu" not in line
+    assert lines[0]["learning_rate"] == pytest.approx(1e-2)
+    assert (tmp_path / "config.gin").read_text() == "operative"
+    assert checkpoints.load_config_text(tmp_path) == "operative"
+    assert json.loads((tmp_path / "versions.json").read_text())["jax"] == jax.__version__
+    info = (tmp_path / "model-info.txt").read_text()
+    # conv 3x3x3x16 + 16, dense 17x16 + 16, conv 3x3x16x3 + 3
+    assert f"total parameters: {432 + 16 + 272 + 16 + 432 + 3:,}" in info
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    loop.train(tiny_run.tiny_config(tmp_path, keep_checkpoints=2))
+    assert checkpoints.saved_steps(tmp_path) == [8, 12]
+
+
+def test_finished_run_does_nothing_more(tmp_path):
+    config = tiny_run.tiny_config(tmp_path, num_steps=2)
+    first = loop.train(config)
+    tiny_run.TinyBatches.steps_read.clear()
+    assert tiny_run.leaves_equal(loop.train(config), first)
+    assert tiny_run.TinyBatches.steps_read == []
+
+
+def test_loss_falls(tmp_path):
+    loop.train(tiny_run.tiny_config(tmp_path, num_steps=60, log_every=20))
+    lines = lines_of(tmp_path)
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+
+
+def test_dry_run_tells_sizes_and_refuses_a_batch_that_does_not_divide(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    text = dry_run(tiny_run.tiny_config(tmp_path, accumulate_steps=2))
+    assert "parameters:        1,171" in text
+    assert "data 8 x fsdp 1 x tensor 1" in text
+    assert "16 rows in 2 microbatches of 1 rows a device" in text
+    assert "GiB temporaries" in text
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"batch_size \(20\) must be divisible by 8.*choose 16 or 24"):
+        dry_run(tiny_run.tiny_config(tmp_path, batch_size=20))
+
+
+def test_run_directory_that_cannot_be_written_is_told_in_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="stopped on a file.*run the same command again"):
+        loop.run(tiny_run.tiny_config(tmp_path / "file" / "run"))

@@ -1,0 +1,123 @@
+"""Averages, files and TensorBoard records."""
+
+import json
+import struct
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import json_format
+from tensorflow.core.util import event_pb2
+
+from imagen_jax.errors import UserError
+from imagen_jax.train.event_file import EventFile, masked_crc32c
+from imagen_jax.train.metrics import BUCKET_NAMES, MetricWriter, Window, drop_lines_after
+
+
+def row(mean: float, sums: list[float], counts: list[float], **changes: float) -> dict[str, jax.Array]:
+    values: dict[str, Any] = {
+        "loss": mean,
+        "bucket_loss_sum": sums,
+        "bucket_count": counts,
+        "grad_norm": 1,
+        "param_norm": 2,
+        "learning_rate": 0.5,
+    }
+    return {name: jnp.asarray(value, jnp.float32) for name, value in (values | changes).items()}
+
+
+def test_buckets_are_averaged_over_examples_not_over_steps():
+    window = Window(4, 3, 1_000_000, 1e9)
+    window.start()
+    window.data_ready()
+    window.add(row(1.0, [1, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]))
+    time.sleep(0.02)
+    window.data_ready()
+    window.add(row(3.0, [8, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 2]))
+    line = window.close()
+    assert line["step"] == 6
+    assert line["loss"] == 2.0
+    assert line["loss_by_log_snr"] == {"-inf..-6": 3.0, "6..inf": 1.0}
+    assert BUCKET_NAMES == ("-inf..-6", "-6..-3", "-3..0", "0..3", "3..6", "6..inf")
+    assert line["data_s"] >= 0.01
+    assert line["mfu"] == pytest.approx(1e6 / line["step_time_s"] / 1e9)
+    assert line["images_per_s"] == pytest.approx(3 / line["step_time_s"])
+    window.add(row(5.0, [5, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]))
+    assert window.close()["loss"] == 5.0
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
+def test_the_first_bad_step_of_an_interval_is_named(name):
+    window = Window(10, 3, 1, None)
+    window.add(row(1.0, [1] * 6, [1] * 6))
+    window.check()
+    for value in (1.0, np.inf, np.nan):
+        window.add(row(1.0, [1] * 6, [1] * 6, **{name: value}))
+    with pytest.raises(UserError, match=rf"step 13: {name} = inf \(found when checking steps 12 to 14\)"):
+        window.check()
+
+
+def test_lines_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    path.write_text('{"step": 1}\n{"step": 2}')
+    drop_lines_after(path, 2)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def read_events(directory) -> list[dict]:
+    """Events of a log directory, read by TensorFlow (which checks both checksums of a record)."""
+    events = []
+    for path in sorted(directory.iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            events.append(json_format.MessageToDict(event_pb2.Event.FromString(record)))
+    return events
+
+
+def test_tensorflow_reads_the_event_file(tmp_path):
+    events = EventFile(tmp_path, start_step=200)
+    events.scalars(300, {"loss": 0.25, "loss_by_log_snr/-6..-3": -1.5})
+    events.image(70_000, "samples", b"\x89PNG", 12, 300)
+    events.close()
+    version, restart, scalars, image = read_events(tmp_path)
+    assert version["fileVersion"] == "brain.Event:2"
+    assert restart["step"] == "201" and restart["sessionLog"] == {"status": "START"}
+    assert scalars["step"] == "300" and abs(scalars["wallTime"] - time.time()) < 60
+    assert [(v["tag"], v["simpleValue"]) for v in scalars["summary"]["value"]] == [
+        ("loss", 0.25),
+        ("loss_by_log_snr/-6..-3", -1.5),
+    ]
+    (value,) = image["summary"]["value"]
+    assert image["step"] == "70000" and value["tag"] == "samples"
+    assert (value["image"]["height"], value["image"]["width"], value["image"]["colorspace"]) == (12, 300, 3)
+
+
+def test_crc_of_the_standards_check_string():
+    # CRC-32C of "123456789" is E3069283 (RFC 3720); the record format rotates and offsets it.
+    crc = 0xE3069283
+    assert masked_crc32c(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
+
+
+def test_writer_appends_lines_and_flattens_nested_curves(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.write({"step": 1, "loss": 0.5, "loss_by_log_snr": {"0..3": 0.125}})
+    writer.write({"step": 2, "loss": 0.25, "loss_by_log_snr": {}})
+    writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    tags = [v["tag"] for event in read_events(tmp_path / "tensorboard")[2:] for v in event["summary"]["value"]]
+    assert tags == ["loss", "loss_by_log_snr/0..3", "loss"]
+
+
+def test_varints_longer_than_a_byte_round_trip(tmp_path):
+    events = EventFile(tmp_path)
+    for step in (127, 128, 2**31, 2**40):
+        events.scalars(step, {"x": struct.unpack("<f", b"\x01\x02\x03\x04")[0]})
+    events.close()
+    assert [int(event["step"]) for event in read_events(tmp_path)[2:]] == [127, 128, 2**31, 2**40]
