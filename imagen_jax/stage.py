@@ -98,7 +98,7 @@ class Stage:
     def loss(
         self, params: PyTree, batch: dict[str, Array], rng: PRNGKeyArray
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean squared error of the network's prediction at random times (paper section 2, appendix algorithm 1).
+        """Mean squared error of the network's prediction at random times (paper section 2.2, figure A.32).
 
         Args:
           params: network parameters.

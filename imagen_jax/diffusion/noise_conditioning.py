@@ -1,4 +1,4 @@
-"""Noise conditioning augmentation of the low-resolution input (paper section 2.5 and appendix, algorithm 1).
+"""Noise conditioning augmentation of the low-resolution input (paper section 2.4, figure A.32).
 
 The low-resolution image, already resized to the size of the stage, is corrupted by the variance-preserving
 process of the cosine schedule at time aug_level, and the network is told that level:

@@ -35,7 +35,7 @@ def alpha_sigma(log_snr: Float[Array, "*b"], ndim: int = 0) -> tuple[Float[Array
 
 
 def diffuse(x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], log_snr: Float[Array, " b"]) -> Float[Array, "b *s"]:
-    """Draws z_t from x0 and unit Gaussian eps (paper eq. of section 2: z_t = alpha x0 + sigma eps)."""
+    """Draws z_t from x0 and unit Gaussian eps (paper section 2.2: z_t = alpha x0 + sigma eps)."""
     alpha, sigma = alpha_sigma(log_snr, x0.ndim)
     return alpha * x0 + sigma * eps
 

@@ -1,4 +1,4 @@
-"""Steps from z_t to z_s, s < t, given the thresholded x0_hat (paper section 2.1; DDIM: arXiv 2010.02502).
+"""Steps from z_t to z_s, s < t, given the thresholded x0_hat (paper appendix A; DDIM: arXiv 2010.02502).
 
 Both samplers use the same discrete grid of times 1 = t_0 > t_1 > … > t_N = 0. With alpha, sigma at t and
 alpha_s, sigma_s at s, and snr_ratio = SNR(t) / SNR(s) = exp(log_snr_t - log_snr_s) < 1:

@@ -27,7 +27,7 @@ class Schedule(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CosineSchedule:
-    """Cosine schedule in continuous time (paper section 4.2: base and 64→256 models).
+    """Cosine schedule in continuous time (paper appendix F.1, F.2: base and 64→256 models).
 
     Args:
       max_log_snr: the log-SNR is clipped to ± this value; positive.
@@ -52,7 +52,7 @@ class CosineSchedule:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearSchedule:
-    """Exact continuous limit of the linear beta schedule 1e-4..0.02 (paper section 4.2: 256→1024 model).
+    """Exact continuous limit of the linear beta schedule 1e-4..0.02 (paper appendix F.3: 256→1024 model).
 
     Args:
       max_log_snr: the log-SNR is clipped to ± this value; positive.

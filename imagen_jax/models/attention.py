@@ -10,7 +10,7 @@ from imagen_jax.typing import Array, Bool, Float
 
 
 class TextSelfAttention(nn.Module):
-    """Self-attention with the text tokens as extra keys and values (paper appendix: base and 64→256 models).
+    """Self-attention with the text tokens as extra keys and values (paper appendix D.3.1: base and 64→256 models).
 
     Attributes:
       head_dim: width of one head; must divide the channels.
@@ -31,7 +31,7 @@ class TextSelfAttention(nn.Module):
         flat = group_norm(c, name="norm")(x).reshape(b, h * w, c).astype(self.dtype)
         qkv = dense(3 * c, axes=("embed", "heads"), use_bias=False, dtype=self.dtype, name="qkv")(flat)
         query, key, value = jnp.split(qkv.reshape(b, h * w, 3 * heads, self.head_dim), 3, axis=2)
-        # A LayerNorm of its own in each attention layer: "in both places" (paper, appendix).
+        # A LayerNorm of its own in each attention layer: "in the attention and pooling layers" (paper section 2.5).
         tokens = layer_norm(name="text_norm")(text).astype(self.dtype)
         text_kv = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(tokens)
         text_key, text_value = jnp.split(text_kv.reshape(b, -1, 2 * heads, self.head_dim), 2, axis=2)

@@ -41,7 +41,7 @@ class Denoiser(Protocol):
 
 
 def drop_text(cond: Conditioning, keep: Bool[Array, " b"]) -> Conditioning:
-    """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.2)."""
+    """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.1)."""
     text = jnp.where(keep[:, None, None], cond.text, 0.0)
     return dataclasses.replace(cond, text=text, text_mask=cond.text_mask & keep[:, None])
 

@@ -1,4 +1,4 @@
-"""The Efficient U-Net for super-resolution (paper section 2.6 and appendix B).
+"""The Efficient U-Net for super-resolution (paper section 2.5, appendix B.1, figures A.27 to A.30).
 
     DBlock  strided conv → combine embeddings → ResNetBlock x N → attention
     UBlock  input + skip / sqrt(2) → combine embeddings → ResNetBlock x N → attention → up-sampling conv

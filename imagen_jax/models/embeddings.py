@@ -1,6 +1,6 @@
 """Embeddings of noise level, augmentation level and pooled text.
 
-The text enters twice (paper section 2.4.1 and appendix): attention-pooled into the embedding that every residual
+The text enters twice (paper section 2.5 and appendix D.3.1): attention-pooled into the embedding that every residual
 block reads, and as a token sequence for attention. LayerNorm is applied in both places.
 """
 
@@ -21,7 +21,7 @@ def sinusoid(x: Float[Array, " b"], dim: int, max_period: float = 1e4) -> Float[
 
 
 class AttentionPool(nn.Module):
-    """Pools a token sequence to one vector by attention from the masked mean (paper appendix: attention pooling).
+    """Pools a token sequence to one vector by attention from the masked mean (paper appendix F: attention pooling).
 
     Attributes:
       head_dim: width of one head; must divide the token width.

@@ -95,7 +95,7 @@ class ResBlock(nn.Module):
     """GroupNorm-swish-conv twice, scale-shift by the embedding, residual by conv 1x1 where channels change.
 
     With `resample` set it is BigGAN's resampling block: both the branch and the residual are resampled after
-    the first activation (paper appendix, base model; arXiv 2105.05233).
+    the first activation (paper appendix F.1; arXiv 2105.05233).
 
     Attributes:
       features: output channels.

@@ -1,4 +1,4 @@
-"""The base U-Net (paper appendix, 64x64 model; the architecture of arXiv 2105.05233 with text).
+"""The base U-Net (paper appendix F.1, 64x64 model; the architecture of arXiv 2105.05233 with text).
 
     conv_in → per level: [ResBlock (+ attention)] x num_res_blocks, BigGAN down-sampling block → middle
             → per level, upwards: [concat skip, ResBlock (+ attention)] x (num_res_blocks + 1), up-sampling block → out

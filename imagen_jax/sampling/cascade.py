@@ -164,7 +164,7 @@ class Cascade:
 
     def _encode(self, prompts: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         text, text_mask = self.encoder.encode(prompts)
-        # An empty prompt is the null text of training: zeros and no token (paper section 4.2).
+        # An empty prompt is the null text of training: zeros and no token (paper section 4.1).
         empty = np.array([not prompt.strip() for prompt in prompts])
         text = np.where(empty[:, None, None], 0.0, text)
         return jnp.asarray(text), jnp.asarray(text_mask & ~empty[:, None])
