@@ -17,7 +17,7 @@ from imagen_jax.data.shapes_scene import HUES, Object, Scene
 
 # Radius in 64ths of the image side. Two large objects plus their gap and the margins must fit side by side.
 _SINGLE_RADII = {"small": 11.0, "medium": 14.0, "large": 17.5}
-_TWO_RADII = {"small": 10.5, "medium": 12.0, "large": 13.2}
+_TWO_RADII = {"small": 10.3, "medium": 11.8, "large": 13.2}
 _GROUP_RADIUS = 11.0
 _RADIUS_JITTER = 0.4
 _MARGIN = 2.0
