@@ -1,12 +1,15 @@
 """Settings of every test: checked array shapes and types, eight CPU devices, no accelerator."""
 
 import os
+from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow and jax both look for one.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 # Meshes of up to eight devices are tested on one machine.
@@ -14,3 +17,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Every annotation of the package is checked at each call; must come before the package's first import.
 install_import_hook("imagen_jax", "beartype.beartype")
+
+CACHE_SETTINGS = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keep_compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests build the same tiny programs again and again, some in processes of their own: each compiles once."""
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": directory}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        # For the processes that tests start.
+        os.environ[name.upper()] = str(value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+        del os.environ[name.upper()]
+    compilation_cache.reset_cache()

@@ -120,7 +120,7 @@ class Cascade:
         low_res: Float[np.ndarray, "b h w 3"] | None = None,
         batch_size: int = 64,
         label: str = "sample",
-    ) -> list[UInt8[np.ndarray, "b h w 3"]]:
+    ) -> list[UInt8[np.ndarray, "b _h _w 3"]]:
         """Draws one image a prompt through every stage.
 
         Image i depends on the seed, i and prompt i alone, whatever the batch size.

@@ -132,7 +132,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
     ("macros", "parts"),
     [
         ({"IMAGE_SIZE": 17}, ["image_size (17)", "divisible by 2", "choose 16 or 18"]),
-        ({"BATCH_SIZE": "'many'"}, ["batch_size ('many')", "must be an integer"]),
+        ({"BATCH_SIZE": 0}, ["batch_size (0)", "must be an integer >= 1"]),
         ({"LEARNING_RAT": 1}, ["LEARNING_RAT", "LEARNING_RATE"]),
         ({"TrainConfig.num_step": 3}, ["num_step"]),
         ({"STORE_DIR": "/nowhere/store"}, ["/nowhere/store"]),
