@@ -35,7 +35,8 @@ demo-short: $(VENV)/.installed
 demo-photos: $(VENV)/.installed-photos
 	$(PY) -m launch.local --config launch/configs/photos.py
 
-test: $(VENV)/.installed
+# The photographs come with libraries of their own, and their corpus is tested too.
+test: $(VENV)/.installed-photos
 	$(PY) -m pytest
 
 lint: $(VENV)/.installed

@@ -11,6 +11,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from imagen_jax.errors import UserError, exit_code
+
 # name: (package, file inside it, origin and licence, captions)
 PHOTOS = {
     "astronaut": (
@@ -86,7 +88,7 @@ PHOTOS = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
@@ -96,36 +98,30 @@ def main() -> int:
 
     from imagen_jax.data.builder import BuildConfig, build_corpus
     from imagen_jax.data.raw import RawExample, Source
-    from imagen_jax.errors import UserError
 
     examples = []
-    try:
-        for name, (package, file, licence, captions) in PHOTOS.items():
-            found = importlib.util.find_spec(package)
-            if found is None or found.origin is None:
-                raise UserError(f"package {package!r} is not installed; install the extra: imagen_jax[photos]")
-            path = Path(found.origin).parent / file
-            if not path.is_file():
-                raise UserError(f"{path} is missing; install another release of {package}")
-            for number, caption in enumerate(captions):
-                examples.append(
-                    RawExample(
-                        key=f"{name}-{number}",
-                        image=str(path),
-                        caption=caption,
-                        meta={"file": f"{package}/{file}", "licence": licence},
-                    )
+    for name, (package, file, licence, captions) in PHOTOS.items():
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:
+            raise UserError(f"package {package!r} is not installed; install the extra: imagen_jax[photos]")
+        path = Path(found.origin).parent / file
+        if not path.is_file():
+            raise UserError(f"{path} is missing; install another release of {package}")
+        for number, caption in enumerate(captions):
+            examples.append(
+                RawExample(
+                    key=f"{name}-{number}",
+                    image=str(path),
+                    caption=caption,
+                    meta={"file": f"{package}/{file}", "licence": licence},
                 )
-        settings = {"kind": "photos", "captions": {example.key: example.caption for example in examples}}
-        source = Source(parts=[lambda: iter(examples)], num_examples=len(examples), settings=settings)
-        config = BuildConfig(name="photos", image_size=options.image_size, vocab_size=options.vocab_size)
-        report = build_corpus(source, options.out, config, overwrite=options.overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            )
+    settings = {"kind": "photos", "captions": {example.key: example.caption for example in examples}}
+    source = Source(parts=[lambda: iter(examples)], num_examples=len(examples), settings=settings)
+    config = BuildConfig(name="photos", image_size=options.image_size, vocab_size=options.vocab_size)
+    report = build_corpus(source, options.out, config, overwrite=options.overwrite)
     print(f"{options.out}: {report}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -8,8 +8,10 @@ Example, 20 000 training and 1 000 validation pictures in about half a minute on
 import argparse
 import sys
 
+from imagen_jax.errors import exit_code
 
-def main() -> int:
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--num_train", type=int, default=20_000, help="training examples (default %(default)s)")
@@ -23,25 +25,19 @@ def main() -> int:
 
     # Imported late: --help answers at once, and worker processes, which import this file, stay light.
     from imagen_jax.data.corpora import build_shapes
-    from imagen_jax.errors import UserError
 
-    try:
-        report = build_shapes(
-            options.out,
-            num_train=options.num_train,
-            num_val=options.num_val,
-            seed=options.seed,
-            vocab_size=options.vocab_size,
-            image_size=options.image_size,
-            num_workers=options.num_workers,
-            overwrite=options.overwrite,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = build_shapes(
+        options.out,
+        num_train=options.num_train,
+        num_val=options.num_val,
+        seed=options.seed,
+        vocab_size=options.vocab_size,
+        image_size=options.image_size,
+        num_workers=options.num_workers,
+        overwrite=options.overwrite,
+    )
     print(f"{options.out}: {report}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -9,8 +9,10 @@ import argparse
 import importlib
 import sys
 
+from imagen_jax.errors import exit_code
 
-def main() -> int:
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="coco_captions", help="name of the task (default %(default)s)")
     parser.add_argument("--module", help="module to import first, which registers the task")
@@ -26,25 +28,19 @@ def main() -> int:
 
     from imagen_jax.data.builder import BuildConfig, build_corpus
     from imagen_jax.data.sources import task_source
-    from imagen_jax.errors import UserError
 
-    try:
-        if options.module:
-            importlib.import_module(options.module)
-        config = BuildConfig(
-            name=options.task.replace("-", "_"),
-            image_size=options.image_size,
-            min_size=options.min_size,
-            vocab_size=options.vocab_size,
-        )
-        source = task_source(options.task, options.splits.split(","))
-        report = build_corpus(source, options.out, config, overwrite=options.overwrite)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if options.module:
+        importlib.import_module(options.module)
+    config = BuildConfig(
+        name=options.task.replace("-", "_"),
+        image_size=options.image_size,
+        min_size=options.min_size,
+        vocab_size=options.vocab_size,
+    )
+    source = task_source(options.task, options.splits.split(","))
+    report = build_corpus(source, options.out, config, overwrite=options.overwrite)
     print(f"{options.out}: {report}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,4 +1,7 @@
-"""The one exception meant for people."""
+"""The one exception meant for people, and how a program ends on it."""
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -6,3 +9,18 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def exit_code(program: Callable[[], object]) -> int:
+    """Runs a program: 0, or 2 after a UserError or a file that fails, told on stderr in plain words."""
+    try:
+        program()
+    except UserError as error:
+        problem = str(error)
+    except OSError as error:
+        # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
+        problem = f"{error}. Free space or fix the permissions, then run the same command again"
+    else:
+        return 0
+    print(f"error: {problem}", file=sys.stderr, flush=True)
+    return 2

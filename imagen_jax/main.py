@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, exit_code
 
 # What a gin mode builds and what it calls with it: MODE: (config class, function).
 GIN_TARGETS = {
@@ -65,6 +65,9 @@ def _add_build_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--output", required=True, metavar="DIR", help="corpus directory to write")
     sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
+    sub.add_argument(
+        "--min_size", type=int, metavar="N", help="least shorter side of an image, in pixels (default: image_size)"
+    )
     sub.add_argument("--name", default="images", help="name of the corpus (default images)")
     sub.add_argument(
         "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
@@ -132,30 +135,29 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0, or 2 after an error of the user's, told on stderr in plain words.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    distributed = False
-    try:
-        # gin itself is slow to import, so only a mode that uses it does.
-        bindings: list[str] = []
-        if any(word.startswith("--gin.") for word in arguments):
-            from imagen_jax.gin_config import split_gin_flags
+    code = exit_code(lambda: _run(arguments))
+    if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+        os._exit(code)  # The usual exit would wait for the other hosts, and they for this one.
+    return code
 
-            bindings, arguments = split_gin_flags(arguments)
-        parser = build_parser()
-        args = parser.parse_args(arguments)
-        if bindings and args.mode not in GIN_TARGETS:
-            parser.error(f"{args.mode} takes no --gin flags")
-        if args.mode == "train":
-            distributed = _start_distributed(args)
-        if args.mode in GIN_TARGETS:
-            _run_gin_mode(args, bindings)
-        else:
-            {"build_corpus": _build_corpus, "sample": _sample, "report": _report}[args.mode](args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        if distributed:
-            os._exit(2)  # The usual exit would wait for the other hosts, and they for this one.
-        return 2
-    return 0
+
+def _run(arguments: list[str]) -> None:
+    # gin itself is slow to import, so only a mode that uses it does.
+    bindings: list[str] = []
+    if any(word.startswith("--gin.") for word in arguments):
+        from imagen_jax.gin_config import split_gin_flags
+
+        bindings, arguments = split_gin_flags(arguments)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    if bindings and args.mode not in GIN_TARGETS:
+        parser.error(f"{args.mode} takes no --gin flags")
+    if args.mode == "train":
+        _start_distributed(args)
+    if args.mode in GIN_TARGETS:
+        _run_gin_mode(args, bindings)
+    else:
+        {"build_corpus": _build_corpus, "sample": _sample, "report": _report}[args.mode](args)
 
 
 def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -179,7 +181,13 @@ def _build_corpus(args: argparse.Namespace) -> None:
     from imagen_jax.data.builder import BuildConfig, build_corpus
     from imagen_jax.data.sources import folder_source, list_source
 
-    config = BuildConfig(name=args.name, image_size=args.image_size, seed=args.seed, vocab_size=args.vocab_size)
+    config = BuildConfig(
+        name=args.name,
+        image_size=args.image_size,
+        min_size=args.min_size,
+        seed=args.seed,
+        vocab_size=args.vocab_size,
+    )
     open_source = list_source if os.path.isfile(args.images) else folder_source
     source = open_source(args.images, val_fraction=args.val_fraction, seed=args.seed)
     report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
@@ -217,12 +225,12 @@ def _sample(args: argparse.Namespace) -> None:
     _load(SAMPLE)(args.checkpoint, captions, **options)
 
 
-def _start_distributed(args: argparse.Namespace) -> bool:
-    """Joins the other processes where the flags ask for it; True if it did."""
+def _start_distributed(args: argparse.Namespace) -> None:
+    """Joins the other processes where the flags ask for it."""
     flags = {name: getattr(args, name) for name in ("coordinator_address", "num_processes", "process_id")}
     missing = [f"--{name}" for name, value in flags.items() if value is None]
     if len(missing) == len(flags):
-        return False
+        return
     if missing:
         raise UserError(
             f"--coordinator_address, --num_processes and --process_id belong together; {' and '.join(missing)} missing"
@@ -237,7 +245,6 @@ def _start_distributed(args: argparse.Namespace) -> bool:
         args.coordinator_address, args.num_processes, args.process_id, heartbeat_timeout_seconds=10
     )
     sys.excepthook = _exit_at_once
-    return True
 
 
 def _exit_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

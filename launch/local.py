@@ -3,13 +3,16 @@
     python -m launch.local --config launch/configs/demo.py [--config.out_dir=runs/mine]
 
 A config holds `out_dir` and `phases`, pairs of a name and a command. In a command, {field} stands for that
-field of the config; `python` and `imagen_jax` are those of this environment. Every phase is run again on a
+field of the config; `python` and `imagen_jax` are those of this environment, and leading NAME=VALUE words
+are set in the environment of that command alone, as in a shell. Every phase is run again on a
 second start; those whose mode resumes, as training does, go on from what they find. The phase named "report"
 is not measured: it reads what was.
 """
 
+import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +38,12 @@ def expand(command: str, fields: Mapping[str, Any]) -> list[str]:
     return [word.format(**fields) for word in command.split()]
 
 
+def split_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """The NAME=VALUE words that lead a command, and the command."""
+    settings = list(itertools.takewhile(re.compile("[A-Z_]+=").match, words))
+    return dict(word.split("=", 1) for word in settings), list(words[len(settings) :])
+
+
 def tree_memory(process: psutil.Process) -> int:
     """Resident bytes of a process and all its descendants, now."""
     total = 0
@@ -54,13 +63,14 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def run_phase(words: Sequence[str]) -> tuple[int, float, int]:
-    """Runs one command with its output shown live; its first word may be a name of COMMANDS.
+    """Runs one command with its output shown live; after NAME=VALUE words may come a name of COMMANDS.
 
     Returns:
       exit code, wall seconds, and the largest sum of resident bytes over its process tree.
     """
     start, peak = time.monotonic(), 0
-    process = subprocess.Popen([*COMMANDS.get(words[0], words[:1]), *words[1:]])
+    settings, (program, *arguments) = split_settings(words)
+    process = subprocess.Popen([*COMMANDS.get(program, [program]), *arguments], env={**os.environ, **settings})
     try:
         watched = psutil.Process(process.pid)
         while True:

@@ -109,6 +109,12 @@ def test_killed_phase_reports_its_signal(config_file):
     assert done.returncode == 128 + signal.SIGKILL
 
 
+def test_settings_before_a_command_reach_it_alone():
+    script = "import os, sys; sys.exit(int(os.environ['CODE']) - ('PATH' not in os.environ))"
+    assert local.run_phase(["CODE=9", "OTHER=a=b", "python", "-c", script])[0] == 9
+    assert "CODE" not in os.environ
+
+
 def test_memory_of_the_whole_process_tree_is_counted():
     allocate = "import time; held = b'x' * 200_000_000; time.sleep(2)"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {allocate!r}])"
@@ -157,7 +163,7 @@ def test_configs_are_locked_and_their_commands_expand(name):
     assert names[-1] == local.REPORT and len(set(names)) == len(names)
     for _, command in config.phases:
         words = local.expand(command, config)
-        assert words[0] in local.COMMANDS
+        assert local.split_settings(words)[1][0] in local.COMMANDS
         assert not any("{" in word for word in words)
         assert any("runs/somewhere else" in word for word in words), "every phase follows --config.out_dir"
 
@@ -167,7 +173,7 @@ def test_commands_are_ones_a_person_could_type(name):
     """Their flags are known, and the scripts, gin files and prompt lists that they name exist."""
     config = importlib.import_module(f"launch.configs.{name}").get_config()
     for _, command in config.phases:
-        program, *words = local.expand(command, config)
+        program, *words = local.split_settings(local.expand(command, config))[1]
         if program == "imagen_jax":
             build_parser().parse_args(split_gin_flags(words)[1])
         named = [word.split("=", 1)[-1] for word in words]
@@ -192,7 +198,7 @@ def test_gin_modes_of_the_phases_get_whole_configs(name):
     """Every gin file resolves with just the macros that the phase gives, and its operative config again."""
     config = importlib.import_module(f"launch.configs.{name}").get_config()
     for _, command in config.phases:
-        program, *words = local.expand(command, config)
+        program, *words = local.split_settings(local.expand(command, config))[1]
         if program == "imagen_jax" and words[0] in GIN_TARGETS:
             bindings, words = split_gin_flags(words)
             files = build_parser().parse_args(words).gin_file

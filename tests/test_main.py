@@ -1,5 +1,6 @@
 """The console command: modes, flags, joins and what people read when something is wrong."""
 
+import errno
 import importlib
 import json
 import os
@@ -10,8 +11,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from imagen_jax import main as main_module
+from imagen_jax.data.records import Corpus
 from imagen_jax.main import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -207,6 +210,16 @@ def test_unknown_words_show_the_usage(joined, capsys, words):
     assert "usage: imagen_jax" in capsys.readouterr().err
 
 
+def test_a_disk_that_fails_is_told_in_plain_words(joined, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "out/00000.png")
+
+    monkeypatch.setattr(main_module, "_report", full)
+    assert main(["report", "--run_dir", "runs/demo"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "No space left on device: 'out/00000.png'. Free space" in error
+
+
 def test_no_traceback_reaches_the_user():
     command = [sys.executable, "-m", "imagen_jax.main", "sample", "--checkpoint=x", "--output=y"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
@@ -254,3 +267,28 @@ def test_every_mode_finds_its_room(name):
     for target in targets:
         module, attribute = target.split(":")
         assert callable(getattr(importlib.import_module(module), attribute))
+
+
+def test_build_corpus_takes_a_folder_or_a_list(capsys, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(20):
+        Image.new("RGB", (9, 8), (i, i, i)).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text(f"number {i}")
+    (images / "bad.png").write_bytes(b"no image")
+    (images / "bad.txt").write_text("bad")
+
+    def build(source: Path, name: str, *flags: str) -> int:
+        out = str(tmp_path / name)
+        return main(["build_corpus", "--images", str(source), "--output", out, "--image_size", "8", *flags])
+
+    assert build(images, "folder", "--val_fraction", "0.3") == 0
+    assert "rejected: 1" in capsys.readouterr().out
+    assert set(Corpus(tmp_path / "folder").splits) == {"train", "val"}
+    (images / "list.csv").write_text("image,caption\n1.png,one\n")
+    assert build(images / "list.csv", "list") == 0
+    assert Corpus(tmp_path / "list").num_examples("train") == 1
+    # The shorter side is 8.
+    assert build(images, "large", "--min_size", "9") == 2
+    assert build(tmp_path / "absent", "absent") == 2
+    assert "error: image folder" in capsys.readouterr().err

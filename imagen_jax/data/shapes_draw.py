@@ -16,13 +16,13 @@ from jaxtyping import Float, UInt8
 from imagen_jax.data.shapes_scene import HUES, Object, Scene
 
 # Radius in 64ths of the image side. Two large objects plus their gap and the margins must fit side by side.
-_SINGLE_RADII = {"small": 11.0, "medium": 14.0, "large": 17.5}
-_TWO_RADII = {"small": 10.3, "medium": 11.8, "large": 13.2}
+_SINGLE_RADII = {"small": 12.0, "medium": 15.0, "large": 18.0}
+_TWO_RADII = {"small": 11.0, "medium": 12.2, "large": 13.4}
 _GROUP_RADIUS = 11.0
 _RADIUS_JITTER = 0.4
 _MARGIN = 2.0
 _SINGLE_JITTER = 2.5
-_TWO_GAP = (4.0, 6.0)
+_TWO_GAP = (3.5, 5.5)
 _TWO_OFF_AXIS = 1.0
 # A group stands on three or four corners of a square of this half side.
 _GROUP_OFFSET, _GROUP_JITTER, _GROUP_SHIFT = 14.6, 1.0, 1.5
@@ -150,16 +150,16 @@ def _half_planes(x: np.ndarray, y: np.ndarray, corners: tuple[tuple[float, float
     return distance
 
 
-_CUBE_HALF, _CUBE_DEPTH = 0.9, 0.34
+_CUBE_HALF, _CUBE_DEPTH = 0.92, 0.24
 _CUBE_FRONT = (-_CUBE_HALF, -_CUBE_HALF + _CUBE_DEPTH, _CUBE_HALF - _CUBE_DEPTH, _CUBE_HALF)
 _CUBE_OUTLINE = (
     (_CUBE_FRONT[0], _CUBE_FRONT[1]), (-_CUBE_HALF + _CUBE_DEPTH, -_CUBE_HALF), (_CUBE_HALF, -_CUBE_HALF),
     (_CUBE_HALF, _CUBE_HALF - _CUBE_DEPTH), (_CUBE_FRONT[2], _CUBE_HALF), (_CUBE_FRONT[0], _CUBE_HALF),
 )  # fmt: skip
 _TRIANGLE = ((0.0, -1.0), (0.98, 0.78), (-0.98, 0.78))
-_STAR_INNER = 0.5
+_STAR_INNER = 0.44
 _RING_INNER = 0.5
-_CROSS_ARM = 0.36
+_CROSS_ARM = 0.33
 
 
 def signed_distance(shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]) -> Float[np.ndarray, "h w"]:

@@ -42,7 +42,7 @@ HELDOUT: frozenset[tuple[str, str]] = frozenset(
     }
 )
 
-_KIND_RATES = {"single": 0.50, "count": 0.12, "two": 0.35, "three": 0.03}
+_KIND_RATES = {"single": 0.38, "count": 0.10, "two": 0.50, "three": 0.02}
 _SIZE_RATES = {"small": 0.25, "medium": 0.5, "large": 0.25}
 # Of two-object scenes: both attributes differ, or only the shape differs, or only the colour differs.
 _DIFFER_RATES = {"both": 0.84, "shape": 0.08, "colour": 0.08}
@@ -166,7 +166,7 @@ def sample_scene(rng: np.random.Generator, kind: str | None = None, heldout: boo
 
     Args:
       rng: the only source of randomness.
-      kind: one of KINDS; None draws it (50% single, 12% count, 35% two, 3% three; held-out scenes: single).
+      kind: one of KINDS; None draws it (38% single, 10% count, 50% two, 2% three; held-out scenes: single).
       heldout: False: no pair of HELDOUT occurs. True: the first object is a pair of HELDOUT.
     """
     if kind is None:

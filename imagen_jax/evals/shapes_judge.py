@@ -30,7 +30,7 @@ MIN_CHROMA = 0.25
 CUT_FRACTION = 0.42
 # Regions below this many pixels (of a 64 x 64 picture) are specks; the smallest drawn object has about 120.
 MIN_AREA = 30
-# Regions above this share of the picture are no object; the largest drawn one has 0.26.
+# Regions above this share of the picture are no object; the largest drawn one has 0.28.
 MAX_SHARE = 0.4
 # A second hue counts as an object of its own from this share of a region on.
 MIN_HUE_SHARE = 0.12

@@ -5,35 +5,21 @@ make demo-photos        (python -m launch.local --config launch/configs/photos.p
 
 from ml_collections import ConfigDict
 
+from launch.configs import phases
+
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.out_dir = "runs/photos"
-    config.experiment = "configs/experiments/photos"  # Followed by _base.gin, _sr.gin, _eval.gin.
+    config = phases.base_config("runs/photos", "configs/experiments/photos")
     config.phases = (
         ("corpus", "python data/build_photos.py --out {out_dir}/corpus"),
-        (
-            "embeddings",
-            "imagen_jax cache_text --gin_file={experiment}_base.gin --gin.CORPUS_DIR={out_dir}/corpus"
-            " --gin.STORE_DIR={out_dir}/embeddings --gin.VOCABULARY_PATH={out_dir}/corpus/vocabulary.model",
-        ),
-        (
-            "train_base",
-            "imagen_jax train --gin_file={experiment}_base.gin --gin.CORPUS_DIR={out_dir}/corpus"
-            " --gin.STORE_DIR={out_dir}/embeddings --gin.VOCABULARY_PATH={out_dir}/corpus/vocabulary.model"
-            " --gin.MODEL_DIR={out_dir}/base",
-        ),
-        (
-            "train_sr",
-            "imagen_jax train --gin_file={experiment}_sr.gin --gin.CORPUS_DIR={out_dir}/corpus"
-            " --gin.STORE_DIR={out_dir}/embeddings --gin.VOCABULARY_PATH={out_dir}/corpus/vocabulary.model"
-            " --gin.MODEL_DIR={out_dir}/sr",
-        ),
+        phases.EMBEDDINGS,
+        phases.train("base"),
+        phases.train("sr"),
         (
             "evaluate",
-            "imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
+            "XLA_FLAGS={xla_flags} imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
             " --gin.CORPUS_DIR={out_dir}/corpus",
         ),
-        ("report", "imagen_jax report --run_dir {out_dir}"),
+        phases.REPORT,
     )
     return config.lock()

@@ -1,0 +1,31 @@
+"""Phases that the two-stage pipelines share, as (name, command) pairs; {field} is a field of the pipeline's config."""
+
+from ml_collections import ConfigDict
+
+_TEXT = (
+    " --gin.CORPUS_DIR={out_dir}/corpus --gin.STORE_DIR={out_dir}/embeddings"
+    " --gin.VOCABULARY_PATH={out_dir}/corpus/vocabulary.model"
+)
+
+
+def base_config(out_dir: str, experiment: str) -> ConfigDict:
+    """What every pipeline sets: where it writes, and the gin files EXPERIMENT_base.gin, _sr.gin and _eval.gin."""
+    config = ConfigDict()
+    config.out_dir = out_dir
+    config.experiment = experiment
+    # XLA's newer CPU kernels run this code's small convolutions, forwards and back, at three quarters of the
+    # speed of the older ones (benchmarks/cpu_kernels.py). Devices other than CPUs do not look at this flag.
+    config.xla_flags = "--xla_cpu_experimental_ynn_fusion_type="
+    return config
+
+
+EMBEDDINGS = ("embeddings", "XLA_FLAGS={xla_flags} imagen_jax cache_text --gin_file={experiment}_base.gin" + _TEXT)
+
+
+def train(stage: str) -> tuple[str, str]:
+    """Trains one stage, "base" or "sr", into OUT_DIR/STAGE."""
+    command = f"XLA_FLAGS={{xla_flags}} imagen_jax train --gin_file={{experiment}}_{stage}.gin"
+    return f"train_{stage}", command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage}"
+
+
+REPORT = ("report", "imagen_jax report --run_dir {out_dir}")
