@@ -31,6 +31,7 @@ class Stage:
       schedule: log-SNR over time.
       prediction: what the network predicts: "eps" (the paper), "x0" or "v".
       cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
+      max_aug_level: super-resolution is trained with aug_level uniform in [0, max_aug_level] (paper: 1).
 
     Raises:
       UserError: for sizes that cannot work together.
@@ -45,6 +46,7 @@ class Stage:
     schedule: Schedule = CosineSchedule()
     prediction: str = "eps"
     cond_drop_rate: float = 0.1
+    max_aug_level: float = 1.0
 
     def __post_init__(self) -> None:
         for field in ("image_size", "text_embed_dim", "max_text_length"):
@@ -56,6 +58,8 @@ class Stage:
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
         if not 0.0 <= self.cond_drop_rate < 1.0:
             raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
+        if not 0.0 < self.max_aug_level <= 1.0:
+            raise UserError(f"Stage.max_aug_level ({self.max_aug_level}) must be in (0, 1]; the paper uses 1")
         if not callable(getattr(self.model, "apply", None)):
             raise UserError(
                 f"Stage.model ({self.model!r}) must be a network, e.g. @unet.UNet(); in gin the trailing () matters"
@@ -117,7 +121,7 @@ class Stage:
         cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate)
         if self.low_res_size is not None:
             low_res = self.upsample_low_res(batch["low_res"])
-            aug_level = jax.random.uniform(aug_rng, x0.shape[:1])
+            aug_level = jax.random.uniform(aug_rng, x0.shape[:1], maxval=self.max_aug_level)
             aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
             low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
             cond = dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)

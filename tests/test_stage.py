@@ -73,6 +73,26 @@ def test_super_resolution_sees_its_low_res_input_at_every_level() -> None:
     assert (np.abs(losses[0] - losses[1]) > 1e-6).all()
 
 
+def test_training_corrupts_the_low_res_input_up_to_max_aug_level() -> None:
+    """A network that answers with its aug_level for each pixel: the loss of a zero target is that level squared."""
+
+    class Teller(nn.Module):
+        size_factor = 1
+
+        @nn.compact
+        def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
+            assert cond.aug_level is not None
+            return jnp.broadcast_to(cond.aug_level[:, None, None, None], z_t.shape)
+
+    rows = batch(SR, 256)
+    rows |= {"x0": jnp.zeros_like(rows["x0"])}
+    for top in (1.0, 0.25):
+        stage = dataclasses.replace(SR, model=Teller(), prediction="x0", max_aug_level=top)
+        levels = np.sqrt(_loss(stage, {}, rows, jax.random.key(0))[1]["per_example_loss"])
+        assert 0.9 * top < levels.max() <= top
+        np.testing.assert_allclose(levels.mean(), top / 2, rtol=0.1)
+
+
 def test_low_res_is_resized_to_the_stage() -> None:
     grown = SR.upsample_low_res(jnp.full((2, 4, 4, 3), 0.5))
     np.testing.assert_allclose(grown, jnp.full((2, 8, 8, 3), 0.5), atol=1e-6)
@@ -85,6 +105,7 @@ def test_low_res_is_resized_to_the_stage() -> None:
         ({"image_size": 0}, "must be a positive whole number"),
         ({"prediction": "noise"}, "one of eps, x0, v"),
         ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
+        ({"max_aug_level": 0.0}, r"must be in \(0, 1\]; the paper uses 1"),
         ({"low_res_size": 3}, "must divide image_size"),
         ({"model": UserError}, r"must be a network"),
     ],

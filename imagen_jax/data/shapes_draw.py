@@ -19,7 +19,7 @@ from imagen_jax.data.shapes_scene import HUES, Object, Scene
 _SINGLE_RADII = {"small": 12.0, "medium": 15.0, "large": 18.0}
 _TWO_RADII = {"small": 11.0, "medium": 12.2, "large": 13.4}
 _GROUP_RADIUS = 11.0
-_RADIUS_JITTER = 0.4
+_RADIUS_JITTER = 0.3
 _MARGIN = 2.0
 _SINGLE_JITTER = 2.5
 _TWO_GAP = (3.5, 5.5)

@@ -4,21 +4,20 @@
     UBlock  input + skip / sqrt(2) → combine embeddings → ResNetBlock x N → attention → up-sampling conv
 
 Down-sampling comes before and up-sampling after the convolutions of a block, and most blocks sit at low
-resolution. The output is modulated by the embedding as the blocks are, which the paper leaves open.
+resolution. The output, a dense layer, is modulated by the embedding as the blocks are, which the paper leaves open.
 Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), attention in the last.
 """
 
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from imagen_jax.errors import UserError
 from imagen_jax.models.attention import TextSelfAttention
 from imagen_jax.models.denoiser import Conditioning, check_size
 from imagen_jax.models.embeddings import Embedder
-from imagen_jax.models.layers import Dtype, ResBlock, conv, group_norm, scale_shift, upsample
+from imagen_jax.models.layers import Dtype, ResBlock, conv, scale_shift, upsample
 from imagen_jax.typing import Array, Bool, Float
 
 
@@ -115,8 +114,7 @@ class EfficientUNet(nn.Module):
         for level in reversed(range(len(self.dims))):
             h = block(h + skips[level] / math.sqrt(2), level, f"up_{level}")
             h = conv(self.dims[max(level - 1, 0)], dtype=self.dtype, name=f"up_{level}_conv")(upsample(h))
-        h = h + first / math.sqrt(2)
-        # What the output takes from z_t depends on the noise level, so the full resolution is modulated too.
-        h = scale_shift(group_norm(h.shape[-1], name="norm_out")(h), emb, jnp.float32)
-        h = jax.nn.swish(h)
-        return conv(z_t.shape[-1], zero=True, dtype=jnp.float32, name="conv_out")(h)
+        # No norm here: it would take the picture's mean and contrast away, which x0 and v have to carry. The gain
+        # on z_t that a prediction needs depends on the noise level alone, which is what the embedding tells.
+        h = scale_shift(h + first / math.sqrt(2), emb, jnp.float32)
+        return conv(z_t.shape[-1], 1, zero=True, dtype=jnp.float32, name="conv_out")(h)

@@ -13,10 +13,10 @@ from imagen_jax.data.shapes_draw import BACKGROUNDS, Placed, background, draw, l
 _AREAS = {
     "sphere": np.pi,
     "ring": np.pi * (1 - 0.5**2),
-    "cube": 1.8**2 - 0.34**2,
+    "cube": 1.84**2 - 0.24**2,
     "triangle": 0.98 * 1.78,
-    "star": 10 * 0.5 * 0.5 * np.sin(np.pi / 5),
-    "cross": 4 * 0.36 * (2 - 0.36),
+    "star": 10 * 0.5 * 0.44 * np.sin(np.pi / 5),
+    "cross": 4 * 0.33 * (2 - 0.33),
 }
 
 

@@ -1,17 +1,25 @@
 """The console command from corpus to report on a cascade of two tiny stages, and the bad input people give it."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax import gin_config
 from imagen_jax.data.corpora import build_shapes
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.train import checkpoints
+from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.loop import train
 
 
 def _flags(root: Path, **macros: object) -> list[str]:
@@ -99,27 +107,48 @@ def test_finished_run_started_again_changes_nothing(root: Path) -> None:
     assert (root / "base" / "checkpoints" / "checkpoint_4" / "digests.json").read_bytes() == before
 
 
-def test_two_runs_with_one_seed_end_bit_identical(root: Path, tmp_path: Path) -> None:
-    """And so does one that was stopped half-way and started again."""
-    assert _train(root, "base", MODEL_DIR=tmp_path / "whole", NUM_STEPS=6) == 0
-    from imagen_jax import gin_config
-    from imagen_jax.train.config import TrainConfig
-    from imagen_jax.train.loop import train
-
-    bindings, _ = gin_config.split_gin_flags(_flags(root, MODEL_DIR=tmp_path / "halved", NUM_STEPS=6))
+def test_a_run_stopped_half_way_ends_bit_identical_to_the_undisturbed_one(root: Path, tmp_path: Path) -> None:
+    """Same seed, second run: parameters, average and data order are those of the first."""
+    bindings, _ = gin_config.split_gin_flags(_flags(root, MODEL_DIR=tmp_path / "halved"))
     config = gin_config.load(TrainConfig, ["tests/integration/tiny_base.gin"], bindings)
     train(config, stop_at=3)
     train(config)
-    digests = [
-        json.loads((tmp_path / name / "checkpoints" / "checkpoint_6" / "position.json").read_text())
-        for name in ("whole", "halved")
-    ]
-    assert digests[0] == digests[1]
+    runs = (root / "base", tmp_path / "halved")
+    positions = [json.loads((run / "checkpoints" / "checkpoint_4" / "position.json").read_text()) for run in runs]
+    assert positions[0] == positions[1]
     for ema in (True, False):
-        whole, halved = (checkpoints.load_params(tmp_path / name, ema=ema) for name in ("whole", "halved"))
-        import jax
-
+        whole, halved = (checkpoints.load_params(run, ema=ema) for run in runs)
         jax.tree.map(np.testing.assert_array_equal, whole, halved)
+
+
+def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
+    """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "imagen_jax.main", "train", "--gin_file=tests/integration/tiny_base.gin"),
+        *_flags(root, MODEL_DIR=tmp_path / "base"),
+        *(f"--coordinator_address=localhost:{port}", "--num_processes=2"),
+    ]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    hosts = [
+        subprocess.Popen([*command, f"--process_id={index}"], env=environment, stderr=subprocess.PIPE, text=True)
+        for index in range(2)
+    ]
+    try:
+        errors = [host.communicate(timeout=300)[1] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], errors
+    one, two = ([json.loads(line) for line in (run / "base" / "metrics.jsonl").open()] for run in (root, tmp_path))
+    assert [line["step"] for line in two] == [2, 4]
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose([line[name] for line in two], [line[name] for line in one], rtol=1e-4)
+    grids = [np.asarray(Image.open(run / "base" / "samples" / "step_4.png"), np.int32) for run in (root, tmp_path)]
+    assert np.abs(grids[0] - grids[1]).max() <= 2
+    assert Cascade.load(str(tmp_path / "base")).sample(["a red cube"])[0].shape == (1, 16, 16, 3)
 
 
 def _error(capsys: pytest.CaptureFixture[str]) -> str:
