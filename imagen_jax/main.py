@@ -17,11 +17,13 @@ GIN_TARGETS = {
     "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
 }
 DRY_RUN = "imagen_jax.train.dry_run:run"
+IMPORT_TEXT = "imagen_jax.text.encoder_copy:import_text"
 SAMPLE = "imagen_jax.sampling.command:run"
 REPORT = "imagen_jax.evals.report:write_report"
 
 HELP = {
     "build_corpus": "turn pairs of image and caption into a corpus directory of sharded records",
+    "import_text": "copy the text encoder of a t5x checkpoint or a Hugging Face folder",
     "cache_text": "embed every caption of a corpus once and store the embeddings",
     "train": "train one stage of the cascade, or continue its run",
     "sample": "draw images from captions with a trained cascade",
@@ -78,6 +80,21 @@ def _add_build_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
 
 
+def _add_import_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="PATH",
+        help="t5x checkpoint (local or gs://), or Hugging Face folder with .safetensors files",
+    )
+    sub.add_argument("--to", dest="directory", required=True, metavar="DIR", help="copy to write")
+    sub.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrices (default float32)"
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace a copy that is there")
+
+
 def _add_gin_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE", help="gin file; repeatable, later ones win"
@@ -122,6 +139,7 @@ def _add_report_flags(sub: argparse.ArgumentParser) -> None:
 
 FLAGS = {
     "build_corpus": _add_build_flags,
+    "import_text": _add_import_flags,
     "train": _add_train_flags,
     "sample": _add_sample_flags,
     "report": _add_report_flags,
@@ -157,7 +175,8 @@ def _run(arguments: list[str]) -> None:
     if args.mode in GIN_TARGETS:
         _run_gin_mode(args, bindings)
     else:
-        {"build_corpus": _build_corpus, "sample": _sample, "report": _report}[args.mode](args)
+        handlers = {"build_corpus": _build_corpus, "import_text": _import_text, "sample": _sample, "report": _report}
+        handlers[args.mode](args)
 
 
 def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -202,6 +221,10 @@ def cache_text(config: Any) -> None:
     corpus = Corpus(config.corpus_dir)
     num_examples = sum(corpus.num_examples(split) for split in corpus.splits)
     cache_text(config, corpus.captions(), num_examples=num_examples, corpus_id=corpus.digest)
+
+
+def _import_text(args: argparse.Namespace) -> None:
+    _load(IMPORT_TEXT)(args.source, args.directory, dtype=args.dtype, overwrite=args.overwrite)
 
 
 def _report(args: argparse.Namespace) -> None:

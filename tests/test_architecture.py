@@ -23,7 +23,8 @@ DOORS: dict[str, set[str]] = {
     "diffusion": set(),
     "models": set(),
     "sharding": set(),
-    "text": set(),
+    # Pretrained encoders are sharded over the mesh as they load.
+    "text": {"sharding"},
     "stage": {"models", "diffusion"},
     "data": {"text"},
     # A trained stage is rebuilt from the config beside its checkpoint.

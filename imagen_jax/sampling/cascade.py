@@ -100,7 +100,7 @@ class Cascade:
                     f"stages {below.stage.name!r} and {above.stage.name!r} were trained with different text encoders: "
                     f"{below.text} and {above.text}; retrain one of them"
                 )
-        return cls(stages=tuple(found), encoder=TextEncoder.from_config(found[0].text))
+        return cls(stages=tuple(found), encoder=TextEncoder(found[0].text))
 
     @property
     def config_hash(self) -> str:

@@ -78,7 +78,7 @@ def cache_text(
       UserError: a store of other settings is in the way, a key recurs, or `examples` is empty or not
         num_examples long.
     """
-    encoder = TextEncoder.from_config(config.text)
+    encoder = TextEncoder(config.text)
     fingerprint = encoder.fingerprint(config.dtype)
     if _is_whole(config, {"fingerprint": fingerprint, "corpus": {"id": corpus_id}}):
         return
@@ -89,14 +89,14 @@ def cache_text(
     writer = StoreWriter(
         config.store_dir,
         fingerprint=fingerprint,
-        embed_dim=config.text.encoder.embed_dim,
+        embed_dim=encoder.sizes.embed_dim,
         num_embeddings=len(captions),
         shard_size=config.shard_size,
         corpus_id=corpus_id,
         corpus_sha256=digest,
         overwrite=config.overwrite,
     )
-    num_bytes = num_tokens * config.text.encoder.embed_dim * STORE_DTYPES[config.dtype].itemsize
+    num_bytes = num_tokens * encoder.sizes.embed_dim * STORE_DTYPES[config.dtype].itemsize
     print(
         f"cache_text: {len(keys)} captions, {len(captions)} distinct of "
         f"{num_tokens / len(captions):.1f} tokens: {num_bytes / 1e6:.4g} MB in {config.store_dir}",

@@ -10,18 +10,21 @@ does the same for the unconditional half. The models do that; nothing here or in
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.text import tokenizer
-from imagen_jax.text.store_format import file_sha256
-from imagen_jax.text.t5_encoder import T5Config, T5Encoder, params_sha256, random_params
-from imagen_jax.typing import Bool, Float, PyTree
+from imagen_jax.text.cleaning import clean_caption
+from imagen_jax.text.encoder_copy import known_sha256
+from imagen_jax.text.pretrained import LoadedEncoder, Pretrained, load_encoder
+from imagen_jax.text.t5_encoder import T5Config
+from imagen_jax.text.t5_params import params_sha256, random_params
+from imagen_jax.text.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from imagen_jax.typing import Bool, Float
 
 # Batches are padded to few sizes and lengths, so that few programs are compiled.
 _BATCH_SIZES = (8, 64)
@@ -30,29 +33,37 @@ _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """A text encoder: sizes, vocabulary, length and the seed of its frozen random parameters.
+    """A text encoder: whose parameters, which vocabulary, how many tokens.
 
     Args:
-      encoder: sizes of the T5 encoder.
-      vocabulary_path: SentencePiece `.model` file.
+      encoder: a T5Config draws a frozen random encoder of these sizes from `seed`; a Pretrained loads one.
+      vocabulary_path: SentencePiece `.model` file, a Hugging Face folder with a `spiece.model`, or "bytes" (ByT5).
       max_length: most tokens of a caption, the end-of-sequence token included; >= 2.
-      seed: draws the parameters, >= 0; equal seeds give equal parameters.
+      clean: mend broken Unicode and HTML entities of captions first (see `cleaning`), as DeepFloyd IF does.
+      seed: draws random parameters, >= 0; equal seeds give equal parameters.
     """
 
-    encoder: T5Config
+    encoder: T5Config | Pretrained
     vocabulary_path: str
     max_length: int
+    clean: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.encoder, T5Config):
-            raise UserError(f"TextConfig.encoder must be a T5Config; got {self.encoder!r}")
+        if not isinstance(self.encoder, T5Config | Pretrained):
+            raise UserError(f"TextConfig.encoder must be a T5Config or a Pretrained; got {self.encoder!r}")
         if not isinstance(self.vocabulary_path, str) or not self.vocabulary_path:
             raise UserError(f"TextConfig.vocabulary_path must be a file name; got {self.vocabulary_path!r}")
+        if not isinstance(self.clean, bool):
+            raise UserError(f"TextConfig.clean must be True or False; got {self.clean!r}")
         for name, least in (("max_length", 2), ("seed", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"TextConfig.{name} must be an integer >= {least}; got {value!r}")
+
+    def sizes(self) -> T5Config:
+        """Sizes of the encoder; of a checkpoint, what its shapes tell."""
+        return self.encoder if isinstance(self.encoder, T5Config) else self.encoder.config()
 
 
 class TextEncoder:
@@ -60,40 +71,56 @@ class TextEncoder:
 
     Attributes:
       config: what it was made from.
+      sizes: of the encoder.
       num_truncated: captions cut at max_length so far.
     """
 
-    def __init__(self, config: TextConfig, params: PyTree):
-        """Args: config: sizes and vocabulary; params: the T5Encoder's, e.g. of a checkpoint.
+    def __init__(self, config: TextConfig):
+        """Opens the vocabulary and looks at the checkpoint; parameters are read or drawn when first needed.
 
         Raises:
-          UserError: the vocabulary is missing, or has more pieces than the encoder has embeddings.
+          UserError: vocabulary or checkpoint is missing or damaged, or the vocabulary has more pieces than the
+            encoder has embeddings.
         """
-        vocabulary = _load_vocabulary(config)
         self.config = config
         self.num_truncated = 0
-        self._tokenizer = vocabulary.tokenizer
-        self._params = jax.device_put(params)
-        self._params_sha256: str | None = None
-        module = T5Encoder(config.encoder)
-        self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
+        self._tokenizer = Tokenizer(config.vocabulary_path)
+        self.sizes = config.sizes()
+        if self._tokenizer.vocab_size > self.sizes.vocab_size:
+            raise UserError(
+                f"the vocabulary {config.vocabulary_path!r} has {self._tokenizer.vocab_size} pieces, but the "
+                f"encoder's vocab_size is {self.sizes.vocab_size}; use the vocabulary that came with the encoder, or "
+                "raise the vocab_size of a random one"
+            )
 
-    @classmethod
-    def from_config(cls, config: TextConfig) -> "TextEncoder":
-        """The frozen random encoder that `config` states."""
-        _load_vocabulary(config)  # its errors come before the seconds that the draw takes
-        return cls(config, random_params(config.encoder, config.seed))
+    @functools.cached_property
+    def _loaded(self) -> LoadedEncoder:
+        if isinstance(self.config.encoder, T5Config):
+            return LoadedEncoder(self.sizes, jax.device_put(random_params(self.sizes, self.config.seed)))
+        return load_encoder(self.config.encoder.path, config=self.sizes)
+
+    @functools.cached_property
+    def _params_sha256(self) -> str:
+        known = (
+            None
+            if isinstance(self.config.encoder, T5Config)
+            else known_sha256(self.config.encoder.path, self.sizes.dtype)
+        )
+        return known or params_sha256(self._loaded.params)
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with the end-of-sequence token, before it is cut at max_length."""
-        return [len(ids) + 1 for ids in self._tokenizer.EncodeAsIds(list(captions))]
+        return [len(ids) + 1 for ids in self._pieces(captions)]
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Token ids of each caption, cut to max_length, the last one end-of-sequence."""
         most = self.config.max_length - 1
-        pieces = self._tokenizer.EncodeAsIds(list(captions))
+        pieces = self._pieces(captions)
         self.num_truncated += sum(len(ids) > most for ids in pieces)
-        return [[*ids[:most], tokenizer.EOS_ID] for ids in pieces]
+        return [[*ids[:most], EOS_ID] for ids in pieces]
+
+    def _pieces(self, captions: Sequence[str]) -> list[list[int]]:
+        return self._tokenizer.encode([clean_caption(one) for one in captions] if self.config.clean else captions)
 
     def encode_unpadded(self, captions: Sequence[str], batch_size: int = 256) -> list[Float[np.ndarray, "_n d"]]:
         """Token embeddings of each caption, without padding.
@@ -115,7 +142,7 @@ class TextEncoder:
     def encode(self, captions: Sequence[str]) -> tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]]:
         """Token embeddings padded with zeros to max_length, and the mask of the real tokens."""
         shape = (len(captions), self.config.max_length)
-        text = np.zeros((*shape, self.config.encoder.embed_dim), np.float32)
+        text = np.zeros((*shape, self.sizes.embed_dim), np.float32)
         mask = np.zeros(shape, bool)
         for i, embedding in enumerate(self.encode_unpadded(captions)):
             text[i, : len(embedding)] = embedding
@@ -128,15 +155,12 @@ class TextEncoder:
         Args:
           dtype: the dtype that the embeddings are stored in.
         """
-        if self._params_sha256 is None:
-            self._params_sha256 = params_sha256(self._params)
-        encoder_config = dataclasses.asdict(self.config.encoder)
-        encoder_config["activations"] = list(encoder_config["activations"])  # as JSON gives it back
         return {
             "encoder": self._params_sha256,
-            "encoder_config": encoder_config,
-            "vocabulary": file_sha256(self.config.vocabulary_path),
+            "encoder_config": json_sizes(self.sizes),
+            "vocabulary": self._tokenizer.sha256,
             "max_length": self.config.max_length,
+            "clean": self.config.clean,
             "dtype": dtype,
         }
 
@@ -144,19 +168,15 @@ class TextEncoder:
         longest = max(len(ids) for ids in tokens)
         length = next((size for size in _LENGTHS if size >= longest), self.config.max_length)
         rows = next((size for size in _BATCH_SIZES if len(tokens) <= size < batch_size), batch_size)
-        padded = np.full((rows, min(length, self.config.max_length)), tokenizer.PAD_ID, np.int32)
+        padded = np.full((rows, min(length, self.config.max_length)), PAD_ID, np.int32)
         for row, ids in zip(padded, tokens, strict=False):
             row[: len(ids)] = ids
-        encoded = self._apply(self._params, jnp.asarray(padded), jnp.asarray(padded != tokenizer.PAD_ID))
+        encoded = self._loaded.encode(padded, padded != PAD_ID)
         return np.asarray(encoded)[: len(tokens)]
 
 
-def _load_vocabulary(config: TextConfig) -> Any:
-    vocabulary = tokenizer.load_vocabulary(config.vocabulary_path)
-    if vocabulary.vocab_size > config.encoder.vocab_size:
-        raise UserError(
-            f"the vocabulary {config.vocabulary_path!r} has {vocabulary.vocab_size} pieces, but the "
-            f"encoder's vocab_size is {config.encoder.vocab_size}; raise T5Config.vocab_size or use a "
-            "smaller vocabulary"
-        )
-    return vocabulary
+def json_sizes(sizes: T5Config) -> dict[str, Any]:
+    """What of a T5Config bears on the embeddings, as JSON gives it back."""
+    made = dataclasses.asdict(sizes) | {"activations": list(sizes.activations)}
+    del made["scan_layers"]
+    return made

@@ -10,12 +10,13 @@ bias shared by all layers, tanh GELU, and RMSNorm (1e-6) and softmax in float32 
 
 Parameters: token_embedder/embedding, encoder/relpos_bias/rel_embedding (heads, buckets),
 encoder/layers_i/{pre_attention_layer_norm, attention/{query,key,value,out}, pre_mlp_layer_norm,
-mlp/{wi_0,wi_1,wo}}, encoder/encoder_norm; v1.0 has mlp/wi in place of wi_0 and wi_1.
+mlp/{wi_0,wi_1,wo}}, encoder/encoder_norm; v1.0 has mlp/wi in place of wi_0 and wi_1. Two variants: a bias of
+each layer's own, encoder/layers_i/relative_posemb/rel_embedding (umT5), and scanned layers, whose parameters stand
+stacked on a first axis under encoder/layers.
 """
 
 import dataclasses
 import functools
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -26,14 +27,15 @@ import numpy as np
 from flax import linen as nn
 
 from imagen_jax.errors import UserError
-from imagen_jax.typing import Array, Bool, Float, Int, PyTree
+from imagen_jax.typing import Array, Bool, Float, Int
 
-NORM_EPSILON = 1e-6
 MASKED_LOGIT = -1e10
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(nn.gelu, approximate=False),
     "relu": nn.relu,
+    "silu": nn.silu,
     "linear": lambda x: x,
 }
 
@@ -52,6 +54,9 @@ class T5Config:
       activations: ("gelu", "linear") for v1.1 (gated), ("relu",) for v1.0.
       num_relative_buckets: relative position buckets, both directions together; even.
       relative_max_distance: offsets in tokens from this on share the last bucket.
+      relpos_per_layer: every layer has a relative position bias of its own, as umT5's.
+      norm_epsilon: added to the mean square in RMSNorm.
+      scan_layers: one compiled layer run num_layers times: large encoders compile in a fraction of the time.
       dtype: compute dtype, "float32" or "bfloat16" (float16 overflows in T5); parameters are float32.
       relpos_init_std: standard deviation of the random relative position bias, >= 0; a trained checkpoint
         replaces it. The frozen random encoder's usefulness hangs on it: each head's largest draw lies at a
@@ -71,6 +76,9 @@ class T5Config:
     activations: tuple[str, ...] = ("gelu", "linear")
     num_relative_buckets: int = 32
     relative_max_distance: int = 128
+    relpos_per_layer: bool = False
+    norm_epsilon: float = 1e-6
+    scan_layers: bool = False
     dtype: str = "float32"
     relpos_init_std: float = 8.0
 
@@ -98,6 +106,11 @@ class T5Config:
                 'choose ("gelu", "linear") for v1.1 or ("relu",) for v1.0'
             )
         object.__setattr__(self, "activations", tuple(activations))  # gin may hand over a list: not hashable
+        for name in ("relpos_per_layer", "scan_layers"):
+            if not isinstance(getattr(self, name), bool):
+                raise UserError(f"T5Config.{name} must be True or False; got {getattr(self, name)!r}")
+        if not isinstance(self.norm_epsilon, float) or not 0 < self.norm_epsilon < 1:
+            raise UserError(f"T5Config.norm_epsilon must be in (0, 1); got {self.norm_epsilon!r}; T5 uses 1e-6")
         if self.dtype not in DTYPES:
             raise UserError(f"T5Config.dtype must be one of {DTYPES}; got {self.dtype!r} (float16 overflows in T5)")
         std = self.relpos_init_std
@@ -124,21 +137,23 @@ def relative_position_buckets(num_tokens: int, num_buckets: int, max_distance: i
 class RMSNorm(nn.Module):
     """T5's layer norm: no mean, no bias, computed in float32."""
 
-    dtype: Any
+    config: T5Config
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + NORM_EPSILON)
-        return (y * scale).astype(self.dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_epsilon)
+        return (y * scale.astype(jnp.float32)).astype(self.config.dtype)
 
 
 class Dense(nn.Module):
-    """Matrix product without bias."""
+    """Matrix product without bias; `axes` are the logical names of the kernel's dimensions."""
 
     features: int
+    axes: tuple[str, str]
     dtype: Any
     param_dtype: Any
     init_scale: float = 1.0
@@ -147,6 +162,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", self.init_distribution)
+        init = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
         # Without HIGHEST, accelerators would run float32 products at TF32 or bfloat16 precision.
         return jnp.dot(x, kernel.astype(self.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -181,7 +197,8 @@ class RelativePositionBias(nn.Module):
     def __call__(self, num_tokens: int) -> Float[Array, "1 k n n"]:
         c = self.config
         shape = (c.num_heads, c.num_relative_buckets)
-        table = self.param("rel_embedding", near_offset_init(c.relpos_init_std), shape, self.param_dtype)
+        init = nn.with_logical_partitioning(near_offset_init(c.relpos_init_std), ("heads", "buckets"))
+        table = self.param("rel_embedding", init, shape, self.param_dtype)
         buckets = relative_position_buckets(num_tokens, c.num_relative_buckets, c.relative_max_distance)
         return jnp.asarray(table, jnp.float32)[:, buckets][None]
 
@@ -201,15 +218,16 @@ class Attention(nn.Module):
         width = c.num_heads * c.head_dim
         dense = functools.partial(Dense, dtype=dtype, param_dtype=self.param_dtype)
         heads = (*x.shape[:2], c.num_heads, c.head_dim)
-        q = dense(width, init_scale=1 / c.head_dim, name="query")(x).reshape(heads)
-        k = dense(width, name="key")(x).reshape(heads)
-        v = dense(width, name="value")(x).reshape(heads)
+        into = ("embed", "heads")
+        q = dense(width, into, init_scale=1 / c.head_dim, name="query")(x).reshape(heads)
+        k = dense(width, into, name="key")(x).reshape(heads)
+        v = dense(width, into, name="value")(x).reshape(heads)
         einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
         logits = einsum("bqke,bpke->bkqp", q, k, preferred_element_type=jnp.float32) + bias
         logits = jnp.where(mask[:, None, None, :], logits, MASKED_LOGIT)
         weights = jax.nn.softmax(logits, axis=-1).astype(dtype)
         y = einsum("bkqp,bpke->bqke", weights, v).reshape(*x.shape[:2], width)
-        return dense(x.shape[-1], name="out")(y)
+        return dense(x.shape[-1], ("heads", "embed"), name="out")(y)
 
 
 class Mlp(nn.Module):
@@ -229,10 +247,10 @@ class Mlp(nn.Module):
         )
         names = ["wi"] if len(c.activations) == 1 else [f"wi_{i}" for i in range(len(c.activations))]
         parts = [
-            ACTIVATIONS[activation](dense(c.mlp_dim, name=name)(x))
+            ACTIVATIONS[activation](dense(c.mlp_dim, ("embed", "mlp"), name=name)(x))
             for activation, name in zip(c.activations, names, strict=True)
         ]
-        return dense(x.shape[-1], name="wo")(functools.reduce(jnp.multiply, parts))
+        return dense(x.shape[-1], ("mlp", "embed"), name="wo")(functools.reduce(jnp.multiply, parts))
 
 
 class EncoderLayer(nn.Module):
@@ -243,27 +261,44 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], bias: Float[Array, "1 k n n"]
-    ) -> Float[Array, "b n d"]:
-        norm = functools.partial(RMSNorm, jnp.dtype(self.config.dtype), self.param_dtype)
+        self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"], bias: Float[Array, "1 k n n"] | None
+    ) -> tuple[Float[Array, "b n d"], None]:
+        """The stream after this layer, and nothing (what `nn.scan` collects)."""
+        if bias is None:
+            bias = RelativePositionBias(self.config, self.param_dtype, name="relative_posemb")(x.shape[1])
+        norm = functools.partial(RMSNorm, self.config, self.param_dtype)
         y = norm(name="pre_attention_layer_norm")(x)
         x = x + Attention(self.config, self.param_dtype, name="attention")(y, mask, bias)
         y = norm(name="pre_mlp_layer_norm")(x)
-        return x + Mlp(self.config, self.param_dtype, name="mlp")(y)
+        return x + Mlp(self.config, self.param_dtype, name="mlp")(y), None
 
 
 class EncoderStack(nn.Module):
-    """All layers, sharing one relative position bias, and the last norm."""
+    """All layers, sharing one relative position bias unless each has its own, and the last norm."""
 
     config: T5Config
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b n d"]:
-        bias = RelativePositionBias(self.config, self.param_dtype, name="relpos_bias")(x.shape[1])
-        for i in range(self.config.num_layers):
-            x = EncoderLayer(self.config, self.param_dtype, name=f"layers_{i}")(x, mask, bias)
-        return RMSNorm(jnp.dtype(self.config.dtype), self.param_dtype, name="encoder_norm")(x)
+        c = self.config
+        bias = None
+        if not c.relpos_per_layer:
+            bias = RelativePositionBias(c, self.param_dtype, name="relpos_bias")(x.shape[1])
+        if c.scan_layers:
+            scanned = nn.scan(
+                EncoderLayer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=c.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, _ = scanned(c, self.param_dtype, name="layers")(x, mask, bias)
+        else:
+            for i in range(c.num_layers):
+                x, _ = EncoderLayer(c, self.param_dtype, name=f"layers_{i}")(x, mask, bias)
+        return RMSNorm(c, self.param_dtype, name="encoder_norm")(x)
 
 
 class TokenEmbedder(nn.Module):
@@ -275,7 +310,8 @@ class TokenEmbedder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         shape = (self.config.vocab_size, self.config.embed_dim)
-        table = self.param("embedding", nn.initializers.normal(1.0), shape, self.param_dtype)
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        table = self.param("embedding", init, shape, self.param_dtype)
         return jnp.take(table, tokens, axis=0).astype(self.config.dtype)
 
 
@@ -296,28 +332,3 @@ class T5Encoder(nn.Module):
         x = TokenEmbedder(self.config, self.param_dtype, name="token_embedder")(tokens)
         x = EncoderStack(self.config, self.param_dtype, name="encoder")(x, mask)
         return x.astype(jnp.float32)
-
-
-def random_params(config: T5Config, seed: int) -> PyTree:
-    """Draws the frozen random encoder: equal bytes for equal (config, seed).
-
-    The draw is made in float64 on the CPU and rounded to float32: drawn in float32, the last bit would hang
-    on the processor, and the embedding store is tied to the digest of the parameters.
-    """
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
-        key = jax.random.key(seed, impl="threefry2x32")
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        module = T5Encoder(config, param_dtype=jnp.float64)
-        params = jax.jit(module.init)(key, tokens, tokens == 0)["params"]
-        return jax.tree.map(lambda x: np.asarray(x).astype(np.float32), params)
-
-
-def params_sha256(params: PyTree) -> str:
-    """Digest of parameter names, shapes and values, independent of their order."""
-    digest = hashlib.sha256()
-    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for name in sorted(leaves):
-        value = np.ascontiguousarray(leaves[name])
-        digest.update(f"{name} {value.shape} {value.dtype}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()

@@ -1,16 +1,54 @@
-"""SentencePiece vocabularies through seqio: pad 0, eos 1, unk 2, as T5's."""
+"""Vocabularies through seqio, SentencePiece and bytes: pad 0, eos 1, unk 2, as T5's."""
 
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import sentencepiece
 import seqio
 from google.protobuf.message import DecodeError
 
 from imagen_jax.errors import UserError
+from imagen_jax.text.store_format import file_sha256
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
+
+
+BYTES = "bytes"
+HUGGING_FACE_FILE = "spiece.model"
+
+
+class Tokenizer:
+    """Captions to ids without the end-of-sequence token.
+
+    Args:
+      path: a SentencePiece `.model` file whose ids are pad 0 and eos 1 (every T5 vocabulary;
+        `train_sentencepiece`), a folder with a Hugging Face `spiece.model`, or "bytes" (ByT5: an id a UTF-8 byte).
+
+    Attributes:
+      vocab_size: ids it may give, the special ones included.
+      sha256: digest of the vocabulary.
+
+    Raises:
+      UserError: the file is missing, is no SentencePiece model, or has other ids.
+    """
+
+    def __init__(self, path: str):
+        if path == BYTES:
+            vocabulary = seqio.ByteVocabulary()
+            self.sha256 = BYTES
+            self._encode = lambda captions: [vocabulary.encode(caption) for caption in captions]
+        else:
+            if os.path.isdir(path):
+                path = os.path.join(path, HUGGING_FACE_FILE)
+            vocabulary = load_vocabulary(path)
+            self.sha256 = file_sha256(path)
+            self._encode = vocabulary.tokenizer.EncodeAsIds
+        self.vocab_size: int = vocabulary.vocab_size
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption."""
+        return self._encode(list(captions))
 
 
 def load_vocabulary(path: str) -> seqio.SentencePieceVocabulary:

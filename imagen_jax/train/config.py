@@ -129,8 +129,8 @@ class TrainConfig:
                     f"the data's {name} ({theirs}) differs from the stage's ({ours}): "
                     f"set both from one macro, e.g. DataConfig.{name} = %{name.upper()}"
                 )
-        if self.text.encoder.embed_dim != self.stage.text_embed_dim:
+        if self.text.sizes().embed_dim != self.stage.text_embed_dim:
             raise UserError(
                 f"the stage's text_embed_dim ({self.stage.text_embed_dim}) must be the text encoder's "
-                f"embed_dim ({self.text.encoder.embed_dim}): set it to {self.text.encoder.embed_dim}"
+                f"embed_dim ({self.text.sizes().embed_dim}): set it to {self.text.sizes().embed_dim}"
             )

@@ -104,7 +104,7 @@ def check_text(config: TrainConfig) -> TextEncoder:
     Raises:
       UserError: the store was made by another encoder; names the part that differs.
     """
-    encoder = TextEncoder.from_config(config.text)
+    encoder = TextEncoder(config.text)
     store = EmbeddingStore.open(config.data.store_dir)
     store.check(encoder.fingerprint(store.fingerprint["dtype"]))
     return encoder

@@ -41,4 +41,4 @@ def text_config(vocabulary_path: str) -> TextConfig:
 
 @pytest.fixture(scope="session")
 def text_encoder(text_config: TextConfig) -> TextEncoder:
-    return TextEncoder.from_config(text_config)
+    return TextEncoder(text_config)

@@ -22,12 +22,12 @@ EXAMPLES = [(f"{i:05d}".encode(), caption) for i, caption in enumerate([*CAPTION
 
 
 # Equal configs share one encoder and its compiled programs.
-encoder_of = functools.cache(TextEncoder.from_config)
+encoder_of = functools.cache(TextEncoder)
 
 
 @pytest.fixture(autouse=True)
 def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(TextEncoder, "from_config", encoder_of)
+    monkeypatch.setattr(cache, "TextEncoder", encoder_of)
 
 
 def run(config: CacheConfig, examples=EXAMPLES, corpus_id: str = "corpus-1") -> None:
@@ -135,7 +135,7 @@ def test_store_of_another_encoder_or_corpus_is_refused_or_overwritten(config: Ca
 
 
 def test_unfinished_store_of_other_captions_is_refused_or_overwritten(config: CacheConfig) -> None:
-    encoder = TextEncoder.from_config(config.text)
+    encoder = TextEncoder(config.text)
     StoreWriter(
         config.store_dir,
         fingerprint=encoder.fingerprint(),

@@ -13,7 +13,8 @@ import pytest
 
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.t5_encoder import T5Encoder, params_sha256, random_params
+from imagen_jax.text.t5_encoder import T5Encoder
+from imagen_jax.text.t5_params import params_sha256, random_params
 from imagen_jax.text.tokenizer import load_vocabulary
 from tests.text.conftest import COLOURS, SHAPES, two_objects
 
@@ -58,8 +59,8 @@ def test_long_captions_are_cut_counted_and_end_in_eos(text_encoder: TextEncoder)
 def test_fingerprint_is_json_and_changes_with_each_part(text_config: TextConfig, text_encoder: TextEncoder) -> None:
     fingerprint = text_encoder.fingerprint("bfloat16")
     assert json.loads(json.dumps(fingerprint)) == fingerprint
-    assert set(fingerprint) == {"encoder", "encoder_config", "vocabulary", "max_length", "dtype"}
-    other = TextEncoder.from_config(dataclasses.replace(text_config, seed=1, max_length=9)).fingerprint()
+    assert set(fingerprint) == {"encoder", "encoder_config", "vocabulary", "max_length", "clean", "dtype"}
+    other = TextEncoder(dataclasses.replace(text_config, seed=1, max_length=9)).fingerprint()
     assert {part for part in other if other[part] != fingerprint[part]} == {"encoder", "max_length", "dtype"}
 
 
@@ -76,7 +77,8 @@ def test_digest_follows_names_shapes_and_values() -> None:
 
 def test_same_parameters_in_another_process(text_config: TextConfig, text_encoder: TextEncoder) -> None:
     script = (
-        "from imagen_jax.text.t5_encoder import T5Config, params_sha256, random_params\n"
+        "from imagen_jax.text.t5_encoder import T5Config\n"
+        "from imagen_jax.text.t5_params import params_sha256, random_params\n"
         f"print(params_sha256(random_params({text_config.encoder!r}, 0)))"
     )
     got = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -116,12 +118,12 @@ def test_vocabulary_larger_than_the_encoder_is_refused(text_config: TextConfig) 
     small = dataclasses.replace(text_config, encoder=dataclasses.replace(text_config.encoder, vocab_size=20))
     pieces = load_vocabulary(text_config.vocabulary_path).vocab_size
     with pytest.raises(UserError, match=f"has {pieces} pieces, but the encoder's vocab_size is 20"):
-        TextEncoder.from_config(small)
+        TextEncoder(small)
 
 
 def test_missing_vocabulary_is_refused(text_config: TextConfig) -> None:
     with pytest.raises(UserError, match="no vocabulary file at 'nowhere.model'"):
-        TextEncoder.from_config(dataclasses.replace(text_config, vocabulary_path="nowhere.model"))
+        TextEncoder(dataclasses.replace(text_config, vocabulary_path="nowhere.model"))
 
 
 @pytest.mark.parametrize(

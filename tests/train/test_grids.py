@@ -11,7 +11,6 @@ from PIL import Image
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.rules import unbox
-from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 from imagen_jax.train import grids, loop
 from imagen_jax.train.config import GridConfig
@@ -108,7 +107,7 @@ def test_store_of_another_encoder_is_refused_before_training(tmp_path, monkeypat
     monkeypatch.undo()
     store = object.__new__(EmbeddingStore)
     store._directory = "store"
-    monkeypatch.setattr(TextEncoder, "from_config", classmethod(lambda cls, config: LetterEncoder()))
+    monkeypatch.setattr(loop, "TextEncoder", lambda config: LetterEncoder())
     monkeypatch.setattr(EmbeddingStore, "open", classmethod(lambda cls, directory: store))
     store.fingerprint = {"encoder": "ours", "dtype": "bfloat16"}
     assert isinstance(loop.check_text(tiny_run.tiny_config(tmp_path)), LetterEncoder)

@@ -1,0 +1,251 @@
+"""Encoders from checkpoints: a t5x checkpoint, a Hugging Face folder, or the copy that `import_text` writes.
+
+Parameters stream onto their devices: for each device the slice that it holds is read, cast and put there, one
+parameter after the other, so the host never holds more than one parameter besides.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from imagen_jax.errors import UserError
+from imagen_jax.sharding import rules
+from imagen_jax.text import t5_weights
+from imagen_jax.text.checkpoint_arrays import (
+    CheckpointArrays,
+    Index,
+    OrbaxArrays,
+    SafetensorsArrays,
+    T5xArrays,
+    is_copy,
+    is_safetensors,
+    is_t5x,
+)
+from imagen_jax.text.t5_encoder import T5Config, T5Encoder
+from imagen_jax.text.t5_params import STACKED, dotted
+from imagen_jax.typing import Array, Float, PyTree
+
+_MAX_LISTED = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A frozen encoder from a checkpoint, as a run's config names it.
+
+    Args:
+      path: what `load_encoder` takes.
+      sizes: of the encoder, and its dtype; None infers them, in float32.
+    """
+
+    path: str
+    sizes: T5Config | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise UserError(f"Pretrained.path must be the folder of a checkpoint; got {self.path!r}")
+        if self.sizes is not None and not isinstance(self.sizes, T5Config):
+            raise UserError(f"Pretrained.sizes must be a T5Config or None; got {self.sizes!r}")
+
+    def config(self) -> T5Config:
+        """Sizes of the encoder; reads no parameters.
+
+        Raises:
+          UserError: see `load_encoder`.
+        """
+        return self.sizes or open_checkpoint(self.path).config
+
+
+class LoadedEncoder:
+    """A frozen text encoder with its parameters on their devices.
+
+    Attributes:
+      config: its sizes.
+      params: its parameters, in t5x's names.
+    """
+
+    def __init__(self, config: T5Config, params: PyTree):
+        self.config = config
+        self.params = params
+        module = T5Encoder(config)
+        self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
+
+    def encode(self, token_ids: Any, mask: Any) -> Float[Array, "b n d"]:
+        """Token embeddings, float32.
+
+        Args:
+          token_ids: integers (b, n), of the encoder's vocabulary.
+          mask: (b, n), True or 1 at unpadded tokens; embeddings elsewhere carry no meaning.
+
+        Raises:
+          UserError: an id is not in the vocabulary, or the shapes differ.
+        """
+        ids, mask = np.asarray(token_ids), np.asarray(mask) > 0
+        if ids.ndim != 2 or ids.shape != mask.shape:
+            raise UserError(f"token_ids and mask must both be (b, n); got {ids.shape} and {mask.shape}")
+        check_ids(ids, self.config.vocab_size)
+        return self._apply(self.params, ids.astype(np.int32), mask)
+
+
+def check_ids(ids: np.ndarray, vocab_size: int) -> None:
+    """Refuses ids that the encoder has no embedding for.
+
+    Raises:
+      UserError: names one.
+    """
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if wrong.size:
+        raise UserError(
+            f"token id {wrong[0]} is not in the encoder's vocabulary of {vocab_size}: the vocabulary belongs to "
+            "another encoder; use the one that came with this checkpoint"
+        )
+
+
+def load_encoder(
+    path: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    config: T5Config | None = None,
+    mesh: Mesh | None = None,
+) -> LoadedEncoder:
+    """Loads a T5 encoder.
+
+    Args:
+      path: a native t5x checkpoint (local or gs://; a run's newest when it holds several), a Hugging Face folder
+        with .safetensors files, or a copy written by `import_text`.
+      dtype: of computation and of the matrices held, "float32" or "bfloat16"; None is the config's ("float32"
+        where there is no config). Norms are held in float32.
+      config: sizes; None infers what the shapes tell and takes T5's standard values for the rest.
+      mesh: devices to shard the parameters over; None is the first local device.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged or has no encoder, or its parameters are not those
+        of `config`; every one that differs is named.
+    """
+    source = open_checkpoint(os.fspath(path), config)
+    config = source.config if dtype is None else dataclasses.replace(source.config, dtype=jnp.dtype(dtype).name)
+    return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh))
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderCheckpoint:
+    """A checkpoint whose parameters were found, none of them read yet.
+
+    Attributes:
+      config: sizes.
+      arrays: the checkpoint's arrays.
+      sources: parameter by dotted path, layers apart → where it comes from.
+    """
+
+    config: T5Config
+    arrays: CheckpointArrays
+    sources: Mapping[str, t5_weights.Source]
+
+    def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
+        """A slice of a parameter; of stacked layers, those in the first slice."""
+        if STACKED not in path:
+            return self.sources[path].read(self.arrays, index).astype(dtype)
+        layers = range(self.config.num_layers)[index[0]]
+        return np.stack([self.read(path.replace(STACKED, f".layers_{i}."), index[1:], dtype) for i in layers])
+
+
+def open_checkpoint(path: str, config: T5Config | None = None) -> EncoderCheckpoint:
+    """Finds out what a checkpoint is and that it holds an encoder of `config` (inferred when None).
+
+    Raises:
+      UserError: see `load_encoder`.
+    """
+    arrays: CheckpointArrays
+    stated: dict[str, Any] = {}
+    if is_copy(path):
+        arrays = OrbaxArrays(path)
+        sources, stated = {name: t5_weights.Source(name) for name in arrays.shapes}, arrays.header["config"]
+    elif is_t5x(path):
+        arrays = T5xArrays(path)
+        sources = t5_weights.t5x_sources(arrays)
+    elif is_safetensors(path):
+        arrays = SafetensorsArrays(path)
+        sources, stated = t5_weights.hugging_face_sources(arrays), t5_weights.read_hugging_face_config(path)
+    else:
+        raise UserError(
+            f"no encoder at {path}: expected a t5x checkpoint (a folder with the file `checkpoint`), a Hugging Face "
+            "folder with .safetensors files, or a copy written by `imagen_jax import_text`"
+        )
+    if config is None:
+        inferred = {} if is_copy(path) else t5_weights.infer_config(arrays, sources)
+        config = T5Config(**{**inferred, **stated})
+    found = EncoderCheckpoint(config, arrays, sources)
+    _check(found)
+    return found
+
+
+def _check(checkpoint: EncoderCheckpoint) -> None:
+    """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
+    apart = dataclasses.replace(checkpoint.config, scan_layers=False)
+    wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
+    got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}
+    lines = [
+        f"  {path}: got {got.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
+        for path in sorted(wanted.keys() | got.keys())
+        if got.get(path) != wanted.get(path)
+    ]
+    if lines:
+        more = [f"  and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
+        raise UserError(
+            f"{checkpoint.arrays.path} is not an encoder of this config, {len(lines)} parameters differ:\n"
+            + "\n".join(lines[:_MAX_LISTED] + more)
+            + "\nGive the config that belongs to it, or leave it out to infer it from the shapes"
+        )
+
+
+def held_dtypes(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter by dotted path, as `load_encoder` holds them."""
+    return dict(dotted(meta.unbox(_abstract(config))))
+
+
+@functools.cache
+def _abstract(config: T5Config) -> PyTree:
+    """Parameters with logical names; float32 vectors, matrices in the compute dtype."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
+    params = jax.eval_shape(T5Encoder(config).init, jax.random.key(0), tokens, mask)["params"]
+
+    def typed(path: Any, leaf: Any) -> Any:
+        held = jnp.float32 if jax.tree_util.keystr(path).endswith(("['scale']", "['rel_embedding']")) else config.dtype
+        return leaf.replace(value=jax.ShapeDtypeStruct(leaf.value.shape, held))
+
+    return jax.tree_util.tree_map_with_path(typed, params, is_leaf=rules.is_boxed)
+
+
+def _to_devices(checkpoint: EncoderCheckpoint, mesh: Mesh | None) -> PyTree:
+    boxed = _abstract(checkpoint.config)
+    abstract, tree = jax.tree.flatten(meta.unbox(boxed))
+    if mesh is None:
+        one = SingleDeviceSharding(jax.local_devices()[0])
+        shardings: list[Any] = [one] * len(abstract)
+    else:
+        shardings = jax.tree.leaves(rules.param_shardings(boxed, mesh))
+    paths = [path for path, _ in dotted(meta.unbox(boxed))]
+    leaves = []
+    for path, leaf, sharding in zip(paths, abstract, shardings, strict=True):
+        # Replicas ask for the same slice once each.
+        read = functools.lru_cache(maxsize=1)(lambda key, path=path, leaf=leaf: _read(checkpoint, path, key, leaf))
+        made = jax.make_array_from_callback(leaf.shape, sharding, lambda index, read=read: read(_key(index)))
+        leaves.append(made.block_until_ready())
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _key(index: Index) -> tuple[tuple[int | None, int | None], ...]:
+    return tuple((part.start, part.stop) for part in index)
+
+
+def _read(checkpoint: EncoderCheckpoint, path: str, key: Any, leaf: Any) -> np.ndarray:
+    index = tuple(slice(start, stop) for start, stop in key)
+    return checkpoint.read(path, index, leaf.dtype)
