@@ -1,7 +1,8 @@
 """The one exception meant for people, and how a program ends on it."""
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 class UserError(ValueError):
@@ -9,6 +10,15 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+@contextlib.contextmanager
+def file_errors() -> Iterator[None]:
+    """Around a writer that is no Python: its RuntimeError, such as a full disk's, becomes an OSError as elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def exit_code(program: Callable[[], object]) -> int:

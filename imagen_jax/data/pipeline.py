@@ -10,6 +10,7 @@ nothing twice.
 """
 
 import dataclasses
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,8 @@ from imagen_jax.text.store import EmbeddingStore
 # The device computes; a step's batch is small work, and the training step wants the cores.
 _NUM_THREADS = 2
 _PREFETCH_BATCHES = 2
+# A stopped stream holds fewer batches than this.
+_MAX_LEFT = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,9 +124,14 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = FailureBox()
         local = batch_size // process_count
-        self._batches = self._dataset(corpus, start_step, process_index * local, local).as_numpy_iterator()
+        alive = tf.Variable(True)
+        batches = self._dataset(corpus, start_step, process_index * local, local, alive).as_numpy_iterator()
+        self._batches = batches
+        self._finalizer = weakref.finalize(self, _stop, alive, batches)
 
-    def _dataset(self, corpus: Corpus, start_step: int, first_row: int, num_rows: int) -> tf.data.Dataset:
+    def _dataset(
+        self, corpus: Corpus, start_step: int, first_row: int, num_rows: int, alive: tf.Variable
+    ) -> tf.data.Dataset:
         config = self._config
         task = register_task(
             corpus,
@@ -140,7 +148,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             epoch, position = number // self._num_examples, number % self._num_examples
             return shuffled(position, self._num_examples, self._seed, epoch), number
 
-        dataset = tf.data.Dataset.counter(start_step).map(records)
+        steps = tf.data.Dataset.counter(start_step).take_while(lambda _: alive.read_value())
+        dataset = steps.map(records)
         dataset = task.source.read(config.split, dataset, self._seed)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length)
@@ -161,6 +170,10 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._step += 1
         return batch
 
+    def close(self) -> None:
+        """Stops reading ahead; the end of the program does so too. No batch comes after it."""
+        self._finalizer()
+
     def position(self) -> dict[str, Any]:
         """Where the next batch stands, and what fixes the order; JSON-able and a few dozen bytes."""
         return {
@@ -170,6 +183,22 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             "split": self._config.split,
             "num_examples": self._num_examples,
         }
+
+
+def _stop(alive: tf.Variable, batches: Iterator[dict[str, np.ndarray]]) -> None:
+    """Ends the stream and reads what is left of it.
+
+    TensorFlow's threads read records through Python. A stream that is dropped while they do waits for them with
+    the interpreter's lock in hand, which they wait for too: programs hung for a minute at their end, or for good.
+    """
+    alive.assign(False)
+    for _ in range(_MAX_LEFT):
+        try:
+            next(batches)
+        except StopIteration:
+            return
+        except tf.errors.OpError:
+            continue
 
 
 def _leave_accelerators_to_jax() -> None:

@@ -21,7 +21,7 @@ import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from imagen_jax.data.raw import sha256_of
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, file_errors
 
 FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
@@ -110,16 +110,18 @@ class SplitWriter:
 
     def write(self, serialized: bytes) -> None:
         """Appends one record."""
-        if self._writer is None or self._counts[-1] == self._per_shard:
-            self._close()
-            self._writer = ArrayRecordWriter(str(self._path(len(self._counts))), _WRITER_OPTIONS)
-            self._counts.append(0)
-        self._writer.write(serialized)
+        with file_errors():
+            if self._writer is None or self._counts[-1] == self._per_shard:
+                self._close()
+                self._writer = ArrayRecordWriter(str(self._path(len(self._counts))), _WRITER_OPTIONS)
+                self._counts.append(0)
+            self._writer.write(serialized)
         self._counts[-1] += 1
 
     def _close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with file_errors():
+                self._writer.close()
             self._writer = None
 
     def finish(self) -> dict[str, Any]:

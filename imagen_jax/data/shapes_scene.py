@@ -42,7 +42,7 @@ HELDOUT: frozenset[tuple[str, str]] = frozenset(
     }
 )
 
-_KIND_RATES = {"single": 0.38, "count": 0.10, "two": 0.50, "three": 0.02}
+_KIND_RATES = {"single": 0.28, "count": 0.07, "two": 0.63, "three": 0.02}
 _SIZE_RATES = {"small": 0.25, "medium": 0.5, "large": 0.25}
 # Of two-object scenes: both attributes differ, or only the shape differs, or only the colour differs.
 _DIFFER_RATES = {"both": 0.84, "shape": 0.08, "colour": 0.08}

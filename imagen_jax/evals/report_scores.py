@@ -5,13 +5,13 @@ from imagen_jax.evals.markup import Child, Html, join, number, percent, table, t
 from imagen_jax.evals.report_data import Evaluation
 
 _CATEGORIES = {
-    "single_colour": "Colour of one shape",
-    "single_shape": "Kind of one shape",
-    "single_both": "Colour and kind",
-    "two_colour_binding": "Colours of two shapes",
-    "two_relation": "Relation of two shapes",
+    "single_colour": "Colour of one object",
+    "single_shape": "Shape of one object",
+    "single_both": "Colour and shape",
+    "two_colour_binding": "Colours of two objects",
+    "two_relation": "Relation of two objects",
     "count": "Count",
-    "heldout_both": "Colour and kind, held out",
+    "heldout_both": "Colour and shape, held out",
 }
 
 
@@ -57,7 +57,7 @@ def alignment(score: Evaluation) -> Html:
         tag(
             "p",
             "Share of pictures in which the asked attributes are found. Guidance weight 1 is no guidance. "
-            f"The unconditional score and chance are for colour and kind together.{prompts}",
+            f"The unconditional score and chance are for colour and shape together.{prompts}",
         ),
         render(chart),
         table("Alignment by guidance weight and category", header, rows, best),
@@ -76,11 +76,11 @@ def _levels(score: Evaluation) -> list[tuple[str, float | None]]:
 
 
 def held_out(score: Evaluation) -> Html:
-    """Chart and table of colour and kind on pairs seen in training and held out of it."""
+    """Chart and table of colour and shape on pairs seen in training and held out of it."""
     unseen = score.alignment["heldout_both"]
     seen = score.alignment.get("single_both", [None] * len(unseen))
     chart = Chart(
-        title="Colour and kind right",
+        title="Colour and shape right",
         x_label="guidance weight",
         y_label="share right",
         x=score.guidance_weights,

@@ -125,7 +125,7 @@ def facts(run: CascadeRun) -> Html | None:
     score, metrics = run.evaluation, run.metrics or {}
     tiles: list[tuple[str, str]] = []
     for label, category in (
-        ("colour and kind right", "single_both"),
+        ("colour and shape right", "single_both"),
         ("same, held-out pairs", "heldout_both"),
     ):
         value = at_best(score, category)

@@ -28,9 +28,9 @@ from imagen_jax.errors import UserError
 
 MIN_CHROMA = 0.25
 CUT_FRACTION = 0.42
-# Regions below this many pixels (of a 64 x 64 picture) are specks; the smallest drawn object has about 120.
+# Regions below this many pixels (of a 64 x 64 picture) are specks; the smallest drawn object has about 150.
 MIN_AREA = 30
-# Regions above this share of the picture are no object; the largest drawn one has 0.28.
+# Regions above this share of the picture are no object; the largest drawn one has 0.27.
 MAX_SHARE = 0.4
 # A second hue counts as an object of its own from this share of a region on.
 MIN_HUE_SHARE = 0.12

@@ -1,10 +1,14 @@
 """Sample grids drawn while a stage trains."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax.sampling.images import enlarge, grid, to_uint8
 from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+from imagen_jax.sharding.rules import replicated
 from imagen_jax.stage import Stage
 from imagen_jax.typing import Bool, Float, PyTree, UInt8
 
@@ -18,6 +22,7 @@ def make_grid(
     text_mask: Bool[np.ndarray, "b n"],
     low_res: Float[np.ndarray, "b h w 3"] | None,
     *,
+    mesh: Mesh,
     sampling: SamplingConfig,
     seed: int,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -28,13 +33,16 @@ def make_grid(
       params: its averaged parameters.
       text, text_mask: the captions' embeddings.
       low_res: super-resolution: inputs in [-1, 1].
+      mesh: where the parameters lie; every process of it draws the same grid.
       sampling: how to sample.
       seed: the same seed gives the same noise at every call.
     """
-    keys = image_keys(seed, jnp.arange(text.shape[0]))
-    low = None if low_res is None else jnp.asarray(low_res)
-    drawn = sample_stage(stage, sampling, params, keys, jnp.asarray(text), jnp.asarray(text_mask), low)
-    images = list(to_uint8(np.asarray(drawn)))
+    everywhere = replicated(mesh)
+    place = functools.partial(jax.device_put, device=everywhere)
+    keys = jax.jit(functools.partial(image_keys, seed), out_shardings=everywhere)(place(np.arange(text.shape[0])))
+    low = None if low_res is None else place(low_res)
+    drawn = sample_stage(stage, sampling, params, keys, place(text), place(text_mask), low)
+    images = list(to_uint8(np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(drawn))))
     columns = min(8, len(images))
     if low_res is not None:
         factor = stage.image_size // low_res.shape[1]

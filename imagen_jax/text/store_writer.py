@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, file_errors
 from imagen_jax.text.store_format import (
     FORMAT_VERSION,
     STORE_DTYPES,
@@ -115,15 +115,18 @@ class StoreWriter:
         path = os.path.join(self._directory, name)
         beside = f"{path}.tmp"
         # One record a group: random access reads one embedding. Floats hardly compress.
-        writer = ArrayRecordWriter(beside, "group_size:1,uncompressed")
+        with file_errors():
+            writer = ArrayRecordWriter(beside, "group_size:1,uncompressed")
         num_embeddings, num_tokens, width = 0, 0, self._plan["embed_dim"]
         for embedding in embeddings:
             if embedding.ndim != 2 or embedding.shape[1] != width:
                 raise ValueError(f"embedding of shape {embedding.shape}; expected (n, {width})")
-            writer.write(np.ascontiguousarray(embedding, self._dtype).tobytes())
+            with file_errors():
+                writer.write(np.ascontiguousarray(embedding, self._dtype).tobytes())
             num_embeddings += 1
             num_tokens += len(embedding)
-        writer.close()
+        with file_errors():
+            writer.close()
         expected = len(self.rows(shard))
         if num_embeddings != expected:
             raise ValueError(f"shard {shard}: got {num_embeddings} embeddings, expected {expected}")

@@ -18,15 +18,16 @@ def dry_run(config: TrainConfig) -> str:
       UserError: the mesh or the batch does not fit the devices.
     """
     program = Program.build(config)
+    compiled, flops = program.compile()
     lines = [
         f"stage:             {config.stage.name}, {config.stage.image_size} pixels",
         f"parameters:        {num_parameters(program.state):,}",
         f"mesh:              {mesh_text(program.mesh)}",
         f"batch:             {config.batch_size} rows in {config.accumulate_steps} microbatches of "
         f"{rules.per_device_batch(config.batch_size, program.mesh, config.accumulate_steps)} rows a device",
-        f"work of a step:    {program.flops:.3e} FLOPs over all devices",
+        f"work of a step:    {flops:.3e} FLOPs over all devices",
     ]
-    memory = program.compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     if memory is not None:
         lines += [
             f"memory a device:   {memory.argument_size_in_bytes / GIB:.3f} GiB arguments "

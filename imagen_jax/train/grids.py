@@ -1,5 +1,6 @@
 """Sample grids during training: the same captions and the same noise every time."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -28,11 +29,13 @@ class Grids:
     def __init__(self, config: TrainConfig, grids: GridConfig, encoder: TextEncoder, writer: MetricWriter):
         self._config, self._grids, self._writer = config, grids, writer
         self._low_res: np.ndarray | None = None
+        self._mesh = config.mesh.build()
         if grids.captions and config.stage.low_res_size is None:
             self._text, self._text_mask = encoder.encode(grids.captions)
         else:
             batches = BatchIterator(config.data, batch_size=grids.num_images, seed=config.seed, start_step=0)
-            first = next(iter(batches))
+            with contextlib.closing(batches):
+                first = next(iter(batches))
             self._text, self._text_mask, self._low_res = (
                 first["text"],
                 first["text_mask"],
@@ -47,6 +50,7 @@ class Grids:
             self._text,
             self._text_mask,
             self._low_res,
+            mesh=self._mesh,
             sampling=self._config.sampling,
             seed=self._grids.seed,
         )

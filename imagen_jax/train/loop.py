@@ -15,6 +15,7 @@ A run starts from the first of these that exists:
     4. scratch
 """
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -45,38 +46,33 @@ from imagen_jax.train.step import abstract_batch, jit_train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What a config compiles to.
+    """What a config asks to be run.
 
     Attributes:
+      config: the run.
       mesh: the devices.
       optimizer: the optax transformation.
       state: abstract state with shardings.
-      compiled: the compiled step, (state, batch) -> (state, metrics).
-      flops: FLOPs of one update over all devices.
     """
 
+    config: TrainConfig
     mesh: Mesh
     optimizer: optax.GradientTransformation
     state: TrainState
-    compiled: jax.stages.Compiled
-    flops: int
 
     @classmethod
     def build(cls, config: TrainConfig) -> "Program":
-        """Compiles the step of `config` ahead of its first batch."""
+        """Lays the state of `config` out over its devices; compiles nothing."""
         mesh = config.mesh.build()
         rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
         optimizer = config.optimizer.build()
-        state = abstract_state(config.stage, optimizer, mesh)
-        step, batch = jit_train_step(config, optimizer, mesh, state), abstract_batch(config, mesh)
-        compiled = step.lower(state, batch).compile()
-        return cls(
-            mesh=mesh,
-            optimizer=optimizer,
-            state=state,
-            compiled=compiled,
-            flops=count_flops(step, state, batch),
-        )
+        return cls(config=config, mesh=mesh, optimizer=optimizer, state=abstract_state(config.stage, optimizer, mesh))
+
+    def compile(self) -> tuple[jax.stages.Compiled, int]:
+        """The step, (state, batch) -> (state, metrics), ahead of its first batch, and the FLOPs of one update."""
+        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state)
+        batch = abstract_batch(self.config, self.mesh)
+        return step.lower(self.state, batch).compile(), count_flops(step, self.state, batch)
 
 
 def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict[str, Any] | None, str]:
@@ -142,7 +138,10 @@ def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iter
     """Host batches as global arrays, rows split over the mesh."""
     sharding = rules.batch_sharding(mesh)
     for batch in batches:
-        yield {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.
+        with jax.transfer_guard_host_to_device("allow"):
+            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        yield arrays
 
 
 def say(text: str) -> None:
@@ -176,12 +175,15 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     if start >= end:
         return state
     batches = open_data(config, start, position)
+    # After everything that can be refused: compiling takes minutes.
+    compiled, flops = program.compile()
     device_batches = global_batches(iter(batches), program.mesh)
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-    window = Window(start, config.batch_size, program.flops, peak and peak * program.mesh.size)
+    window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
     writer = MetricWriter(config.model_dir, start)
     grids = config.grids and Grids(config, config.grids, encoder, writer)
-    with StopRequest() as stop, Progress(end, config.stage.name, "step", initial=start) as progress:
+    progress = Progress(end, config.stage.name, "step", initial=start)
+    with StopRequest() as stop, progress, contextlib.closing(batches):
         for step in range(start, end + 1):
             reason = stop.reason(step)
             last = step == end or reason is not None
@@ -200,7 +202,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
                 window.start()
                 batch = next(device_batches)
                 window.data_ready()
-                state, metrics = program.compiled(state, batch)
+                state, metrics = compiled(state, batch)
                 window.add(metrics)
                 shown: dict[str, float] = {}
                 if (step + 1) % config.log_every == 0 or step + 1 == end:

@@ -1,8 +1,11 @@
 """Batches are a function of (seed, step) alone: any hosts, any restart, the same examples."""
 
+import dataclasses
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,18 @@ def test_hosts_together_hold_the_global_batch(config):
 def test_a_restart_continues_exactly(config):
     options = {"crop": "random", "image_size": 4}
     assert _equal(_batches(config(**options), 4, start_step=5), _batches(config(**options), 9)[5:])
+
+
+def test_a_program_that_leaves_its_batches_behind_ends(config):
+    """TensorFlow reads ahead through Python, and such a thread once held up two exits of three."""
+    script = (
+        "import sys, json\n"
+        "from imagen_jax.data.pipeline import BatchIterator, DataConfig\n"
+        "batches = BatchIterator(DataConfig(**json.loads(sys.argv[1])), batch_size=4, seed=0, start_step=0)\n"
+        "next(batches)\n"
+    )
+    command = [sys.executable, "-c", script, json.dumps(dataclasses.asdict(config()))]
+    assert subprocess.run(command, timeout=60, cwd=Path(__file__).parents[2]).returncode == 0
 
 
 def test_position_is_small_and_names_the_next_step(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from imagen_jax.data.records import Corpus
+from tests.full_disk import files_up_to
 
 SCRIPTS = Path(__file__).parents[2] / "data"
 ALL = ["build_photos.py", "build_shapes.py", "build_task.py"]
@@ -38,6 +39,16 @@ def test_shapes(monkeypatch, capsys, tmp_path):
     assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1") == 2
     assert capsys.readouterr().err.count("error: ") == 1
     assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1", "--overwrite") == 0
+
+
+def test_a_full_disk_is_told_and_leaves_no_corpus(monkeypatch, capsys, tmp_path):
+    arguments = ["--out", str(tmp_path / "corpus"), "--num_train=40", "--num_val=3", "--vocab_size=90"]
+    with files_up_to(30_000):
+        assert _run(monkeypatch, "build_shapes.py", *arguments) == 2
+    error = capsys.readouterr().err
+    assert "error: " in error and "File too large" in error and "Free space" in error
+    assert not (tmp_path / "corpus" / "corpus.json").exists()
+    assert _run(monkeypatch, "build_shapes.py", *arguments) == 0
 
 
 def test_photos(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from imagen_jax.errors import UserError
 from imagen_jax.text import store as store_module
 from imagen_jax.text.store import EmbeddingStore, StoreWriter
+from tests.full_disk import files_up_to
 
 DIM = 16
 FINGERPRINT = {
@@ -146,6 +147,17 @@ def test_resumed_writer_keeps_whole_shards_and_replaces_damaged_ones(tmp_path) -
     assert sorted(os.listdir(once)) == sorted(os.listdir(twice))
     for name in os.listdir(once):
         assert (once / name).read_bytes() == (twice / name).read_bytes(), name
+
+
+def test_a_full_disk_is_an_os_error_and_the_same_work_then_succeeds(tmp_path) -> None:
+    values = embeddings(20, dim=2000)
+    keys, rows = KEYS[:20], list(range(20))
+    with files_up_to(100_000), pytest.raises(OSError, match="File too large"):
+        write(str(tmp_path), values, keys, rows)
+    with pytest.raises(UserError, match="does not exist|is not finished"):
+        EmbeddingStore.open(str(tmp_path))
+    write(str(tmp_path), values, keys, rows)
+    np.testing.assert_array_equal(EmbeddingStore.open(str(tmp_path)).lookup([keys[9]])[0], values[9])
 
 
 def test_overwrite_removes_only_the_stores_files(tmp_path) -> None:

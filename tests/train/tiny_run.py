@@ -102,6 +102,9 @@ class TinyBatches(BatchIterator):
         self._step += 1
         return batch
 
+    def close(self):
+        """Nothing reads ahead here."""
+
     def position(self):
         return {"seed": self._seed, "step": self._step, "batch_size": self._num}
 
