@@ -108,8 +108,14 @@ def import_text(
             node[last] = _Unread(checkpoint, path, leaf.shape, np.dtype(leaf.dtype), digest, progress)
         registry = ocp.type_handlers.create_type_handler_registry((_Unread, _OneAtATime(deepcopy_host_arrays=False)))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-        with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
     header = {
         "format_version": FORMAT_VERSION,
         "source": source,

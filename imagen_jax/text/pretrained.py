@@ -166,7 +166,8 @@ def open_checkpoint(path: str, config: T5Config | None = None) -> EncoderCheckpo
     stated: dict[str, Any] = {}
     if is_copy(path):
         arrays = OrbaxArrays(path)
-        sources, stated = {name: t5_weights.Source(name) for name in arrays.shapes}, arrays.header["config"]
+        sources, stated = {name: t5_weights.Source(name) for name in arrays.shapes}, dict(arrays.header["config"])
+        stated["activations"] = tuple(stated["activations"])
     elif is_t5x(path):
         arrays = T5xArrays(path)
         sources = t5_weights.t5x_sources(arrays)
