@@ -111,6 +111,7 @@ def _add_gin_flags(sub: argparse.ArgumentParser) -> None:
 def _add_train_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--dry_run",
+        "--dry-run",
         action="store_true",
         help="print the operative config, parameter count, mesh, batch and memory a device; train nothing",
     )

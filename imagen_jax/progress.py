@@ -17,13 +17,15 @@ class Progress:
       label: what is being done, e.g. "train base".
       unit: name of one unit, e.g. "step".
       initial: units done before this process started (a resumed run).
+      shown: False counts in silence: of several processes that do the same work, one tells.
     """
 
-    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0):
-        self._total, self._label, self._unit = total, label, unit
+    def __init__(self, total: int, label: str, unit: str = "it", initial: int = 0, shown: bool = True):
+        self._total, self._label, self._unit, self._shown = total, label, unit, shown
         self._done = self._initial = initial
         self._start = self._last_line = time.monotonic()
-        self._bar = tqdm(total=total or None, desc=label, unit=unit, initial=initial) if sys.stderr.isatty() else None
+        bar = shown and sys.stderr.isatty()
+        self._bar = tqdm(total=total or None, desc=label, unit=unit, initial=initial) if bar else None
 
     def __enter__(self) -> "Progress":
         return self
@@ -37,7 +39,8 @@ class Progress:
             self._bar.update(n)
             return
         now = time.monotonic()
-        if now - self._last_line < LINE_EVERY_S and not 0 < self._total <= self._done:
+        due = now - self._last_line >= LINE_EVERY_S or 0 < self._total <= self._done
+        if not self._shown or not due:
             return
         self._last_line = now
         rate = (self._done - self._initial) / max(now - self._start, 1e-9)

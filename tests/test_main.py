@@ -141,8 +141,9 @@ def test_gin_files_are_found_in_search_paths(joined, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["ran"] == 32
 
 
-def test_dry_run_prints_the_config_and_trains_nothing(joined, capsys):
-    assert main(["train", "--gin_file=run.gin", "--dry_run"]) == 0
+@pytest.mark.parametrize("flag", ["--dry_run", "--dry-run"])
+def test_dry_run_prints_the_config_and_trains_nothing(joined, capsys, flag):
+    assert main(["train", "--gin_file=run.gin", flag]) == 0
     out = capsys.readouterr().out
     assert "SIZE = 80" in out and "parameters for size 80" in out and "ran" not in out
 

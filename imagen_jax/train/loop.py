@@ -182,7 +182,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
     writer = MetricWriter(config.model_dir, start)
     grids = config.grids and Grids(config, config.grids, encoder, writer)
-    progress = Progress(end, config.stage.name, "step", initial=start)
+    progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
     with StopRequest() as stop, progress, contextlib.closing(batches):
         for step in range(start, end + 1):
             reason = stop.reason(step)

@@ -13,7 +13,7 @@ def base_config(out_dir: str, experiment: str) -> ConfigDict:
     config = ConfigDict()
     config.out_dir = out_dir
     config.experiment = experiment
-    # XLA's newer CPU kernels run this code's small convolutions, forwards and back, at three quarters of the
+    # XLA's newer CPU kernels run this code's small convolutions, forwards and back, at seven eighths of the
     # speed of the older ones (benchmarks/cpu_kernels.py). Devices other than CPUs do not look at this flag.
     config.xla_flags = "--xla_cpu_experimental_ynn_fusion_type="
     return config

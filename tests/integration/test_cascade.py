@@ -142,6 +142,7 @@ def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
         for host in hosts:
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], errors
+    assert ["4/4 step" in error for error in errors] == [True, False]
     one, two = ([json.loads(line) for line in (run / "base" / "metrics.jsonl").open()] for run in (root, tmp_path))
     assert [line["step"] for line in two] == [2, 4]
     for name in ("loss", "grad_norm"):
