@@ -16,8 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax.errors import UserError
+from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
 from imagen_jax.text.encoder_copy import known_sha256
 from imagen_jax.text.pretrained import LoadedEncoder, Pretrained, load_encoder
@@ -75,14 +77,18 @@ class TextEncoder:
       num_truncated: captions cut at max_length so far.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, mesh: Mesh | None = None):
         """Opens the vocabulary and looks at the checkpoint; parameters are read or drawn when first needed.
+
+        Args:
+          config: the encoder.
+          mesh: devices that parameters and batches are divided over; None is the first local device.
 
         Raises:
           UserError: vocabulary or checkpoint is missing or damaged, or the vocabulary has more pieces than the
             encoder has embeddings.
         """
-        self.config = config
+        self.config, self._mesh = config, mesh
         self.num_truncated = 0
         self._tokenizer = Tokenizer(config.vocabulary_path)
         self.sizes = config.sizes()
@@ -93,11 +99,16 @@ class TextEncoder:
                 "raise the vocab_size of a random one"
             )
 
+    @property
+    def _ways(self) -> int:
+        return 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+
     @functools.cached_property
     def _loaded(self) -> LoadedEncoder:
         if isinstance(self.config.encoder, T5Config):
-            return LoadedEncoder(self.sizes, jax.device_put(random_params(self.sizes, self.config.seed)))
-        return load_encoder(self.config.encoder.path, config=self.sizes)
+            params = random_params(self.sizes, self.config.seed)
+            return LoadedEncoder(self.sizes, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
+        return load_encoder(self.config.encoder.path, config=self.sizes, mesh=self._mesh)
 
     @functools.cached_property
     def _params_sha256(self) -> str:
@@ -168,6 +179,7 @@ class TextEncoder:
         longest = max(len(ids) for ids in tokens)
         length = next((size for size in _LENGTHS if size >= longest), self.config.max_length)
         rows = next((size for size in _BATCH_SIZES if len(tokens) <= size < batch_size), batch_size)
+        rows += -rows % self._ways
         padded = np.full((rows, min(length, self.config.max_length)), PAD_ID, np.int32)
         for row, ids in zip(padded, tokens, strict=False):
             row[: len(ids)] = ids

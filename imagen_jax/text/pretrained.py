@@ -71,9 +71,10 @@ class LoadedEncoder:
       params: its parameters, in t5x's names.
     """
 
-    def __init__(self, config: T5Config, params: PyTree):
+    def __init__(self, config: T5Config, params: PyTree, mesh: Mesh | None = None):
         self.config = config
         self.params = params
+        self._batch = None if mesh is None else rules.batch_sharding(mesh)
         module = T5Encoder(config)
         self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
 
@@ -91,7 +92,7 @@ class LoadedEncoder:
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise UserError(f"token_ids and mask must both be (b, n); got {ids.shape} and {mask.shape}")
         check_ids(ids, self.config.vocab_size)
-        return self._apply(self.params, ids.astype(np.int32), mask)
+        return self._apply(self.params, *jax.device_put((ids.astype(np.int32), mask), self._batch))
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:
@@ -123,7 +124,7 @@ def load_encoder(
       dtype: of computation and of the matrices held, "float32" or "bfloat16"; None is the config's ("float32"
         where there is no config). Norms are held in float32.
       config: sizes; None infers what the shapes tell and takes T5's standard values for the rest.
-      mesh: devices to shard the parameters over; None is the first local device.
+      mesh: devices to shard the parameters and the rows of a batch over; None is the first local device.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged or has no encoder, or its parameters are not those
@@ -131,7 +132,7 @@ def load_encoder(
     """
     source = open_checkpoint(os.fspath(path), config)
     config = source.config if dtype is None else dataclasses.replace(source.config, dtype=jnp.dtype(dtype).name)
-    return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh))
+    return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh), mesh)
 
 
 @dataclasses.dataclass(frozen=True)
