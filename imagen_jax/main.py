@@ -133,6 +133,7 @@ def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
     sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
+    sub.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from; default: the null text")
     sub.add_argument("--aug_level", type=float, metavar="A", help="noise on the low-resolution input, 0 to 1")
     sub.add_argument("--num_steps", type=int, metavar="N", help="denoising steps of each stage")
     sub.add_argument("--seed", type=int, default=0, help="same seed, same images (default 0)")
@@ -266,7 +267,16 @@ def _sample(args: argparse.Namespace) -> None:
         raise UserError('nothing to draw; give captions ("a red cube") or --prompts_file=FILE')
     options = {
         name: getattr(args, name)
-        for name in ("output", "guidance_weight", "aug_level", "num_steps", "seed", "stage", "overwrite")
+        for name in (
+            "output",
+            "guidance_weight",
+            "aug_level",
+            "num_steps",
+            "negative_prompt",
+            "seed",
+            "stage",
+            "overwrite",
+        )
     }
     _load(SAMPLE)(args.checkpoint, captions, **options)
 

@@ -184,7 +184,7 @@ def cache_text(
             missing = left
             if missing and not mine:
                 time.sleep(_WAIT_S)  # Other processes are at what is missing; one that dies leaves its shard to us.
-    writer.finish()
+    writer.finish(encoder.encode_unpadded([""])[0])
     header = read_json(os.path.join(config.store_dir, HEADER))
     print(
         f"cache_text: {config.store_dir} is whole; {header['num_truncated']} of {header['num_keys']} captions were "

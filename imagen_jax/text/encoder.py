@@ -99,10 +99,6 @@ class TextEncoder:
                 "raise the vocab_size of a random one"
             )
 
-    @property
-    def _ways(self) -> int:
-        return 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-
     @functools.cached_property
     def _loaded(self) -> LoadedEncoder:
         if isinstance(self.config.encoder, T5Config):
@@ -179,7 +175,6 @@ class TextEncoder:
         longest = max(len(ids) for ids in tokens)
         length = next((size for size in _LENGTHS if size >= longest), self.config.max_length)
         rows = next((size for size in _BATCH_SIZES if len(tokens) <= size < batch_size), batch_size)
-        rows += -rows % self._ways
         padded = np.full((rows, min(length, self.config.max_length)), PAD_ID, np.int32)
         for row, ids in zip(padded, tokens, strict=False):
             row[: len(ids)] = ids

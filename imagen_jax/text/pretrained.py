@@ -75,6 +75,7 @@ class LoadedEncoder:
         self.config = config
         self.params = params
         self._batch = None if mesh is None else rules.batch_sharding(mesh)
+        self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         module = T5Encoder(config)
         self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
 
@@ -92,7 +93,10 @@ class LoadedEncoder:
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise UserError(f"token_ids and mask must both be (b, n); got {ids.shape} and {mask.shape}")
         check_ids(ids, self.config.vocab_size)
-        return self._apply(self.params, *jax.device_put((ids.astype(np.int32), mask), self._batch))
+        # Devices take equal numbers of rows.
+        fill = ((0, -ids.shape[0] % self._ways), (0, 0))
+        rows = jax.device_put((np.pad(ids.astype(np.int32), fill), np.pad(mask, fill)), self._batch)
+        return self._apply(self.params, *rows)[: ids.shape[0]]
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:

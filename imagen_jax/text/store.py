@@ -3,6 +3,7 @@
 Section 2.1: the text encoder is frozen, so its embeddings are computed offline. A directory holds
 
     store.json                            what it is, with a digest of every file; written last
+    null_text.npy                         the embedding of "", float32
     index_keys.npy, index_rows.npy        example keys, sorted, and the row of each; mapped, not read
     text-SSSSS-of-NNNNN.array_record      one record an embedding, unpadded (see store_format)
 
@@ -103,6 +104,11 @@ class EmbeddingStore:
                     f"{entry['num_bytes']} bytes; {REBUILD}"
                 )
         return cls(directory, header)
+
+    @property
+    def null_text(self) -> Float[np.ndarray, "_n d"]:
+        """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
+        return np.load(os.path.join(self._directory, self._header["null_text"]["file"]))
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Refuses a store that another encoder, vocabulary or length made.

@@ -29,10 +29,10 @@ STORE_DTYPES = {
 NO_FLOAT16 = "float16 is not offered: T5's outputs overflow it"
 _SCALE = np.dtype(np.float32)
 REBUILD = "rebuild it (`imagen_jax cache_text --gin_file=…`) or point STORE_DIR elsewhere"
-HEADER, PLAN = "store.json", "plan.json"
+HEADER, PLAN, NULL_TEXT = "store.json", "plan.json", "null_text.npy"
 INDEX_KEYS, INDEX_ROWS = "index_keys.npy", "index_rows.npy"
 _FILES = re.compile(
-    r"(text-\d+-of-\d+\.(array_record|json|npz|lock)|index_(keys|rows)\.npy|index\.npz|"
+    r"(text-\d+-of-\d+\.(array_record|json|npz|lock)|(index_keys|index_rows|null_text)\.npy|index\.npz|"
     r"(plan|partial|store)\.json|(plan|writers|finish)\.lock)(\.tmp[-\d]*)?"
 )
 
@@ -97,7 +97,7 @@ def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
 
 def file_entries(header: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The entries of a finished store's files."""
-    return [header["index"]["keys"], header["index"]["rows"], *header["shards"]]
+    return [header["null_text"], header["index"]["keys"], header["index"]["rows"], *header["shards"]]
 
 
 def shard_name(shard: int, num_shards: int, kind: str = "array_record") -> str:

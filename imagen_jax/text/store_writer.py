@@ -27,6 +27,7 @@ from imagen_jax.text.store_format import (
     INDEX_KEYS,
     INDEX_ROWS,
     NO_FLOAT16,
+    NULL_TEXT,
     PLAN,
     STORE_DTYPES,
     file_sha256,
@@ -205,8 +206,11 @@ class StoreWriter:
         }
         write_json(self._beside(shard, "json"), entry)
 
-    def finish(self) -> None:
+    def finish(self, null_text: Float[np.ndarray, "_n _d"]) -> None:
         """Writes the index and store.json, unless another process did: from here on the store is whole.
+
+        Args:
+          null_text: embedding of "", kept beside the others whether or not a caption is empty.
 
         Raises:
           UserError: a key recurs in several shards.
@@ -220,9 +224,11 @@ class StoreWriter:
                 raise ValueError(f"shards {self.missing_shards()} are not written")
             shards = [read_json(self._beside(i, "json")) for i in range(self.num_shards)]
             index = self._write_index(shards)
+            null = self._write_file(NULL_TEXT, null_text.astype(np.float32))
             counts = {name: sum(one[name] for one in shards) for name in shards[0] if isinstance(shards[0][name], int)}
             del counts["num_bytes"]
-            header = {**self._plan, **counts, "num_keys": index.pop("num_keys"), "index": index, "shards": shards}
+            counts["num_keys"] = index.pop("num_keys")
+            header = {**self._plan, **counts, "null_text": null, "index": index, "shards": shards}
             write_json(self._path(HEADER), header)
             for shard in range(self.num_shards):
                 for kind in ("json", "npz", "lock"):
@@ -241,12 +247,16 @@ class StoreWriter:
         rows_array = np.concatenate(rows).astype(np.uint32 if first < 2**32 else np.int64)
         keys_array = np.concatenate(keys)
         order = _order(keys_array)
-        entries = {"num_keys": len(keys_array)}
-        for part, name, array in (("keys", INDEX_KEYS, keys_array[order]), ("rows", INDEX_ROWS, rows_array[order])):
-            path = self._path(name)
-            _write_array(path, lambda file, array=array: np.save(file, array))
-            entries[part] = {"file": name, "num_bytes": os.path.getsize(path), "sha256": file_sha256(path)}
-        return entries
+        return {
+            "num_keys": len(keys_array),
+            "keys": self._write_file(INDEX_KEYS, keys_array[order]),
+            "rows": self._write_file(INDEX_ROWS, rows_array[order]),
+        }
+
+    def _write_file(self, name: str, array: np.ndarray) -> dict[str, Any]:
+        path = self._path(name)
+        _write_array(path, lambda file: np.save(file, array))
+        return {"file": name, "num_bytes": os.path.getsize(path), "sha256": file_sha256(path)}
 
 
 def reopen(directory: str) -> None:

@@ -53,7 +53,7 @@ def numbered_store(tmp_path: Path) -> Callable[..., str]:
             mine = range(4 * shard, min(4 * shard + 4, count))
             values = [np.full((1 + i % 3, EMBED_DIM), i, np.float32) for i in mine]
             writer.write_shard(shard, values, [f"example-{i:03d}".encode() for i in mine], range(len(mine)))
-        writer.finish()
+        writer.finish(np.full((1, EMBED_DIM), -1, np.float32))
         return directory
 
     return write

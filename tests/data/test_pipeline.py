@@ -158,7 +158,7 @@ def photo(tmp_path, source_of) -> DataConfig:
     build_corpus(source, tmp_path / "photo", BuildConfig(name="photo", image_size=32))
     writer = StoreWriter(str(tmp_path / "text"), fingerprint={"dtype": "float32"}, embed_dim=2)
     writer.write_shard(0, [np.ones((1, 2), np.float32)], [b"photo"], [0])
-    writer.finish()
+    writer.finish(np.zeros((1, 2), np.float32))
     return DataConfig(
         corpus_dir=str(tmp_path / "photo"), store_dir=str(tmp_path / "text"), image_size=16, low_res_size=4,
         max_text_length=1, crop="random",

@@ -47,9 +47,10 @@ def write(directory: str, values: list[np.ndarray], keys, rows, dtype: str = "fl
     fingerprint = {**FINGERPRINT, "dtype": dtype}
     writer = StoreWriter(directory, fingerprint=fingerprint, embed_dim=values[0].shape[1], **plan)
     write_shards(writer, writer.missing_shards(), values, keys, rows)
-    writer.finish()
+    writer.finish(NULL)
 
 
+NULL = np.full((1, DIM), 0.25, np.float32)
 KEYS = [f"key-{i}".encode() for i in range(30)]
 
 
@@ -73,6 +74,7 @@ def test_round_trip_in_any_order_with_shared_rows(tmp_path, monkeypatch, memory_
             assert embedding.dtype == np.float32 and not embedding.flags.writeable
             step = np.abs(expected).max(axis=1, keepdims=True) / 127 if dtype == "int8" else np.float32(0)
             assert (np.abs(embedding - expected) <= step * 0.5001).all()
+    np.testing.assert_array_equal(store.null_text, NULL)
     store.verify()
     assert store.lookup([]) == []
 
@@ -173,8 +175,8 @@ def test_two_writers_share_the_shards_and_one_of_other_settings_is_refused(tmp_p
     assert two.missing_shards() == [0, 1, 3, 4]
     write_shards(two, [0, 1], values, KEYS, range(30))
     write_shards(one, [3, 4], values, KEYS, range(30))
-    one.finish()
-    two.finish()
+    one.finish(NULL)
+    two.finish(NULL)
     with two.claim(0) as late:
         assert not late
     assert same_files(tmp_path / "alone", together)
@@ -211,7 +213,7 @@ def test_reopened_store_lacks_its_damaged_shards_alone(tmp_path, damaged: str) -
     # Without the index nobody knows the keys of the other shards.
     assert missing == ([2] if damaged.startswith("text") else [0, 1, 2, 3, 4])
     write_shards(writer, missing, values, KEYS, rows)
-    writer.finish()
+    writer.finish(NULL)
     assert same_files(tmp_path / "whole", tmp_path / "store")
 
 
@@ -233,7 +235,14 @@ def test_overwrite_removes_only_the_stores_files(tmp_path) -> None:
         write(str(tmp_path), embeddings(5), KEYS[:5], range(5))
     write(str(tmp_path), embeddings(5), KEYS[:5], range(5), overwrite=True, num_shards=1)
     assert EmbeddingStore.open(str(tmp_path)).num_keys == 5
-    names = {"notes.txt", "store.json", "index_keys.npy", "index_rows.npy", "text-00000-of-00001.array_record"}
+    names = {
+        "notes.txt",
+        "store.json",
+        "null_text.npy",
+        "index_keys.npy",
+        "index_rows.npy",
+        "text-00000-of-00001.array_record",
+    }
     assert set(os.listdir(tmp_path)) == names
 
 
