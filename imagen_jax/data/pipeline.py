@@ -21,6 +21,7 @@ from imagen_jax.data.preprocessors import CROPS, FailureBox
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.tasks import feature_converter, feature_lengths, register_task, shuffled
 from imagen_jax.errors import UserError
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 
 # The device computes; a step's batch is small work, and the training step wants the cores.
@@ -36,7 +37,7 @@ class DataConfig:
 
     Args:
       corpus_dir: corpus directory.
-      store_dir: embedding store of its captions.
+      store_dir: embedding store of its captions; None encodes them as they are read, which suits small runs only.
       split: name of a split of the corpus.
       image_size: side of x0, in pixels; at most the corpus's.
       low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
@@ -45,7 +46,7 @@ class DataConfig:
     """
 
     corpus_dir: str
-    store_dir: str
+    store_dir: str | None
     split: str = "train"
     image_size: int
     low_res_size: int | None = None
@@ -55,6 +56,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         for field in ("corpus_dir", "store_dir", "split"):
             value = getattr(self, field)
+            if field == "store_dir" and value is None:
+                continue
             if not isinstance(value, str) or not value:
                 raise UserError(f"{field} is {value!r}; expected a non-empty text")
         _require_whole("image_size", self.image_size, 1)
@@ -88,6 +91,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
       seed: in [0, 2**31); fixes the order and the crops.
       start_step: step of the first batch to come.
       process_index, process_count: which host this is, of how many.
+      encoder: makes the text embeddings where config.store_dir is None.
 
     Raises:
       UserError: bad arguments, corpus or store; also from iterating, when a shard is damaged, a key is not in
@@ -103,6 +107,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         start_step: int,
         process_index: int = 0,
         process_count: int = 1,
+        encoder: TextEncoder | None = None,
     ):
         _require_whole("batch_size", batch_size, 1)
         _require_whole("seed", seed, 0)
@@ -124,18 +129,28 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = FailureBox()
         local = batch_size // process_count
+        if config.store_dir is None and encoder is None:
+            raise UserError("store_dir is None, and there is no encoder for the captions; give one of them")
+        text = encoder if config.store_dir is None else EmbeddingStore.open(config.store_dir)
+        assert text is not None
         alive = tf.Variable(True)
-        batches = self._dataset(corpus, start_step, process_index * local, local, alive).as_numpy_iterator()
+        batches = self._dataset(corpus, text, start_step, process_index * local, local, alive).as_numpy_iterator()
         self._batches = batches
         self._finalizer = weakref.finalize(self, _stop, alive, batches)
 
     def _dataset(
-        self, corpus: Corpus, start_step: int, first_row: int, num_rows: int, alive: tf.Variable
+        self,
+        corpus: Corpus,
+        text: EmbeddingStore | TextEncoder,
+        start_step: int,
+        first_row: int,
+        num_rows: int,
+        alive: tf.Variable,
     ) -> tf.data.Dataset:
         config = self._config
         task = register_task(
             corpus,
-            EmbeddingStore.open(config.store_dir),
+            text,
             image_size=config.image_size,
             low_res_size=config.low_res_size,
             max_text_length=config.max_text_length,

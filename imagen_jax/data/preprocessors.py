@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from imagen_jax.errors import UserError
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
@@ -23,10 +24,10 @@ class FailureBox:
 
     error: UserError | None = None
 
-    def guard(self, function: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+    def guard(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The same function; a UserError is kept in `error` on its way out."""
 
-        def guarded(*args: Any) -> np.ndarray:
+        def guarded(*args: Any) -> Any:
             try:
                 return function(*args)
             except UserError as error:
@@ -133,3 +134,36 @@ def join_text(store: EmbeddingStore, max_text_length: int, failures: FailureBox)
         return {**example, "text": tf.ensure_shape(text, (None, store.embed_dim))}
 
     return lambda dataset: dataset.map(join)
+
+
+def encode_text(encoder: TextEncoder, failures: FailureBox) -> Preprocessor:
+    """`caption` [k] → `text` [k, max_length, d] and `num_tokens` [k], through the text encoder: no store is needed.
+
+    Args:
+      encoder: the text encoder; it runs on its own device, beside the training step.
+      failures: keeps the UserError of an encoder that cannot be loaded.
+    """
+
+    def encode(captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        text, mask = encoder.encode([caption.decode() for caption in captions.tolist()])
+        return text, mask.sum(axis=1).astype(np.int64)
+
+    guarded = failures.guard(encode)
+
+    def add(examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        captions = examples["caption"]
+        text, num_tokens = tf.numpy_function(guarded, [captions], (tf.float32, tf.int64), stateful=False)
+        text = tf.ensure_shape(text, (*captions.shape, encoder.config.max_length, encoder.sizes.embed_dim))
+        return {**examples, "text": text, "num_tokens": tf.ensure_shape(num_tokens, captions.shape)}
+
+    return lambda dataset: dataset.map(add)
+
+
+def trim_text() -> Preprocessor:
+    """`text` [max_length, d] and `num_tokens` of `encode_text` → `text` [num_tokens, d], as a store gives it."""
+
+    def trim(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        example = dict(example)
+        return {**example, "text": example["text"][: example.pop("num_tokens")]}
+
+    return lambda dataset: dataset.map(trim)

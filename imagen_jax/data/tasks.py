@@ -11,6 +11,7 @@ from imagen_jax.data import preprocessors
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
 from imagen_jax.data.records import PARSE_SPEC, Corpus
 from imagen_jax.errors import UserError
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 
 BASE_TASK, SUPER_RESOLUTION_TASK = "imagen_base", "imagen_sr"
@@ -40,12 +41,14 @@ class CorpusSource(seqio.DataSource):
     Args:
       corpus: an open corpus.
       failures: keeps the UserError of a damaged shard.
+      encoder: where given, the examples also carry `text`, the token embeddings of their captions: the records are
+        read many at once, and so are their captions encoded.
     """
 
-    def __init__(self, corpus: Corpus, failures: preprocessors.FailureBox):
+    def __init__(self, corpus: Corpus, failures: preprocessors.FailureBox, encoder: TextEncoder | None = None):
         counts = {split: corpus.num_examples(split) for split in corpus.splits}
         super().__init__(splits=corpus.splits, num_input_examples=counts, caching_permitted=False)
-        self.corpus, self._failures = corpus, failures
+        self.corpus, self._failures, self._encoder = corpus, failures, encoder
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -96,12 +99,15 @@ class CorpusSource(seqio.DataSource):
             stream = tf.stack((tf.fill(tf.shape(numbers), tf.cast(seed, tf.int64)), numbers), axis=1)
             return {**tf.io.parse_example(serialized, PARSE_SPEC), "stream": stream}
 
-        return batches.map(parse).unbatch()
+        dataset = batches.map(parse)
+        if self._encoder is not None:
+            dataset = preprocessors.encode_text(self._encoder, self._failures)(dataset)
+        return dataset.unbatch()
 
 
 def register_task(
     corpus: Corpus,
-    store: EmbeddingStore,
+    text: EmbeddingStore | TextEncoder,
     *,
     image_size: int,
     low_res_size: int | None,
@@ -114,7 +120,8 @@ def register_task(
     A later registration replaces an earlier one, which stays usable by those who hold it.
 
     Args:
-      corpus, store: the images and the embeddings of their captions.
+      corpus: the images and their captions.
+      text: embeddings of the captions, or the encoder that makes them as the captions are read.
       image_size, low_res_size, crop: see `preprocessors`.
       max_text_length: most token embeddings of a caption.
       failures: keeps a UserError raised inside the dataset.
@@ -123,6 +130,8 @@ def register_task(
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
         "text": seqio.ContinuousFeature(dtype=tf.float32, rank=2),
     }
+    encoder = text if isinstance(text, TextEncoder) else None
+    join = preprocessors.trim_text() if encoder else preprocessors.join_text(text, max_text_length, failures)
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
@@ -130,12 +139,12 @@ def register_task(
         seqio.TaskRegistry.remove(name)
     return seqio.TaskRegistry.add(
         name,
-        source=CorpusSource(corpus, failures),
+        source=CorpusSource(corpus, failures, encoder),
         preprocessors=[
             preprocessors.decode_image(corpus.image_size),
             preprocessors.crop(image_size, crop),
             preprocessors.make_images(image_size, low_res_size),
-            preprocessors.join_text(store, max_text_length, failures),
+            join,
         ],
         output_features=features,
         shuffle_buffer_size=None,

@@ -53,7 +53,8 @@ class TrainConfig:
     Args:
       stage: model and diffusion.
       data: corpus and embedding store; sizes must be the stage's.
-      text: the encoder the store must come from; it also encodes the captions of sample grids.
+      text: the encoder the store must come from; it also encodes the captions of sample grids, and those of the
+        corpus where there is no store.
       model_dir: run directory of this stage; a run that finds its own checkpoints there goes on from them.
       num_steps: updates of the whole run.
       batch_size: rows of one update over all devices and microbatches.
@@ -129,6 +130,11 @@ class TrainConfig:
                     f"the data's {name} ({theirs}) differs from the stage's ({ours}): "
                     f"set both from one macro, e.g. DataConfig.{name} = %{name.upper()}"
                 )
+        if self.data.store_dir is None and self.text.max_length > self.data.max_text_length:
+            raise UserError(
+                f"the text encoder's max_length ({self.text.max_length}) must be at most the data's max_text_length "
+                f"({self.data.max_text_length}): set both from one macro"
+            )
         if self.text.sizes().embed_dim != self.stage.text_embed_dim:
             raise UserError(
                 f"the stage's text_embed_dim ({self.stage.text_embed_dim}) must be the text encoder's "

@@ -42,7 +42,9 @@ class Grids:
         if grids.captions and config.stage.low_res_size is None:
             self._text, self._text_mask = encoder.encode(grids.captions)
         else:
-            batches = BatchIterator(config.data, batch_size=grids.num_images, seed=config.seed, start_step=0)
+            batches = BatchIterator(
+                config.data, batch_size=grids.num_images, seed=config.seed, start_step=0, encoder=encoder
+            )
             with contextlib.closing(batches):
                 first = next(iter(batches))
             self._text, self._text_mask, self._low_res = (

@@ -101,29 +101,32 @@ def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict
 
 
 def check_text(config: TrainConfig) -> TextEncoder:
-    """The run's text encoder, after its fingerprint was found in the embedding store.
+    """The run's text encoder, after its fingerprint was found in the embedding store, if there is one.
 
     Raises:
       UserError: the store was made by another encoder; names the part that differs.
     """
     encoder = TextEncoder(config.text)
+    if config.data.store_dir is None:
+        return encoder
     store = EmbeddingStore.open(config.data.store_dir)
     store.check(encoder.fingerprint(store.fingerprint["dtype"]))
     return encoder
 
 
-def null_text(config: TrainConfig) -> Conditioning | None:
-    """What the stage's null_text names: the store's embedding of "", or None for zeros."""
+def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
+    """What the stage's null_text names: the embedding of "" (the store's, if there is one), or None for zeros."""
     if config.stage.null_text == "zeros":
         return None
-    embedding = EmbeddingStore.open(config.data.store_dir).null_text
+    store_dir = config.data.store_dir
+    embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
     text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
     text[0, : len(embedding)] = embedding
     mask = np.arange(text.shape[1])[None] < len(embedding)
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
 
 
-def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None) -> BatchIterator:
+def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
     """This process's batches from the one after `step` updates on.
 
     Raises:
@@ -136,6 +139,7 @@ def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None) -
         start_step=step,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        encoder=encoder,
     )
     here = dict(batches.position())
     if position is not None and position != here:
@@ -191,9 +195,9 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
     if start >= end:
         return state
-    batches = open_data(config, start, position)
+    batches = open_data(config, start, position, encoder)
     # After everything that can be refused: compiling takes minutes.
-    null = null_text(config)
+    null = null_text(config, encoder)
     compiled, flops = program.compile(null)
     device_batches = global_batches(iter(batches), program.mesh)
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)

@@ -1,5 +1,6 @@
 """The console command from corpus to report on a cascade of two tiny stages, and the bad input people give it."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,9 +17,11 @@ from PIL import Image
 
 from imagen_jax import gin_config
 from imagen_jax.data.corpora import build_shapes
+from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import checkpoints
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import train
@@ -71,6 +74,32 @@ def test_sampling_writes_pictures_that_carry_their_origin(root: Path, tmp_path: 
     assert main([*draw, "--overwrite", "--stage", "base", "a red cube"]) == 0
     with Image.open(out / "00000.png") as image:
         assert image.size == (16, 16)
+
+
+def test_captions_may_be_encoded_as_they_are_read(root: Path, tmp_path: Path, capsys) -> None:
+    """STORE_DIR = None: the batches, and so the whole run, are those of the store."""
+    bindings, _ = gin_config.split_gin_flags(_flags(root, MODEL_DIR=tmp_path / "base", STORE_DIR=None))
+    config = gin_config.load(TrainConfig, ["tests/integration/tiny_base.gin"], bindings)
+    assert config.data.store_dir is None
+    options = {"batch_size": 16, "seed": 3, "start_step": 2, "encoder": TextEncoder(config.text)}
+    stored = dataclasses.replace(config.data, store_dir=str(root / "store"))
+    batches = [BatchIterator(data, **options) for data in (config.data, stored)]
+    for one in batches:
+        with contextlib.closing(one):
+            one.rows = [next(one) for _ in range(2)]
+    for live, cached in zip(*(one.rows for one in batches), strict=True):
+        np.testing.assert_array_equal(live["text_mask"], cached["text_mask"])
+        np.testing.assert_allclose(live["text"], cached["text"], atol=2e-5)
+        np.testing.assert_array_equal(live["x0"], cached["x0"])
+    train(config)
+    runs = (root / "base", tmp_path / "base")
+    losses = [[json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()] for run in runs]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    with pytest.raises(UserError, match="there is no encoder"):
+        BatchIterator(config.data, **options | {"encoder": None})
+    with pytest.raises(UserError, match="max_length \\(24\\) must be at most"):
+        short = {"stage": dataclasses.replace(config.stage, max_text_length=9)}
+        dataclasses.replace(config, data=dataclasses.replace(config.data, max_text_length=9), **short)
 
 
 def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_its_place(
