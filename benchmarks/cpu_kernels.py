@@ -6,11 +6,10 @@ Prints milliseconds a step (median of alternating rounds) and the ratio. Each fa
 own, since XLA reads its flags once; the processes take turns, so a busy machine slows both alike.
 """
 
-import os
 import statistics
-import subprocess
 import sys
-import time
+
+from benchmarks import turns
 
 FAMILIES = {"default": "", "without ynn": "--xla_cpu_experimental_ynn_fusion_type="}
 ROUNDS, STEPS = 7, 10
@@ -36,38 +35,22 @@ def serve() -> None:
     log_snr = jnp.zeros(batch)
     params = jax.jit(net.init)(jax.random.key(2), z_t, log_snr, cond)
     step = jax.jit(jax.grad(lambda p: jnp.square(net.apply(p, z_t, log_snr, cond) - z_t).mean()))
-    jax.block_until_ready(step(params))
-    print("ready", flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
+
+    def some_steps() -> None:
         for _ in range(STEPS):
             jax.block_until_ready(step(params))
-        print((time.perf_counter() - start) / STEPS, flush=True)
+
+    turns.serve(some_steps)
 
 
 def main() -> None:
     command = [sys.executable, "-m", "benchmarks.cpu_kernels", "serve"]
-    servers = {
-        name: subprocess.Popen(
-            command, env={**os.environ, "XLA_FLAGS": flags}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for name, flags in FAMILIES.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in servers}
-    for server in servers.values():
-        assert server.stdout is not None
-        server.stdout.readline()
-    for number in range(ROUNDS):
-        for name, server in servers.items():
-            assert server.stdin is not None and server.stdout is not None
-            print(number, file=server.stdin, flush=True)
-            seconds[name].append(float(server.stdout.readline()))
-    for server in servers.values():
-        server.communicate()
+    environments = {name: {"XLA_FLAGS": flags} for name, flags in FAMILIES.items()}
+    seconds = turns.take_turns(dict.fromkeys(FAMILIES, command), ROUNDS, environments)
     for name, values in seconds.items():
-        print(f"{name:12s} {1e3 * statistics.median(values):7.1f} ms a step ({1e3 * min(values):.1f} at best)")
-    ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
-    print(f"{' / '.join(seconds)}: {ratio:.2f}")
+        each = [1e3 * value / STEPS for value in values]
+        print(f"{name:12s} {statistics.median(each):7.1f} ms a step ({min(each):.1f} at best)")
+    print(turns.ratio(seconds, *FAMILIES))
 
 
 if __name__ == "__main__":

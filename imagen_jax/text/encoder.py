@@ -136,7 +136,12 @@ class TextEncoder:
           captions: any number of captions.
           batch_size: most captions encoded at once; >= 1.
         """
-        tokens = self.tokenize(captions)
+        return self.encode_tokens(self.tokenize(captions), batch_size)
+
+    def encode_tokens(
+        self, tokens: Sequence[Sequence[int]], batch_size: int = 256
+    ) -> list[Float[np.ndarray, "_n d"]]:
+        """Token embeddings of each list of ids, without padding; those of like length are encoded together."""
         by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         embeddings: list[Any] = [None] * len(tokens)
         for start in range(0, len(tokens), batch_size):
