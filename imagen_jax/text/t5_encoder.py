@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,10 @@ import numpy as np
 from flax import linen as nn
 
 from imagen_jax.errors import UserError
+from imagen_jax.text.encoder_config import DTYPES, EncoderConfig, check_positive
 from imagen_jax.typing import Array, Bool, Float, Int
 
 MASKED_LOGIT = -1e10
-DTYPES = ("float32", "bfloat16")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
+class T5Config(EncoderConfig):
     """Sizes of a T5 encoder; the random demo encoder's initialisation too.
 
     Args:
@@ -67,6 +67,8 @@ class T5Config:
         width 128, worst of the two or three seeds tried).
     """
 
+    architecture: ClassVar[str] = "t5"
+
     vocab_size: int
     embed_dim: int
     num_heads: int
@@ -84,10 +86,7 @@ class T5Config:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "num_layers", "mlp_dim")
-        for name in (*sizes, "num_relative_buckets", "relative_max_distance"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"T5Config.{name} must be a positive integer; got {value!r}")
+        check_positive(self, *sizes, "num_relative_buckets", "relative_max_distance")
         buckets, distance = self.num_relative_buckets, self.relative_max_distance
         if buckets % 4 or buckets < 8:
             raise UserError(
@@ -116,6 +115,14 @@ class T5Config:
         std = self.relpos_init_std
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
             raise UserError(f"T5Config.relpos_init_std must be a finite number >= 0; got {std!r}")
+
+    def network(self, param_dtype: Any = jnp.float32) -> nn.Module:
+        """See EncoderConfig."""
+        return T5Encoder(self, param_dtype)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See EncoderConfig; the architecture is left out, as stores made when there was no other have it."""
+        return self.embedding_fields()
 
 
 def relative_position_buckets(num_tokens: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "n n"]:
