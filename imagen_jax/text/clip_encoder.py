@@ -3,7 +3,8 @@
 "For CLIP, we use the penultimate layer of the text encoder to get contextual embeddings" (appendix D.1 of Imagen, for
 ViT-L/14): the output is the token sequence that enters the last layer, without the final norm, which transformers
 calls hidden_states[-2]. The paper does not say whether a norm follows; there is none here. The last layer and the final
-norm are therefore left in the checkpoint. A layer computes (arXiv 2103.00020, section 2.4, after GPT-2)
+norm are therefore left in the checkpoint; one that was saved without its last layer, as Stable Diffusion 2's is, loses
+another. A layer computes (arXiv 2103.00020, section 2.4, after GPT-2)
 
     x <- x + attention(LayerNorm(x))      a token sees itself and those before it
     x <- x + wo(quick_gelu(wi(LayerNorm(x))))

@@ -30,6 +30,7 @@ from imagen_jax.typing import Bool, Float
 # Batches are padded to few sizes and lengths, so that few programs are compiled.
 _BATCH_SIZES = (8, 64)
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_TOO_LONG = "TextConfig.max_length is too long"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class TextConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"TextConfig.{name} must be an integer >= {least}; got {value!r}")
+        if isinstance(self.encoder, Pretrained) and self.encoder.sizes is not None:
+            check_positions(self.max_length, self.encoder.sizes, _TOO_LONG)
 
     def sizes(self) -> EncoderConfig:
         """Sizes of the encoder; of a checkpoint, what its shapes tell."""
@@ -95,7 +98,7 @@ class TextEncoder:
                 f"encoder's vocab_size is {self.sizes.vocab_size}; use the vocabulary that came with the encoder, or "
                 "raise the vocab_size of a random one"
             )
-        check_positions(config.max_length, self.sizes, "TextConfig.max_length is too long")
+        check_positions(config.max_length, self.sizes, _TOO_LONG)
         if config.max_length <= self._frame_length:
             raise UserError(
                 f"TextConfig.max_length ({config.max_length}) leaves no room for a caption: this vocabulary puts "
