@@ -139,12 +139,12 @@ def _bert(vocabulary: str, settings: dict[str, bool | None]) -> Tokenizer:
 
 def _special_ids(tokenizer: Tokenizer, file: str, *tokens: str) -> dict[str, int]:
     """Ids of tokens that are found in a caption as they stand; all must be in the vocabulary already."""
-    ids = {token: tokenizer.token_to_id(token) for token in tokens}
-    absent = [token for token, found in ids.items() if found is None]
+    known = tokenizer.get_vocab()
+    absent = [token for token in tokens if token not in known]
     if absent:
         raise UserError(f"the vocabulary {file} lacks {', '.join(absent)}; give the one that came with the encoder")
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
-    return ids
+    return {token: known[token] for token in tokens}
 
 
 def _frame(tokenizer: Tokenizer, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -7,7 +7,7 @@ parameter after the other, so the host never holds more than one parameter besid
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -265,16 +265,17 @@ def _to_devices(checkpoint: EncoderCheckpoint, mesh: Mesh | None) -> PyTree:
     leaves = []
     for path, leaf, sharding in zip(paths, abstract, shardings, strict=True):
         # Replicas ask for the same slice once each.
-        read = functools.lru_cache(maxsize=1)(lambda key, path=path, leaf=leaf: _read(checkpoint, path, key, leaf))
-        made = jax.make_array_from_callback(leaf.shape, sharding, lambda index, read=read: read(_key(index)))
+        read = functools.lru_cache(maxsize=1)(functools.partial(_read, checkpoint, path, leaf))
+        made = jax.make_array_from_callback(leaf.shape, sharding, functools.partial(_by_key, read))
         leaves.append(made.block_until_ready())
     return jax.tree.unflatten(tree, leaves)
 
 
-def _key(index: Index) -> tuple[tuple[int | None, int | None], ...]:
-    return tuple((part.start, part.stop) for part in index)
+def _by_key(read: Callable[[Any], np.ndarray], index: Index) -> np.ndarray:
+    # Slices are no keys of a cache before Python 3.12.
+    return read(tuple((part.start, part.stop) for part in index))
 
 
-def _read(checkpoint: EncoderCheckpoint, path: str, key: Any, leaf: Any) -> np.ndarray:
+def _read(checkpoint: EncoderCheckpoint, path: str, leaf: Any, key: Any) -> np.ndarray:
     index = tuple(slice(*slice(*ends).indices(size)) for ends, size in zip(key, leaf.shape, strict=True))
     return checkpoint.read(path, index, leaf.dtype)

@@ -149,7 +149,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        init: Any = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_epsilon)
@@ -168,7 +168,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
-        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", self.init_distribution)
+        init: Any = nn.initializers.variance_scaling(self.init_scale, "fan_in", self.init_distribution)
         init = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
         # Without HIGHEST, accelerators would run float32 products at TF32 or bfloat16 precision.
@@ -317,7 +317,7 @@ class TokenEmbedder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         shape = (self.config.vocab_size, self.config.embed_dim)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table = self.param("embedding", init, shape, self.param_dtype)
         return jnp.take(table, tokens, axis=0).astype(self.config.dtype)
 

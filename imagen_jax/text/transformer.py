@@ -86,8 +86,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         def param(name: str, init: nn.initializers.Initializer) -> Array:
-            init = nn.with_logical_partitioning(init, ("embed",))
-            return self.param(name, init, (x.shape[-1],), self.param_dtype).astype(jnp.float32)
+            named: Any = nn.with_logical_partitioning(init, ("embed",))
+            return self.param(name, named, (x.shape[-1],), self.param_dtype).astype(jnp.float32)
 
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -106,9 +106,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
-        kernel_init = nn.with_logical_partitioning(nn.initializers.normal(_INIT_STD), self.axes)
+        kernel_init: Any = nn.with_logical_partitioning(nn.initializers.normal(_INIT_STD), self.axes)
         kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), self.param_dtype)
-        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+        bias_init: Any = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         # Without HIGHEST, accelerators would run float32 products at TF32 or bfloat16 precision.
         y = jnp.dot(x, kernel.astype(self.config.dtype), precision=jax.lax.Precision.HIGHEST)
@@ -159,7 +159,7 @@ class Embedder(nn.Module):
 
     @nn.compact
     def __call__(self, indices: Int[Array, "*b n"]) -> Float[Array, "*b n d"]:
-        init = nn.with_logical_partitioning(nn.initializers.normal(_INIT_STD), (self.axis, "embed"))
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(_INIT_STD), (self.axis, "embed"))
         table = self.param("embedding", init, (self.num_rows, self.config.embed_dim), self.param_dtype)
         return jnp.take(table, indices, axis=0).astype(self.config.dtype)
 
