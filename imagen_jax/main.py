@@ -13,6 +13,7 @@ from imagen_jax.errors import UserError, exit_code
 # What a gin mode builds and what it calls with it: MODE: (config class, function).
 GIN_TARGETS = {
     "cache_text": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:cache_text"),
+    "validate_cache": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:validate_cache"),
     "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.train.loop:run"),
     "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
 }
@@ -25,6 +26,7 @@ HELP = {
     "build_corpus": "turn pairs of image and caption into a corpus directory of sharded records",
     "import_text": "copy the text encoder of a t5x checkpoint or a Hugging Face folder",
     "cache_text": "embed every caption of a corpus once and store the embeddings",
+    "validate_cache": "check stored embeddings against their digests, and some against the encoder",
     "train": "train one stage of the cascade, or continue its run",
     "sample": "draw images from captions with a trained cascade",
     "eval": "measure how well a cascade's images match their captions",
@@ -115,6 +117,10 @@ def _add_train_flags(sub: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the operative config, parameter count, mesh, batch and memory a device; train nothing",
     )
+    _add_distributed_flags(sub)
+
+
+def _add_distributed_flags(sub: argparse.ArgumentParser) -> None:
     several = sub.add_argument_group("several hosts (all three together, on every host)")
     several.add_argument("--coordinator_address", metavar="HOST:PORT", help="address of process 0")
     several.add_argument("--num_processes", type=int, metavar="N", help="number of processes")
@@ -127,6 +133,7 @@ def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
     sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
+    sub.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from; default: the null text")
     sub.add_argument("--aug_level", type=float, metavar="A", help="noise on the low-resolution input, 0 to 1")
     sub.add_argument("--num_steps", type=int, metavar="N", help="denoising steps of each stage")
     sub.add_argument("--seed", type=int, default=0, help="same seed, same images (default 0)")
@@ -141,6 +148,7 @@ def _add_report_flags(sub: argparse.ArgumentParser) -> None:
 FLAGS = {
     "build_corpus": _add_build_flags,
     "import_text": _add_import_flags,
+    "cache_text": _add_distributed_flags,
     "train": _add_train_flags,
     "sample": _add_sample_flags,
     "report": _add_report_flags,
@@ -171,7 +179,7 @@ def _run(arguments: list[str]) -> None:
     args = parser.parse_args(arguments)
     if bindings and args.mode not in GIN_TARGETS:
         parser.error(f"{args.mode} takes no --gin flags")
-    if args.mode == "train":
+    if hasattr(args, "coordinator_address"):
         _start_distributed(args)
     if args.mode in GIN_TARGETS:
         _run_gin_mode(args, bindings)
@@ -216,12 +224,27 @@ def _build_corpus(args: argparse.Namespace) -> None:
 
 def cache_text(config: Any) -> None:
     """Embeds the captions of the corpus that a CacheConfig names: the join of data/ and text/."""
-    from imagen_jax.data.records import Corpus
+    import jax
+
     from imagen_jax.text.cache import cache_text
+
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    cache_text(config, **_examples_of(config), **processes)
+
+
+def validate_cache(config: Any) -> None:
+    """Checks the store that a CacheConfig names against its corpus."""
+    from imagen_jax.text.validate import validate_cache
+
+    validate_cache(config, **_examples_of(config))
+
+
+def _examples_of(config: Any) -> dict[str, Any]:
+    from imagen_jax.data.records import Corpus
 
     corpus = Corpus(config.corpus_dir)
     num_examples = sum(corpus.num_examples(split) for split in corpus.splits)
-    cache_text(config, corpus.captions(), num_examples=num_examples, corpus_id=corpus.digest)
+    return {"examples": corpus.captions(), "num_examples": num_examples, "corpus_id": corpus.digest}
 
 
 def _import_text(args: argparse.Namespace) -> None:
@@ -244,7 +267,16 @@ def _sample(args: argparse.Namespace) -> None:
         raise UserError('nothing to draw; give captions ("a red cube") or --prompts_file=FILE')
     options = {
         name: getattr(args, name)
-        for name in ("output", "guidance_weight", "aug_level", "num_steps", "seed", "stage", "overwrite")
+        for name in (
+            "output",
+            "guidance_weight",
+            "aug_level",
+            "num_steps",
+            "negative_prompt",
+            "seed",
+            "stage",
+            "overwrite",
+        )
     }
     _load(SAMPLE)(args.checkpoint, captions, **options)
 

@@ -16,6 +16,8 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 
+NULL_TEXTS = ("zeros", "empty")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -30,6 +32,8 @@ class Stage:
       low_res_size: for super-resolution, size of the conditioning image; None for the base stage.
       schedule: log-SNR over time.
       prediction: what the network predicts: "eps" (the paper), "x0" or "v".
+      null_text: what stands for no text: "zeros", the paper's zero embeddings without a token, or "empty", the text
+        encoder's output of "" (DeepFloyd IF).
       cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
       max_aug_level: super-resolution is trained with aug_level uniform in [0, max_aug_level] (paper: 1).
 
@@ -45,6 +49,7 @@ class Stage:
     low_res_size: int | None = None
     schedule: Schedule = CosineSchedule()
     prediction: str = "eps"
+    null_text: str = "zeros"
     cond_drop_rate: float = 0.1
     max_aug_level: float = 1.0
 
@@ -56,6 +61,8 @@ class Stage:
         process.check_prediction(self.prediction)
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
+        if self.null_text not in NULL_TEXTS:
+            raise UserError(f"Stage.null_text ({self.null_text!r}) must be one of {NULL_TEXTS}; the paper uses 'zeros'")
         if not 0.0 <= self.cond_drop_rate < 1.0:
             raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
         if not 0.0 < self.max_aug_level <= 1.0:
@@ -100,7 +107,7 @@ class Stage:
         return jax.image.resize(low_res, (b, h * scale, w * scale, c), "bilinear")
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], rng: PRNGKeyArray
+        self, params: PyTree, batch: dict[str, Array], rng: PRNGKeyArray, null: Conditioning | None = None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the network's prediction at random times (paper section 2.2, figure A.32).
 
@@ -109,6 +116,7 @@ class Stage:
           batch: "x0" [b, h, w, 3] in [-1, 1], "text" [b, n, d], "text_mask" [b, n]; for super-resolution
             "low_res" [b, h', w', 3].
           rng: decides times, noise, dropped text and augmentation levels.
+          null: the null text, one row; None is zeros. Whoever trains gives what `null_text` names.
 
         Returns:
           The mean loss, and {"per_example_loss": [b], "log_snr": [b]}.
@@ -118,7 +126,7 @@ class Stage:
         log_snr = self.schedule.log_snr(time_sampling.stratified(t_rng, x0.shape[0]))
         eps = jax.random.normal(eps_rng, x0.shape)
         cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
-        cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate)
+        cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate, null)
         if self.low_res_size is not None:
             low_res = self.upsample_low_res(batch["low_res"])
             aug_level = jax.random.uniform(aug_rng, x0.shape[:1], maxval=self.max_aug_level)

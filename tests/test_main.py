@@ -154,7 +154,7 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
     captions = ["a red cube", "a cat"]
     flags = (
         "--checkpoint runs/demo --output out --prompts_file prompts.txt --guidance_weight 3 --seed 5 "
-        "--stage base --num_steps 32 --aug_level 0.1 --overwrite"
+        "--stage base --num_steps 32 --negative_prompt grey --aug_level 0.1 --overwrite"
     ).split()
     assert main(["sample", *(captions + flags if captions_first else flags + captions)]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -164,6 +164,7 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
         "guidance_weight": 3.0,
         "aug_level": 0.1,
         "num_steps": 32,
+        "negative_prompt": "grey",
         "seed": 5,
         "stage": "base",
         "overwrite": True,

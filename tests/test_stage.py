@@ -61,7 +61,13 @@ def test_dropped_text_never_reaches_the_network() -> None:
         _loss(certain, params, rows, jax.random.key(2))[0],
         _loss(certain, params, other, jax.random.key(2))[0],
     )
+    null = Conditioning(text=jnp.ones((1, 6, 12)), text_mask=jnp.arange(6)[None] < 2)
+    instead = rows | {"text": jnp.ones_like(rows["text"]), "text_mask": jnp.broadcast_to(null.text_mask, (4, 6))}
     kept = dataclasses.replace(BASE, cond_drop_rate=0.0)
+    np.testing.assert_array_equal(
+        jax.jit(certain.loss)(params, other, jax.random.key(2), null)[0],
+        _loss(kept, params, instead, jax.random.key(2))[0],
+    )
     assert _loss(kept, params, rows, jax.random.key(2))[0] != _loss(kept, params, other, jax.random.key(2))[0]
 
 

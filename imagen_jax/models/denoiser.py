@@ -20,7 +20,7 @@ class Conditioning:
 
     Attributes:
       text: token embeddings of the frozen text encoder, zero where padded.
-      text_mask: True at real tokens. A row without any True is the null text.
+      text_mask: True at real tokens.
       low_res: super-resolution only: the low-resolution image, resized to the size of z_t and corrupted.
       aug_level: super-resolution only: how far low_res was corrupted, in [0, 1].
     """
@@ -40,10 +40,22 @@ class Denoiser(Protocol):
         """One prediction for every row of z_t."""
 
 
-def drop_text(cond: Conditioning, keep: Bool[Array, " b"]) -> Conditioning:
-    """Turns the rows where `keep` is False into null text: zero embeddings, no token (paper section 4.1)."""
-    text = jnp.where(keep[:, None, None], cond.text, 0.0)
-    return dataclasses.replace(cond, text=text, text_mask=cond.text_mask & keep[:, None])
+def zero_text(like: Conditioning) -> Conditioning:
+    """The paper's null text (section 4.1): zero embeddings, no token. One row, which stands for any number of them."""
+    return Conditioning(text=jnp.zeros_like(like.text[:1]), text_mask=jnp.zeros_like(like.text_mask[:1]))
+
+
+def drop_text(cond: Conditioning, keep: Bool[Array, " b"], null: Conditioning | None = None) -> Conditioning:
+    """Turns the rows where `keep` is False into null text.
+
+    Args:
+      cond: b rows.
+      keep: the rows that stay.
+      null: text and text_mask of one row or b; None is `zero_text`.
+    """
+    null = zero_text(cond) if null is None else null
+    text = jnp.where(keep[:, None, None], cond.text, null.text)
+    return dataclasses.replace(cond, text=text, text_mask=jnp.where(keep[:, None], cond.text_mask, null.text_mask))
 
 
 def check_size(height: int, width: int, factor: int) -> None:

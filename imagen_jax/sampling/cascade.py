@@ -15,6 +15,7 @@ import numpy as np
 
 from imagen_jax import gin_config
 from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.images import to_uint8
 from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
@@ -118,6 +119,7 @@ class Cascade:
         *,
         seed: int = 0,
         low_res: Float[np.ndarray, "b h w 3"] | None = None,
+        negative_prompts: Sequence[str] | None = None,
         batch_size: int = 64,
         label: str = "sample",
     ) -> list[UInt8[np.ndarray, "b _h _w 3"]]:
@@ -126,9 +128,10 @@ class Cascade:
         Image i depends on the seed, i and prompt i alone, whatever the batch size.
 
         Args:
-          prompts: captions; "" draws unconditionally.
+          prompts: captions; "" is each stage's null text and draws unconditionally.
           seed: of the noise.
           low_res: needed where the first stage is a super-resolution stage: its inputs, in [-1, 1].
+          negative_prompts: what guidance leads away from in place of the null text, one a prompt; "" is the null text.
           batch_size: images drawn at a time; the last batch is filled up so that nothing compiles twice.
           label: what the progress shows.
 
@@ -145,6 +148,10 @@ class Cascade:
             )
         if low_res is not None and low_res.shape[0] != len(prompts):
             raise UserError(f"low_res has {low_res.shape[0]} images for {len(prompts)} prompts; give one each")
+        if negative_prompts is not None and len(negative_prompts) != len(prompts):
+            raise UserError(f"{len(negative_prompts)} negative prompts for {len(prompts)} prompts; give one each")
+        if negative_prompts is not None and all(one.sampling.guidance_weight == 1.0 for one in self.stages):
+            raise UserError("negative prompts do nothing at guidance_weight 1; set a larger one, e.g. 3")
         batch_size = min(batch_size, len(prompts))
         drawn: list[list[np.ndarray]] = [[] for _ in self.stages]
         with Progress(len(prompts), label, "image") as progress:
@@ -152,19 +159,23 @@ class Cascade:
                 ids = np.arange(start, start + batch_size)
                 rows = np.minimum(ids, len(prompts) - 1)
                 count = min(batch_size, len(prompts) - start)
-                text, text_mask = self._encode([prompts[i] for i in rows])
+                chosen = [prompts[i] for i in rows]
+                avoided = [""] * len(rows) if negative_prompts is None else [negative_prompts[i] for i in rows]
                 below = None if low_res is None else jnp.asarray(low_res[rows])
                 for number, one in enumerate(self.stages):
                     keys = image_keys(seed, jnp.asarray(ids))
                     keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, number))(keys)
-                    below = sample_stage(one.stage, one.sampling, one.params, keys, text, text_mask, below)
+                    cond, null = (self._encode(one.stage, captions) for captions in (chosen, avoided))
+                    text = (cond.text, cond.text_mask)
+                    below = sample_stage(one.stage, one.sampling, one.params, keys, *text, below, null)
                     drawn[number].append(to_uint8(np.asarray(below))[:count])
                 progress.update(count)
         return [np.concatenate(parts) for parts in drawn]
 
-    def _encode(self, prompts: Sequence[str]) -> tuple[jax.Array, jax.Array]:
-        text, text_mask = self.encoder.encode(prompts)
-        # An empty prompt is the null text of training: zeros and no token (paper section 4.1).
-        empty = np.array([not prompt.strip() for prompt in prompts])
-        text = np.where(empty[:, None, None], 0.0, text)
-        return jnp.asarray(text), jnp.asarray(text_mask & ~empty[:, None])
+    def _encode(self, stage: Stage, captions: Sequence[str]) -> Conditioning:
+        """Text of each caption, and of an empty one what the stage was trained with in its place."""
+        text, text_mask = self.encoder.encode(captions)
+        cond = Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(text_mask))
+        if stage.null_text == "empty":
+            return cond
+        return drop_text(cond, jnp.asarray([bool(caption.strip()) for caption in captions]))

@@ -21,6 +21,7 @@ def run(
     guidance_weight: float | None = None,
     aug_level: float | None = None,
     num_steps: int | None = None,
+    negative_prompt: str | None = None,
     seed: int = 0,
     stage: str | None = None,
     overwrite: bool = False,
@@ -34,6 +35,7 @@ def run(
       guidance_weight: of the base stage; None keeps every stage's own setting.
       aug_level: of the super-resolution stages; None keeps their own.
       num_steps: of every stage; None keeps their own.
+      negative_prompt: what guidance leads every image away from; None is the null text.
       seed: of the noise.
       stage: stop after the stage of this name.
       overwrite: whether images that are already there may be replaced.
@@ -61,9 +63,11 @@ def run(
         return dataclasses.replace(sampling, **changes)
 
     cascade = cascade.configure(change)
-    images = cascade.sample(prompts, seed=seed, label=f"sample {directory}")
+    avoided = None if negative_prompt is None else [negative_prompt] * len(prompts)
+    images = cascade.sample(prompts, seed=seed, negative_prompts=avoided, label=f"sample {directory}")
     names = [one.stage.name for one in cascade.stages]
     settings = {
+        **({} if negative_prompt is None else {"negative_prompt": negative_prompt}),
         "seed": seed,
         "guidance_weight": [one.sampling.guidance_weight for one in cascade.stages],
         "num_steps": [one.sampling.num_steps for one in cascade.stages],

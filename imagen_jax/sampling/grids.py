@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.images import enlarge, grid, to_uint8
 from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
 from imagen_jax.sharding.rules import replicated
@@ -25,6 +26,7 @@ def make_grid(
     mesh: Mesh,
     sampling: SamplingConfig,
     seed: int,
+    null: Conditioning | None = None,
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Draws one image a caption; for super-resolution the low-resolution inputs stand in the rows above.
 
@@ -36,12 +38,13 @@ def make_grid(
       mesh: where the parameters lie; every process of it draws the same grid.
       sampling: how to sample.
       seed: the same seed gives the same noise at every call.
+      null: the stage's null text, one row; None is zeros.
     """
     everywhere = replicated(mesh)
     place = functools.partial(jax.device_put, device=everywhere)
     keys = jax.jit(functools.partial(image_keys, seed), out_shardings=everywhere)(place(np.arange(text.shape[0])))
     low = None if low_res is None else place(low_res)
-    drawn = sample_stage(stage, sampling, params, keys, place(text), place(text_mask), low)
+    drawn = sample_stage(stage, sampling, params, keys, place(text), place(text_mask), low, place(null))
     images = list(to_uint8(np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(drawn))))
     columns = min(8, len(images))
     if low_res is not None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from imagen_jax.diffusion import guidance, noise_conditioning, thresholding
 from imagen_jax.diffusion.samplers import DDIMSampler, Sampler
 from imagen_jax.errors import UserError
-from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.stage import Stage
 from imagen_jax.typing import Array, Bool, Float, PyTree
 
@@ -63,6 +63,7 @@ def sample_stage(
     text: Float[Array, "b n d"],
     text_mask: Bool[Array, "b n"],
     low_res: Float[Array, "b h w c"] | None = None,
+    null: Conditioning | None = None,
 ) -> Float[Array, "b h2 w2 c"]:
     """Draws one image a row of text.
 
@@ -74,6 +75,8 @@ def sample_stage(
       text: token embeddings.
       text_mask: True at real tokens.
       low_res: super-resolution: images at the size of the stage below, in [-1, 1].
+      null: text and text_mask that guidance leads away from, one row or b: the null text of training, or negative
+        prompts; None is zeros.
 
     Returns:
       Images at stage.image_size, in [-1, 1].
@@ -95,6 +98,7 @@ def sample_stage(
         text,
         text_mask,
         low_res,
+        null,
     )
 
 
@@ -110,6 +114,7 @@ def _sample(
     text: Array,
     text_mask: Array,
     low_res: Array | None,
+    null: Conditioning | None,
 ) -> Array:
     batch, size = text.shape[0], stage.image_size
 
@@ -121,8 +126,8 @@ def _sample(
         aug = jnp.full((batch,), aug_level)
         augmented = noise_conditioning.corrupt(stage.upsample_low_res(low_res), noise(config.num_steps + 1), aug)
         cond = dataclasses.replace(cond, low_res=augmented, aug_level=aug)
-    null = dataclasses.replace(cond, text=jnp.zeros_like(text), text_mask=jnp.zeros_like(text_mask))
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, null)
+    none_kept = drop_text(cond, jnp.zeros((batch,), bool), null)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, none_kept)
 
     def predict_x0(z_t: Array, log_snr: Array) -> Array:
         if not guided:

@@ -1,24 +1,43 @@
 """Fills an embedding store with the captions of a corpus (the `cache_text` mode).
 
 Equal captions are encoded and stored once. The work may be killed at any moment: shards appear whole,
-a second run keeps them and ends with the same bytes, and store.json is written last.
+a second run keeps them and ends with the same bytes, and store.json is written last. Any number of processes may
+run the same command on the same store: each takes the shards that no other has. Of a finished store that was damaged
+since, the damaged shards alone are made again.
 """
 
 import dataclasses
-import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.progress import Progress
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.store import EmbeddingStore
-from imagen_jax.text.store_format import STORE_DTYPES, fingerprint_differences, read_json
-from imagen_jax.text.store_writer import StoreWriter, sort_keys
+from imagen_jax.text.store_format import (
+    FORMAT_VERSION,
+    HEADER,
+    NO_FLOAT16,
+    STORE_DTYPES,
+    bytes_per_token,
+    caption_digest,
+    file_entries,
+    fingerprint_differences,
+    is_whole,
+    read_json,
+    shard_of,
+)
+from imagen_jax.text.store_writer import StoreWriter, reopen, sort_keys
 from imagen_jax.typing import Float
+
+# Captions that sizes and times are estimated from.
+_SAMPLE = 10_000
+_WAIT_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,9 +48,11 @@ class CacheConfig:
       text: the text encoder.
       corpus_dir: the corpus whose captions are encoded.
       store_dir: the embedding store to write.
-      dtype: stored dtype, "float32" or "bfloat16" (half the bytes).
-      batch_size: captions encoded at once.
-      shard_size: distinct captions in one shard, the unit of resuming.
+      dtype: stored dtype: "float32", "bfloat16" (half the bytes) or "int8" (a quarter; a scale a token).
+      batch_size: captions encoded at once, over all devices of this process.
+      shard_size: captions in one shard, about; the unit of resuming and of dividing the work.
+      mesh: division of this process's devices; the encoder's parameters lie on it as its axes say.
+      num_validated: captions that `validate_cache` encodes again.
       overwrite: replace a store of other text settings or another corpus instead of refusing.
     """
 
@@ -41,6 +62,8 @@ class CacheConfig:
     dtype: str = "float32"
     batch_size: int = 256
     shard_size: int = 50_000
+    mesh: MeshConfig = MeshConfig()
+    num_validated: int = 256
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -52,19 +75,70 @@ class CacheConfig:
                 raise UserError(f"CacheConfig.{name} must be a directory name; got {value!r}")
         if self.dtype not in STORE_DTYPES:
             raise UserError(
-                f"CacheConfig.dtype must be one of {tuple(STORE_DTYPES)}; got {self.dtype!r} "
-                "(float16 is not offered: T5's outputs overflow it)"
+                f"CacheConfig.dtype must be one of {tuple(STORE_DTYPES)}; got {self.dtype!r} ({NO_FLOAT16})"
             )
-        for name in ("batch_size", "shard_size"):
+        if not isinstance(self.mesh, MeshConfig):
+            raise UserError(f"CacheConfig.mesh must be a MeshConfig; got {self.mesh!r}")
+        for name in ("batch_size", "shard_size", "num_validated"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"CacheConfig.{name} must be a positive integer; got {value!r}")
         if not isinstance(self.overwrite, bool):
             raise UserError(f"CacheConfig.overwrite must be True or False; got {self.overwrite!r}")
 
+    def encoder(self) -> TextEncoder:
+        """The text encoder on this process's devices."""
+        return TextEncoder(self.text, self.mesh.build(jax.local_devices()))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardPlan:
+    """What belongs into one shard.
+
+    Args:
+      captions: distinct, in the order of their digests.
+      keys: example keys of these captions.
+      rows: which of the captions each key means.
+    """
+
+    captions: Sequence[str]
+    keys: Sequence[bytes]
+    rows: Sequence[int]
+
+
+def plan_shards(examples: Iterable[tuple[bytes, str]], num_shards: int) -> list[ShardPlan]:
+    """Divides examples among shards by the digests of their captions.
+
+    Args:
+      examples: (key, caption) in any order.
+      num_shards: shards of the store.
+    """
+    keys_of: list[dict[str, list[bytes]]] = [{} for _ in range(num_shards)]
+    for key, caption in examples:
+        keys_of[shard_of(caption_digest(caption), num_shards)].setdefault(caption, []).append(key)
+    plans = []
+    for mine in keys_of:
+        captions = sorted(mine, key=caption_digest)
+        keys = [key for caption in captions for key in mine[caption]]
+        rows = [row for row, caption in enumerate(captions) for _ in mine[caption]]
+        plans.append(ShardPlan(captions, keys, rows))
+        mine.clear()
+    return plans
+
+
+def num_shards_of(num_examples: int, shard_size: int) -> int:
+    """Shards that `shard_size` captions each make."""
+    return max(1, -(-num_examples // shard_size))
+
 
 def cache_text(
-    config: CacheConfig, examples: Iterable[tuple[bytes, str]], *, num_examples: int, corpus_id: str
+    config: CacheConfig,
+    examples: Iterable[tuple[bytes, str]],
+    *,
+    num_examples: int,
+    corpus_id: str,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> None:
     """Encodes the captions of `examples` into config.store_dir, or says that it is whole already.
 
@@ -73,54 +147,63 @@ def cache_text(
       examples: (key, caption) of every example; read once.
       num_examples: how many there are.
       corpus_id: names the corpus' contents (e.g. a digest of corpus.json); a store of another id is refused.
+      process_index, process_count: which of the processes this is that do this work together; each begins at shards
+        of its own and helps the others when those are done.
 
     Raises:
       UserError: a store of other settings is in the way, a key recurs, or `examples` is empty or not
         num_examples long.
     """
-    encoder = TextEncoder(config.text)
-    fingerprint = encoder.fingerprint(config.dtype)
-    if _is_whole(config, {"fingerprint": fingerprint, "corpus": {"id": corpus_id}}):
+    encoder = config.encoder()
+    wanted = {"fingerprint": encoder.fingerprint(config.dtype), "corpus": {"id": corpus_id}}
+    if is_done(config, wanted):
         return
-    keys, rows, captions, digest = _read_examples(examples, num_examples)
-    counts, most = encoder.count_tokens(captions), config.text.max_length
-    num_truncated = sum(counts[row] > most for row in rows)
-    num_tokens = sum(min(count, most) for count in counts)
+    plans = _plans(config, examples, num_examples)
     writer = StoreWriter(
         config.store_dir,
-        fingerprint=fingerprint,
+        fingerprint=wanted["fingerprint"],
         embed_dim=encoder.sizes.embed_dim,
-        num_embeddings=len(captions),
-        shard_size=config.shard_size,
+        num_shards=len(plans),
         corpus_id=corpus_id,
-        corpus_sha256=digest,
         overwrite=config.overwrite,
     )
-    num_bytes = num_tokens * encoder.sizes.embed_dim * STORE_DTYPES[config.dtype].itemsize
-    print(
-        f"cache_text: {len(keys)} captions, {len(captions)} distinct of "
-        f"{num_tokens / len(captions):.1f} tokens: {num_bytes / 1e6:.4g} MB in {config.store_dir}",
-        flush=True,
-    )
+    captions = [caption for plan in plans for caption in plan.captions]
     missing = writer.missing_shards()
-    num_left = sum(len(writer.rows(shard)) for shard in missing)
+    num_left = sum(len(plans[shard].captions) for shard in missing)
+    print(estimate(config, encoder, captions, num_examples, num_left, process_count), flush=True)
     with Progress(len(captions), "cache_text", "caption", initial=len(captions) - num_left) as progress:
-        for shard in missing:
-            rows_here = writer.rows(shard)
-            writer.write_shard(shard, _encoded(encoder, captions, rows_here, config.batch_size, progress))
-    writer.finish(keys, rows, num_truncated=num_truncated)
+        while missing:
+            first = len(missing) * process_index // process_count
+            mine = {
+                shard
+                for shard in (*missing[first:], *missing[:first])
+                if write_if_free(writer, shard, plans[shard], config, encoder, progress)
+            }
+            left = writer.missing_shards()
+            progress.update(sum(len(plans[shard].captions) for shard in set(missing) - set(left) - mine))
+            missing = left
+            if missing and not mine:
+                time.sleep(_WAIT_S)  # Other processes are at what is missing; one that dies leaves its shard to us.
+    writer.finish(encoder.encode_unpadded([""])[0])
+    header = read_json(os.path.join(config.store_dir, HEADER))
     print(
-        f"cache_text: {config.store_dir} is whole; {num_truncated} of {len(keys)} captions were longer than "
-        f"max_length ({most}) and cut",
+        f"cache_text: {config.store_dir} is whole; {header['num_truncated']} of {header['num_keys']} captions were "
+        f"longer than max_length ({config.text.max_length}) and cut",
         flush=True,
     )
 
 
-def _is_whole(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
-    path = os.path.join(config.store_dir, "store.json")
+def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
+    """Whether the store is finished and whole; damaged shards of one that is finished are given up for new ones.
+
+    Raises:
+      UserError: a finished store of other settings is there, and config.overwrite is not set.
+    """
+    path = os.path.join(config.store_dir, HEADER)
     if not os.path.isfile(path):
         return False
-    lines = fingerprint_differences(read_json(path), wanted)
+    header = read_json(path)
+    lines = fingerprint_differences(header, wanted)
     if lines and config.overwrite:
         return False
     if lines:
@@ -129,38 +212,83 @@ def _is_whole(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
             + "\n  ".join(lines)
             + "\nset overwrite to replace it, or point STORE_DIR elsewhere"
         )
-    store = EmbeddingStore.open(config.store_dir)
-    store.verify()
-    print(f"cache_text: {config.store_dir} is whole already: {store.num_keys} captions", flush=True)
-    return True
+    if header.get("format_version") != FORMAT_VERSION:
+        if config.overwrite:
+            return False
+        raise UserError(
+            f"{config.store_dir!r} has format_version {header.get('format_version')}; expected {FORMAT_VERSION}; set "
+            "overwrite to replace it, or point STORE_DIR elsewhere"
+        )
+    damaged = [entry["file"] for entry in file_entries(header) if not is_whole(config.store_dir, entry)]
+    if not damaged:
+        print(f"cache_text: {config.store_dir} is whole already: {header['num_keys']} captions", flush=True)
+        return True
+    print(f"cache_text: {config.store_dir} is damaged: {', '.join(damaged)}; making them again", flush=True)
+    reopen(config.store_dir)
+    return False
 
 
-def _read_examples(
-    examples: Iterable[tuple[bytes, str]], num_examples: int
-) -> tuple[list[bytes], list[int], list[str], str]:
-    """Keys, the row of each key, the distinct captions (one a row), and a digest of it all."""
-    rows_of: dict[str, int] = {}
-    keys, rows, digest = [], [], hashlib.sha256()
-    for key, caption in examples:
-        keys.append(key)
-        rows.append(rows_of.setdefault(caption, len(rows_of)))
-        for part in (key, caption.encode()):
-            digest.update(len(part).to_bytes(8, "little") + part)
+def _plans(config: CacheConfig, examples: Iterable[tuple[bytes, str]], num_examples: int) -> list[ShardPlan]:
+    plans = plan_shards(examples, num_shards_of(num_examples, config.shard_size))
+    keys = [key for plan in plans for key in plan.keys]
     if not keys or len(keys) != num_examples:
         raise UserError(
             f"the corpus gave {len(keys)} examples; expected {num_examples}, at least 1; rebuild the corpus"
         )
     sort_keys(keys)  # refuses recurring keys before hours of work, not after
-    return keys, rows, list(rows_of), digest.hexdigest()
+    return plans
+
+
+def estimate(
+    config: CacheConfig, encoder: TextEncoder, captions: Sequence[str], num_keys: int, num_left: int, num_processes: int
+) -> str:
+    """What the work will take, in one line: bytes from the token counts of a sample, seconds from one timed batch."""
+    sample = captions[:: -(-len(captions) // _SAMPLE)]
+    most = config.text.max_length
+    tokens = sum(min(count, most) for count in encoder.count_tokens(sample)) / len(sample)
+    num_bytes = len(captions) * tokens * bytes_per_token(config.dtype, encoder.sizes.embed_dim)
+    line = (
+        f"cache_text: {num_keys} captions, {len(captions)} distinct of {tokens:.1f} tokens: "
+        f"{num_bytes / 1e6:.4g} MB in {config.store_dir}"
+    )
+    if not num_left:
+        return line
+    batch = sample[: config.batch_size]
+    encoder.encode_unpadded(batch, config.batch_size)  # compiles
+    start = time.perf_counter()
+    encoder.encode_unpadded(batch, config.batch_size)
+    rate = len(batch) / (time.perf_counter() - start) * num_processes
+    return (
+        f"{line}; about {num_left / rate:.0f} s for {num_left} of them at {rate:.0f}/s in {num_processes} process(es)"
+    )
+
+
+def write_if_free(
+    writer: StoreWriter,
+    shard: int,
+    plan: ShardPlan,
+    config: CacheConfig,
+    encoder: TextEncoder,
+    progress: Progress | None = None,
+) -> bool:
+    """Writes a shard unless it is whole or another process is at it; tells whether it did."""
+    with writer.claim(shard) as mine:
+        if mine:
+            counts = encoder.count_tokens(plan.captions)
+            num_truncated = sum(counts[row] > config.text.max_length for row in plan.rows)
+            embeddings = _encoded(encoder, plan.captions, config.batch_size, progress)
+            writer.write_shard(shard, embeddings, plan.keys, plan.rows, num_truncated=num_truncated)
+    return mine
 
 
 def _encoded(
-    encoder: TextEncoder, captions: Sequence[str], rows: range, batch_size: int, progress: Progress
+    encoder: TextEncoder, captions: Sequence[str], batch_size: int, progress: Progress | None
 ) -> Iterator[Float[np.ndarray, "_n d"]]:
     # Chunks of many batches let the encoder put captions of like length together; they start at the shard's
     # first row, so a resumed run forms the same batches and writes the same bytes.
     chunk = 16 * batch_size
-    for start in range(rows.start, rows.stop, chunk):
-        chosen = captions[start : min(start + chunk, rows.stop)]
+    for start in range(0, len(captions), chunk):
+        chosen = captions[start : start + chunk]
         yield from encoder.encode_unpadded(chosen, batch_size)
-        progress.update(len(chosen))
+        if progress is not None:
+            progress.update(len(chosen))

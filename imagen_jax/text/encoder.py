@@ -16,8 +16,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from imagen_jax.errors import UserError
+from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
 from imagen_jax.text.encoder_config import EncoderConfig
 from imagen_jax.text.encoder_copy import known_sha256
@@ -81,14 +83,18 @@ class TextEncoder:
       num_truncated: captions cut at max_length so far.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, mesh: Mesh | None = None):
         """Opens the vocabulary and looks at the checkpoint; parameters are read or drawn when first needed.
+
+        Args:
+          config: the encoder.
+          mesh: devices that parameters and batches are divided over; None is the first local device.
 
         Raises:
           UserError: vocabulary or checkpoint is missing or damaged, the vocabulary has more pieces than the
             encoder has embeddings, or max_length does not fit the encoder's positions or the special tokens.
         """
-        self.config = config
+        self.config, self._mesh = config, mesh
         self.num_truncated = 0
         self._tokenizer = Tokenizer(config.vocabulary_path)
         self.sizes = config.sizes()
@@ -109,8 +115,9 @@ class TextEncoder:
     def _loaded(self) -> LoadedEncoder:
         encoder = self.config.encoder
         if isinstance(encoder, T5Config):
-            return LoadedEncoder(encoder, jax.device_put(random_params(encoder, self.config.seed)))
-        return load_encoder(encoder.path, config=self.sizes)
+            params = random_params(encoder, self.config.seed)
+            return LoadedEncoder(encoder, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
+        return load_encoder(encoder.path, config=self.sizes, mesh=self._mesh)
 
     @functools.cached_property
     def _params_sha256(self) -> str:

@@ -72,9 +72,11 @@ class LoadedEncoder:
       params: its parameters, in t5x's names.
     """
 
-    def __init__(self, config: EncoderConfig, params: PyTree):
+    def __init__(self, config: EncoderConfig, params: PyTree, mesh: Mesh | None = None):
         self.config = config
         self.params = params
+        self._batch = None if mesh is None else rules.batch_sharding(mesh)
+        self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         module = config.network()
         self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
 
@@ -93,7 +95,10 @@ class LoadedEncoder:
             raise UserError(f"token_ids and mask must both be (b, n); got {ids.shape} and {mask.shape}")
         check_ids(ids, self.config.vocab_size)
         check_positions(ids.shape[1], self.config, "token_ids are too long")
-        return self._apply(self.params, ids.astype(np.int32), mask)
+        # Devices take equal numbers of rows.
+        fill = ((0, -ids.shape[0] % self._ways), (0, 0))
+        rows = jax.device_put((np.pad(ids.astype(np.int32), fill), np.pad(mask, fill)), self._batch)
+        return self._apply(self.params, *rows)[: ids.shape[0]]
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:
@@ -144,7 +149,7 @@ def load_encoder(
         where there is no config). Norms are held in float32.
       config: sizes; None infers them from the shapes and from config.json; a t5x checkpoint has no such file, and
         T5's standard values are taken for what the shapes do not tell.
-      mesh: devices to shard the parameters over; None is the first local device.
+      mesh: devices to shard the parameters and the rows of a batch over; None is the first local device.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged or has no encoder, or its parameters are not those
@@ -152,7 +157,7 @@ def load_encoder(
     """
     source = open_checkpoint(os.fspath(path), config)
     config = source.config if dtype is None else source.config.replaced(dtype=jnp.dtype(dtype).name)
-    return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh))
+    return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh), mesh)
 
 
 @dataclasses.dataclass(frozen=True)

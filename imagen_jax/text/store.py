@@ -2,13 +2,15 @@
 
 Section 2.1: the text encoder is frozen, so its embeddings are computed offline. A directory holds
 
-    store.json                          what it is, with a digest of every file; written last
-    index.npz                           keys (sorted) and rows: which embedding belongs to which example key
-    text-SSSSS-of-NNNNN.array_record    one record an embedding: n x embed_dim numbers, unpadded, C order
-    partial.json                        only while it is being written: the shards that are whole
+    store.json                            what it is, with a digest of every file; written last
+    null_text.npy                         the embedding of "", float32
+    index_keys.npy, index_rows.npy        example keys, sorted, and the row of each; mapped, not read
+    text-SSSSS-of-NNNNN.array_record      one record an embedding, unpadded (see store_format)
 
-Several keys may point to one embedding, so a caption that recurs is stored once. Fingerprints state what
-made the embeddings; `check` compares them part by part.
+Rows are in the order of the captions' SHA-256, and a shard is a range of digests: whoever has a caption knows its
+shard. Several keys may point to one embedding, so a caption that recurs is stored once. Fingerprints state what made
+the embeddings; `check` compares them part by part. ArrayRecord, because it gives a record by its number at the cost
+of one read, with a few bytes of overhead a record.
 """
 
 import os
@@ -22,11 +24,15 @@ from array_record.python.array_record_module import ArrayRecordReader
 from imagen_jax.errors import UserError
 from imagen_jax.text.store_format import (
     FORMAT_VERSION,
+    HEADER,
+    PLAN,
     REBUILD,
-    STORE_DTYPES,
-    file_sha256,
+    bytes_per_token,
+    file_entries,
     fingerprint_differences,
+    is_whole,
     read_json,
+    unpack,
 )
 from imagen_jax.text.store_writer import StoreWriter
 from imagen_jax.typing import Float
@@ -58,13 +64,14 @@ class EmbeddingStore:
         self.num_keys: int = header["num_keys"]
         self.num_tokens: int = header["num_tokens"]
         self.corpus_id: str = header["corpus"]["id"]
-        self._dtype = STORE_DTYPES[self.fingerprint["dtype"]]
-        with np.load(os.path.join(directory, header["index"]["file"])) as index:
-            self._keys, self._rows = index["keys"], index["rows"]
+        self._dtype: str = self.fingerprint["dtype"]
+        self._keys, self._rows = (
+            np.load(os.path.join(directory, header["index"][part]["file"]), mmap_mode="r") for part in ("keys", "rows")
+        )
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
         self._lock = threading.Lock()
         self._readers: dict[int, ArrayRecordReader] = {}
-        self._memory: list[Float[np.ndarray, "n d"]] | None = None
+        self._memory: list[bytes] | None = None
 
     @classmethod
     def open(cls, directory: str) -> "EmbeddingStore":
@@ -73,9 +80,9 @@ class EmbeddingStore:
         Raises:
           UserError: there is no finished store, or a file is missing or of another size.
         """
-        path = os.path.join(directory, "store.json")
+        path = os.path.join(directory, HEADER)
         if not os.path.isfile(path):
-            begun = os.path.isfile(os.path.join(directory, "partial.json"))
+            begun = os.path.isfile(os.path.join(directory, PLAN))
             state = "is not finished" if begun else "does not exist"
             raise UserError(
                 f"the embedding store {directory!r} {state} (no store.json); run "
@@ -87,7 +94,7 @@ class EmbeddingStore:
             raise UserError(
                 f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
             )
-        for entry in (header["index"], *header["shards"]):
+        for entry in file_entries(header):
             file = os.path.join(directory, entry["file"])
             size = os.path.getsize(file) if os.path.isfile(file) else None
             if size != entry["num_bytes"]:
@@ -97,6 +104,11 @@ class EmbeddingStore:
                     f"{entry['num_bytes']} bytes; {REBUILD}"
                 )
         return cls(directory, header)
+
+    @property
+    def null_text(self) -> Float[np.ndarray, "_n d"]:
+        """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
+        return np.load(os.path.join(self._directory, self._header["null_text"]["file"]))
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Refuses a store that another encoder, vocabulary or length made.
@@ -121,15 +133,12 @@ class EmbeddingStore:
         Raises:
           UserError: names every damaged file.
         """
-        bad = [
-            entry["file"]
-            for entry in (self._header["index"], *self._header["shards"])
-            if file_sha256(os.path.join(self._directory, entry["file"])) != entry["sha256"]
-        ]
+        bad = [entry["file"] for entry in file_entries(self._header) if not is_whole(self._directory, entry)]
         if bad:
             raise UserError(
                 f"the embedding store {self._directory!r} is damaged: the contents of {', '.join(bad)} "
-                f"differ from the digest in store.json; {REBUILD}"
+                f"differ from the digest in store.json; `imagen_jax cache_text` with the same settings rebuilds them "
+                "and nothing else"
             )
 
     def lookup(self, keys: Sequence[bytes]) -> list[Float[np.ndarray, "_n d"]]:
@@ -139,13 +148,13 @@ class EmbeddingStore:
           UserError: a key is not in the store.
         """
         rows = self._find(keys)
-        num_bytes = self.num_tokens * self.embed_dim * self._dtype.itemsize
+        num_bytes = self.num_tokens * bytes_per_token(self._dtype, self.embed_dim)
         with self._lock:
             if self._memory is None and num_bytes <= MEMORY_BYTES:
                 self._memory = self._load_all()
             if self._memory is None:
                 return self._read(rows)
-        return [self._memory[row].astype(np.float32, copy=False) for row in rows]
+        return [unpack(self._memory[row], self._dtype, self.embed_dim) for row in rows.tolist()]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
@@ -166,13 +175,10 @@ class EmbeddingStore:
             self._readers[shard] = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
         return self._readers[shard]
 
-    def _decode(self, record: bytes) -> np.ndarray:
-        return np.frombuffer(record, self._dtype).reshape(-1, self.embed_dim)
-
-    def _load_all(self) -> list[np.ndarray]:
-        memory = []
+    def _load_all(self) -> list[bytes]:
+        memory: list[bytes] = []
         for shard in range(len(self._header["shards"])):
-            memory += [self._decode(record) for record in self._reader(shard).read_all()]
+            memory += self._reader(shard).read_all()
         self._readers.clear()
         return memory
 
@@ -181,8 +187,6 @@ class EmbeddingStore:
         shards = np.searchsorted(self._shard_starts, unique, side="right") - 1
         records: list[np.ndarray] = []
         for shard in np.unique(shards).tolist():
-            inside = (unique[shards == shard] - self._shard_starts[shard]).tolist()
-            records += [self._decode(r).astype(np.float32) for r in self._reader(shard).read(inside)]
-        for record in records:
-            record.flags.writeable = False
+            inside = (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist()
+            records += [unpack(record, self._dtype, self.embed_dim) for record in self._reader(shard).read(inside)]
         return [records[place] for place in places.tolist()]

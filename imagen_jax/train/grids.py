@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.grids import make_grid
 from imagen_jax.sampling.images import write_png
 from imagen_jax.text.encoder import TextEncoder
@@ -24,10 +25,18 @@ class Grids:
       grids: what is drawn, and when.
       encoder: encodes the captions.
       writer: the grid is shown in TensorBoard too.
+      null: the stage's null text; None is zeros.
     """
 
-    def __init__(self, config: TrainConfig, grids: GridConfig, encoder: TextEncoder, writer: MetricWriter):
-        self._config, self._grids, self._writer = config, grids, writer
+    def __init__(
+        self,
+        config: TrainConfig,
+        grids: GridConfig,
+        encoder: TextEncoder,
+        writer: MetricWriter,
+        null: Conditioning | None = None,
+    ):
+        self._config, self._grids, self._writer, self._null = config, grids, writer, null
         self._low_res: np.ndarray | None = None
         self._mesh = config.mesh.build()
         if grids.captions and config.stage.low_res_size is None:
@@ -53,6 +62,7 @@ class Grids:
             mesh=self._mesh,
             sampling=self._config.sampling,
             seed=self._grids.seed,
+            null=self._null,
         )
         if jax.process_index() == 0:
             path = Path(self._config.model_dir) / "samples" / f"step_{step}.png"

@@ -23,12 +23,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
@@ -68,9 +70,13 @@ class Program:
         optimizer = config.optimizer.build()
         return cls(config=config, mesh=mesh, optimizer=optimizer, state=abstract_state(config.stage, optimizer, mesh))
 
-    def compile(self) -> tuple[jax.stages.Compiled, int]:
-        """The step, (state, batch) -> (state, metrics), ahead of its first batch, and the FLOPs of one update."""
-        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state)
+    def compile(self, null: Conditioning | None = None) -> tuple[jax.stages.Compiled, int]:
+        """The step, (state, batch) -> (state, metrics), ahead of its first batch, and the FLOPs of one update.
+
+        Args:
+          null: the null text that the stage's null_text names; None is zeros.
+        """
+        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state, null)
         batch = abstract_batch(self.config, self.mesh)
         return step.lower(self.state, batch).compile(), count_flops(step, self.state, batch)
 
@@ -104,6 +110,17 @@ def check_text(config: TrainConfig) -> TextEncoder:
     store = EmbeddingStore.open(config.data.store_dir)
     store.check(encoder.fingerprint(store.fingerprint["dtype"]))
     return encoder
+
+
+def null_text(config: TrainConfig) -> Conditioning | None:
+    """What the stage's null_text names: the store's embedding of "", or None for zeros."""
+    if config.stage.null_text == "zeros":
+        return None
+    embedding = EmbeddingStore.open(config.data.store_dir).null_text
+    text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
+    text[0, : len(embedding)] = embedding
+    mask = np.arange(text.shape[1])[None] < len(embedding)
+    return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
 
 
 def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None) -> BatchIterator:
@@ -176,12 +193,13 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
         return state
     batches = open_data(config, start, position)
     # After everything that can be refused: compiling takes minutes.
-    compiled, flops = program.compile()
+    null = null_text(config)
+    compiled, flops = program.compile(null)
     device_batches = global_batches(iter(batches), program.mesh)
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
     writer = MetricWriter(config.model_dir, start)
-    grids = config.grids and Grids(config, config.grids, encoder, writer)
+    grids = config.grids and Grids(config, config.grids, encoder, writer, null)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
     with StopRequest() as stop, progress, contextlib.closing(batches):
         for step in range(start, end + 1):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
 from imagen_jax.stage import Stage
 from imagen_jax.train.config import TrainConfig
@@ -53,12 +54,18 @@ def split_microbatches(batch: Batch, num: int, mesh: Mesh) -> Batch:
 
 
 def loss_and_grads(
-    stage: Stage, params: PyTree, batch: Batch, rng: PRNGKeyArray, accumulate_steps: int, mesh: Mesh
+    stage: Stage,
+    params: PyTree,
+    batch: Batch,
+    rng: PRNGKeyArray,
+    accumulate_steps: int,
+    mesh: Mesh,
+    null: Conditioning | None = None,
 ) -> tuple[Metrics, PyTree]:
     """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
 
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng)
+        (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null)
         sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
         return {"loss": loss, "bucket_loss_sum": sums, "bucket_count": counts}, grads
 
@@ -78,14 +85,14 @@ def loss_and_grads(
 
 
 def make_train_step(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh, null: Conditioning | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a plain function of (state, batch)."""
+    """The step as a plain function of (state, batch); `null` is a constant of it."""
     rate = config.optimizer.rate()
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        metrics, grads = loss_and_grads(config.stage, state.params, batch, rng, config.accumulate_steps, mesh)
+        metrics, grads = loss_and_grads(config.stage, state.params, batch, rng, config.accumulate_steps, mesh, null)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, config.ema_decay, config.ema_warmup)
@@ -106,7 +113,11 @@ def make_train_step(
 
 
 def jit_train_step(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh, state: TrainState
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    state: TrainState,
+    null: Conditioning | None = None,
 ) -> jax.stages.Wrapped:
     """The step under `jax.jit`: the state is donated and stays where it lies, metrics are replicated.
 
@@ -115,10 +126,11 @@ def jit_train_step(
       optimizer: `config.optimizer.build()`.
       mesh: `config.mesh.build()`.
       state: abstract state with shardings.
+      null: the null text that `config.stage.null_text` names, on the host; None is zeros.
     """
     shardings = shardings_of(state)
     return jax.jit(
-        make_train_step(config, optimizer, mesh),
+        make_train_step(config, optimizer, mesh, null),
         in_shardings=(shardings, rules.batch_sharding(mesh)),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,

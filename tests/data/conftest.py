@@ -47,12 +47,13 @@ def numbered_store(tmp_path: Path) -> Callable[..., str]:
 
     def write(count: int, name: str = "store", dtype: str = "float32") -> str:
         directory = str(tmp_path / name)
-        writer = StoreWriter(
-            directory, fingerprint={"dtype": dtype}, embed_dim=EMBED_DIM, num_embeddings=count, shard_size=4
-        )
-        for shard in writer.missing_shards():
-            writer.write_shard(shard, [np.full((1 + i % 3, EMBED_DIM), i, np.float32) for i in writer.rows(shard)])
-        writer.finish([f"example-{i:03d}".encode() for i in range(count)], list(range(count)))
+        num_shards = -(-count // 4)
+        writer = StoreWriter(directory, fingerprint={"dtype": dtype}, embed_dim=EMBED_DIM, num_shards=num_shards)
+        for shard in range(num_shards):
+            mine = range(4 * shard, min(4 * shard + 4, count))
+            values = [np.full((1 + i % 3, EMBED_DIM), i, np.float32) for i in mine]
+            writer.write_shard(shard, values, [f"example-{i:03d}".encode() for i in mine], range(len(mine)))
+        writer.finish(np.full((1, EMBED_DIM), -1, np.float32))
         return directory
 
     return write

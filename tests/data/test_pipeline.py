@@ -156,9 +156,9 @@ def photo(tmp_path, source_of) -> DataConfig:
     pixels = np.stack(np.meshgrid(np.arange(32) * 8, np.arange(32) * 8, [7]), axis=-1)[:, :, 0].astype(np.uint8)
     source = source_of([RawExample(key="photo", image=pixels, caption="c")])
     build_corpus(source, tmp_path / "photo", BuildConfig(name="photo", image_size=32))
-    writer = StoreWriter(str(tmp_path / "text"), fingerprint={"dtype": "float32"}, embed_dim=2, num_embeddings=1)
-    writer.write_shard(0, [np.ones((1, 2), np.float32)])
-    writer.finish([b"photo"], [0])
+    writer = StoreWriter(str(tmp_path / "text"), fingerprint={"dtype": "float32"}, embed_dim=2)
+    writer.write_shard(0, [np.ones((1, 2), np.float32)], [b"photo"], [0])
+    writer.finish(np.zeros((1, 2), np.float32))
     return DataConfig(
         corpus_dir=str(tmp_path / "photo"), store_dir=str(tmp_path / "text"), image_size=16, low_res_size=4,
         max_text_length=1, crop="random",

@@ -1,5 +1,6 @@
 """The console command from corpus to report on a cascade of two tiny stages, and the bad input people give it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 
 from imagen_jax import gin_config
 from imagen_jax.data.corpora import build_shapes
+from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.train import checkpoints
@@ -69,6 +71,33 @@ def test_sampling_writes_pictures_that_carry_their_origin(root: Path, tmp_path: 
     assert main([*draw, "--overwrite", "--stage", "base", "a red cube"]) == 0
     with Image.open(out / "00000.png") as image:
         assert image.size == (16, 16)
+
+
+def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_its_place(
+    root: Path, tmp_path: Path, capsys
+) -> None:
+    flags = {"MODEL_DIR": tmp_path / "base", "stage.Stage.null_text": "empty", "Stage.cond_drop_rate": 0.9}
+    assert _train(root, "base", **flags) == 0
+    runs = (root / "base", tmp_path / "base")
+    losses = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for run in runs]
+    assert losses[0] != losses[1]
+    cascade = Cascade.load(str(tmp_path / "base")).configure(lambda _, s: dataclasses.replace(s, guidance_weight=3.0))
+    prompts = ["a red cube", "a red cube"]
+    (plain,) = cascade.sample(prompts, seed=1)
+    (empty,) = cascade.sample(prompts, seed=1, negative_prompts=["", ""])
+    np.testing.assert_array_equal(plain, empty)
+    unguided = cascade.configure(lambda _, s: dataclasses.replace(s, guidance_weight=1.0))
+    (same,) = cascade.sample(prompts, seed=1, negative_prompts=prompts)
+    assert np.abs(same.astype(int) - unguided.sample(prompts, seed=1)[0]).max() <= 1
+    with pytest.raises(UserError, match="guidance_weight 1"):
+        unguided.sample(prompts, negative_prompts=prompts)
+    out = tmp_path / "drawn"
+    draw = ["sample", "--checkpoint", str(tmp_path / "base"), "--output", str(out), "--negative_prompt", "a blue ring"]
+    assert main([*draw, "--guidance_weight", "3", "a red cube"]) == 0
+    with Image.open(out / "00000.png") as image:
+        assert image.text["negative_prompt"] == "a blue ring"
+    assert _train(root, "base", **flags | {"stage.Stage.null_text": "nothing"}) == 2
+    assert "one of ('zeros', 'empty')" in _error(capsys)
 
 
 def test_an_image_depends_on_seed_and_place_alone(root: Path) -> None:

@@ -53,6 +53,10 @@ def test_guidance_extrapolates_from_the_null_text() -> None:
         config = SamplingConfig(num_steps=100, guidance_weight=weight, thresholding="none")
         x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(1, jnp.arange(8)), *_text(8, True)))
         assert abs(x0.mean() - mean) < 0.02
+    # From another text that has the same mean, no weight leads away.
+    same = Conditioning(*_text(1, True))
+    x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(1, jnp.arange(8)), *_text(8, True), None, same))
+    assert abs(x0.mean() + MEAN) < 0.02
 
 
 def _sr_params():

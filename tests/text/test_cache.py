@@ -4,16 +4,21 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
+import subprocess
+import sys
 
+import jax
 import jaxtyping
 import numpy as np
 import pytest
 
 from imagen_jax.errors import UserError
-from imagen_jax.text import cache
+from imagen_jax.text import cache, validate
 from imagen_jax.text.cache import CacheConfig, cache_text
 from imagen_jax.text.encoder import TextConfig, TextEncoder
 from imagen_jax.text.store import EmbeddingStore, StoreWriter
+from imagen_jax.text.validate import validate_cache
 from tests.text.conftest import two_objects
 
 CAPTIONS = [caption for caption, _ in two_objects()[::40]]
@@ -28,6 +33,7 @@ encoder_of = functools.cache(TextEncoder)
 @pytest.fixture(autouse=True)
 def shared_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "TextEncoder", encoder_of)
+    monkeypatch.setattr(validate, "TextEncoder", encoder_of)
 
 
 def run(config: CacheConfig, examples=EXAMPLES, corpus_id: str = "corpus-1") -> None:
@@ -37,7 +43,7 @@ def run(config: CacheConfig, examples=EXAMPLES, corpus_id: str = "corpus-1") -> 
 @pytest.fixture
 def config(text_config: TextConfig, tmp_path: pathlib.Path) -> CacheConfig:
     store_dir = str(tmp_path / "store")
-    return CacheConfig(text=text_config, corpus_dir="corpus", store_dir=store_dir, batch_size=16, shard_size=40)
+    return CacheConfig(text=text_config, corpus_dir="corpus", store_dir=store_dir, batch_size=16, shard_size=120)
 
 
 def test_store_holds_each_captions_embedding_once(config: CacheConfig, text_encoder: TextEncoder, capsys) -> None:
@@ -73,6 +79,14 @@ def test_bfloat16_halves_the_bytes(config: CacheConfig, tmp_path: pathlib.Path) 
     assert size["half"] < 0.6 * size["full"]
 
 
+def same_files(one: CacheConfig, other: CacheConfig) -> bool:
+    names = sorted(os.listdir(one.store_dir))
+    assert names == sorted(os.listdir(other.store_dir))
+    return all(
+        pathlib.Path(one.store_dir, n).read_bytes() == pathlib.Path(other.store_dir, n).read_bytes() for n in names
+    )
+
+
 class Killed(BaseException):
     pass
 
@@ -83,7 +97,7 @@ def test_killed_work_resumes_to_the_same_bytes(config: CacheConfig, tmp_path: pa
     whole_encoded, calls = cache._encoded, []
 
     def killed_in_third_shard(*args):
-        calls.append(args[2])
+        calls.append(args[1])
         for i, embedding in enumerate(whole_encoded(*args)):
             if len(calls) == 3 and i == 20:
                 raise Killed
@@ -94,32 +108,90 @@ def test_killed_work_resumes_to_the_same_bytes(config: CacheConfig, tmp_path: pa
         run(killed)
     with pytest.raises(UserError, match="is not finished"):
         EmbeddingStore.open(killed.store_dir)
+    done = sum(len(captions) for captions in calls[:2])
     calls.clear()
 
     def noting(*args):
-        calls.append(args[2])
+        calls.append(args[1])
         return whole_encoded(*args)
 
     monkeypatch.setattr(cache, "_encoded", noting)
     run(killed)
-    assert calls[0] == range(80, 120)
-    assert sorted(os.listdir(killed.store_dir)) == sorted(os.listdir(config.store_dir))
-    for name in os.listdir(config.store_dir):
-        one, other = (pathlib.Path(c.store_dir, name).read_bytes() for c in (config, killed))
-        assert one == other, name
+    assert sum(len(captions) for captions in calls) == len(CAPTIONS) + 1 - done
+    assert same_files(config, killed)
 
 
-def test_whole_store_is_left_alone(config: CacheConfig, capsys) -> None:
+def test_processes_share_the_work(config: CacheConfig, tmp_path: pathlib.Path, capsys) -> None:
+    """Three at once, one of them killed on the way: the files are those of one process."""
     run(config)
-    before = {f.name: f.stat().st_mtime_ns for f in pathlib.Path(config.store_dir).iterdir()}
+    together = dataclasses.replace(config, store_dir=str(tmp_path / "together"))
+    program = (
+        "import sys\nfrom imagen_jax.text.cache import *\nfrom imagen_jax.text.t5_encoder import T5Config\n"
+        "from imagen_jax.sharding.mesh import MeshConfig\n"
+        f"cache_text({together!r}, {EXAMPLES!r}, num_examples={len(EXAMPLES)}, corpus_id='corpus-1', "
+        "process_index=int(sys.argv[1]), process_count=3)\n"
+    )
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.local_device_count())}
+    others = [
+        subprocess.Popen([sys.executable, "-c", program, str(i)], env=environment, stdout=subprocess.PIPE)
+        for i in range(3)
+    ]
+    stdout = others[2].stdout
+    assert stdout and b"in 3 process(es)" in stdout.readline()
+    others[2].kill()
+    for other in others:
+        assert other.communicate(timeout=120) is not None
+    assert [other.returncode for other in others[:2]] == [0, 0]
+    assert same_files(config, together)
+
+
+def test_whole_store_is_left_alone_and_of_a_damaged_one_the_damaged_shard_is_made_again(
+    config: CacheConfig, capsys
+) -> None:
+    run(config)
+    directory = pathlib.Path(config.store_dir)
+    before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in directory.iterdir()}
     capsys.readouterr()
     cache_text(config, iter(()), num_examples=len(EXAMPLES), corpus_id="corpus-1")
     assert "is whole already" in capsys.readouterr().out
-    assert {f.name: f.stat().st_mtime_ns for f in pathlib.Path(config.store_dir).iterdir()} == before
-    shard = next(pathlib.Path(config.store_dir).glob("text-00000-*"))
-    shard.write_bytes(shard.read_bytes()[::-1])
-    with pytest.raises(UserError, match=f"{shard.name} differ"):
-        run(config)
+    assert {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in directory.iterdir()} == before
+    shard = next(directory.glob("text-00001-*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 4
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"{shard.name} differ.*cache_text"):
+        validate_cache(config, EXAMPLES, num_examples=len(EXAMPLES), corpus_id="corpus-1")
+    run(config)
+    assert f"is damaged: {shard.name};" in capsys.readouterr().out
+    assert {f.name: f.read_bytes() for f in directory.iterdir()} == {name: bytes for name, (_, bytes) in before.items()}
+    untouched = {f.name for f in directory.iterdir() if f.stat().st_mtime_ns == before[f.name][0]}
+    assert {name for name in before if name.startswith("text")} - untouched == {shard.name}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_validation_encodes_again(config: CacheConfig, dtype: str, capsys) -> None:
+    config = dataclasses.replace(config, dtype=dtype, num_validated=50)
+    run(config)
+    validate_cache(config, EXAMPLES, num_examples=len(EXAMPLES), corpus_id="corpus-1")
+    found = re.search(r"(\d+) encoded again with a cosine of at least (0\.\d+|1\.0+)", capsys.readouterr().out)
+    assert found and int(found[1]) >= 40 and float(found[2]) >= 0.999
+    moved = [*EXAMPLES[1:], (EXAMPLES[0][0], EXAMPLES[0][1])]
+    moved = [(key, caption) for (key, _), (_, caption) in zip(EXAMPLES, moved, strict=True)]
+    with pytest.raises(UserError, match="are not those of their captions"):
+        validate_cache(config, moved, num_examples=len(EXAMPLES), corpus_id="corpus-1")
+    with pytest.raises(UserError, match="is of corpus 'corpus-1'"):
+        validate_cache(config, EXAMPLES, num_examples=len(EXAMPLES), corpus_id="corpus-2")
+
+
+def test_strange_captions_are_stored(config: CacheConfig, text_encoder: TextEncoder, capsys) -> None:
+    """Empty, emoji, right-to-left, 10 000 words."""
+    captions = ["", "🟥🔵 red", "مربع أحمر فوق دائرة", "red " * 10_000]
+    examples = [(f"{i}".encode(), caption) for i, caption in enumerate(captions)]
+    run(config, examples)
+    lengths = [len(e) for e in EmbeddingStore.open(config.store_dir).lookup([key for key, _ in examples])]
+    assert lengths[0] == 1 and lengths[3] == config.text.max_length and all(1 < n <= 12 for n in lengths[1:3])
+    counts = text_encoder.count_tokens(captions)
+    assert f"{sum(n > 12 for n in counts)} of 4 captions were longer" in capsys.readouterr().out
 
 
 def test_store_of_another_encoder_or_corpus_is_refused_or_overwritten(config: CacheConfig) -> None:
@@ -135,16 +207,14 @@ def test_store_of_another_encoder_or_corpus_is_refused_or_overwritten(config: Ca
 
 
 def test_unfinished_store_of_other_captions_is_refused_or_overwritten(config: CacheConfig) -> None:
-    encoder = TextEncoder(config.text)
-    StoreWriter(
-        config.store_dir,
-        fingerprint=encoder.fingerprint(),
-        embed_dim=128,
-        num_embeddings=2,
-        corpus_sha256="0",
-    ).write_shard(0, encoder.encode_unpadded(["red", "blue"]))
-    with pytest.raises(UserError, match="unfinished embedding store of another plan"):
+    fingerprint = TextEncoder(config.text).fingerprint()
+    writer = StoreWriter(config.store_dir, fingerprint=fingerprint, embed_dim=128, num_shards=2, corpus_id="dogs")
+    writer.write_shard(0, TextEncoder(config.text).encode_unpadded(["red"]), [b"1"], [0], num_truncated=0)
+    with pytest.raises(UserError, match="another plan:\n  num_shards.*\n  corpus.id: got dogs"):
         run(config)
+    with pytest.raises(UserError, match="another process is writing"):
+        run(dataclasses.replace(config, overwrite=True))
+    del writer
     run(dataclasses.replace(config, overwrite=True))
     assert EmbeddingStore.open(config.store_dir).num_keys == len(EXAMPLES)
 

@@ -11,6 +11,7 @@ from PIL import Image
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.rules import unbox
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 from imagen_jax.train import grids, loop
 from imagen_jax.train.config import GridConfig
