@@ -118,7 +118,10 @@ def _clip(vocabulary: str, merges: str) -> Tokenizer:
 def _bert_settings(path: str) -> dict[str, bool | None]:
     """What of tokenizer_config.json bears on the ids; BERT's defaults where it is silent."""
     file = os.path.join(path, _BERT_SETTINGS)
-    stated = read_json(file) if os.path.isfile(file) else {}
+    try:
+        stated = read_json(file) if os.path.isfile(file) else {}
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); download it again") from error
     defaults = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
     return {name: stated.get(name, default) for name, default in defaults.items()}
 

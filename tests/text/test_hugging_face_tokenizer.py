@@ -87,6 +87,10 @@ def test_damaged_and_other_vocabularies_are_refused(tmp_path: Path) -> None:
     (damaged / "vocab.json").write_text("{")
     with pytest.raises(UserError, match="vocab.json, .*merges.txt is damaged .*download it again"):
         Tokenizer(str(damaged))
+    settings = only(BERT, tmp_path / "settings", "vocab.txt")
+    (settings / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged .*download it again"):
+        Tokenizer(str(settings))
     gpt = only(CLIP, tmp_path / "gpt", "vocab.json", "merges.txt")
     tokens = json.loads((gpt / "vocab.json").read_text())
     del tokens["<|startoftext|>"]
