@@ -37,6 +37,7 @@ setup(
         "tensorflow-datasets>=4.9.9,<5",
         "tensorflow-text>=2.21,<2.22",
         "tensorstore>=0.1.80",
+        "tokenizers>=0.23,<0.24",
         "tqdm>=4.66",
     ],
     extras_require={
@@ -45,7 +46,7 @@ setup(
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         # Tests that compare with a peer written in another framework.
-        "parity": ["torch==2.13.0"],
+        "parity": ["torch==2.13.0", "transformers>=5.10,<6"],
     },
     entry_points={"console_scripts": ["imagen_jax = imagen_jax.main:main"]},
 )

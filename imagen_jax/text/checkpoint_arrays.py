@@ -97,7 +97,8 @@ class T5xArrays(CheckpointArrays):
     def _open(self, name: str) -> tensorstore.TensorStore:
         spec = _zarr_spec(self._leaves[name])
         folder = epath.Path(self.path) / spec["kvstore"]["path"].strip("/").rpartition("/")[2]
-        store = tensorstore.open({"driver": spec["driver"], "kvstore": _kvstore(folder)}, open=True, read=True).result()
+        where = {"driver": spec["driver"], "kvstore": _kvstore(folder)}
+        store: Any = tensorstore.open(where, open=True, read=True).result()
         expected = self.shapes[name]
         if tuple(store.shape) != expected:
             raise UserError(

@@ -1,8 +1,8 @@
 """Captions to token embeddings: the frozen text encoder of Imagen (section 2.1).
 
-A caption becomes SentencePiece ids and the end-of-sequence token, at most max_length together: a longer
-caption loses its last pieces, keeps the end-of-sequence token, and is counted in `num_truncated`. "" is the
-end-of-sequence token alone.
+A caption becomes the ids of its pieces and the special tokens that its vocabulary puts around them (T5: the
+end-of-sequence token after), at most max_length together: a longer caption loses its last pieces, keeps the special
+tokens, and is counted in `num_truncated`. "" is the special tokens alone.
 
 Classifier-free guidance does not use the embedding of "": training drops the text of an example with
 probability cond_drop_rate by setting its embeddings to zero and its mask to False (section 2.2), and sampling
@@ -21,16 +21,18 @@ from jax.sharding import Mesh
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
+from imagen_jax.text.encoder_config import EncoderConfig
 from imagen_jax.text.encoder_copy import known_sha256
-from imagen_jax.text.pretrained import LoadedEncoder, Pretrained, load_encoder
+from imagen_jax.text.pretrained import LoadedEncoder, Pretrained, check_positions, load_encoder
 from imagen_jax.text.t5_encoder import T5Config
 from imagen_jax.text.t5_params import params_sha256, random_params
-from imagen_jax.text.tokenizer import EOS_ID, PAD_ID, Tokenizer
+from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.typing import Bool, Float
 
 # Batches are padded to few sizes and lengths, so that few programs are compiled.
 _BATCH_SIZES = (8, 64)
 _LENGTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_TOO_LONG = "TextConfig.max_length is too long"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +41,10 @@ class TextConfig:
 
     Args:
       encoder: a T5Config draws a frozen random encoder of these sizes from `seed`; a Pretrained loads one.
-      vocabulary_path: SentencePiece `.model` file, a Hugging Face folder with a `spiece.model`, or "bytes" (ByT5).
-      max_length: most tokens of a caption, the end-of-sequence token included; >= 2.
+      vocabulary_path: SentencePiece `.model` file, a Hugging Face folder that holds a vocabulary of T5, CLIP or BERT,
+        or "bytes" (ByT5).
+      max_length: most tokens of a caption, the special tokens around it included; >= 2, and no more than the
+        encoder has positions (CLIP: 77, BERT: 512).
       clean: mend broken Unicode and HTML entities of captions first (see `cleaning`), as DeepFloyd IF does.
       seed: draws random parameters, >= 0; equal seeds give equal parameters.
     """
@@ -62,8 +66,10 @@ class TextConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"TextConfig.{name} must be an integer >= {least}; got {value!r}")
+        if isinstance(self.encoder, Pretrained) and self.encoder.sizes is not None:
+            check_positions(self.max_length, self.encoder.sizes, _TOO_LONG)
 
-    def sizes(self) -> T5Config:
+    def sizes(self) -> EncoderConfig:
         """Sizes of the encoder; of a checkpoint, what its shapes tell."""
         return self.encoder if isinstance(self.encoder, T5Config) else self.encoder.config()
 
@@ -85,8 +91,8 @@ class TextEncoder:
           mesh: devices that parameters and batches are divided over; None is the first local device.
 
         Raises:
-          UserError: vocabulary or checkpoint is missing or damaged, or the vocabulary has more pieces than the
-            encoder has embeddings.
+          UserError: vocabulary or checkpoint is missing or damaged, the vocabulary has more pieces than the
+            encoder has embeddings, or max_length does not fit the encoder's positions or the special tokens.
         """
         self.config, self._mesh = config, mesh
         self.num_truncated = 0
@@ -98,13 +104,20 @@ class TextEncoder:
                 f"encoder's vocab_size is {self.sizes.vocab_size}; use the vocabulary that came with the encoder, or "
                 "raise the vocab_size of a random one"
             )
+        check_positions(config.max_length, self.sizes, _TOO_LONG)
+        if config.max_length <= self._frame_length:
+            raise UserError(
+                f"TextConfig.max_length ({config.max_length}) leaves no room for a caption: this vocabulary puts "
+                f"{self._frame_length} special tokens around it; choose at least {self._frame_length + 1}"
+            )
 
     @functools.cached_property
     def _loaded(self) -> LoadedEncoder:
-        if isinstance(self.config.encoder, T5Config):
-            params = random_params(self.sizes, self.config.seed)
-            return LoadedEncoder(self.sizes, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
-        return load_encoder(self.config.encoder.path, config=self.sizes, mesh=self._mesh)
+        encoder = self.config.encoder
+        if isinstance(encoder, T5Config):
+            params = random_params(encoder, self.config.seed)
+            return LoadedEncoder(encoder, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
+        return load_encoder(encoder.path, config=self.sizes, mesh=self._mesh)
 
     @functools.cached_property
     def _params_sha256(self) -> str:
@@ -115,16 +128,20 @@ class TextEncoder:
         )
         return known or params_sha256(self._loaded.params)
 
+    @property
+    def _frame_length(self) -> int:
+        return len(self._tokenizer.prefix) + len(self._tokenizer.suffix)
+
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
-        """Tokens of each caption with the end-of-sequence token, before it is cut at max_length."""
-        return [len(ids) + 1 for ids in self._pieces(captions)]
+        """Tokens of each caption with the special tokens around it, before it is cut at max_length."""
+        return [len(ids) + self._frame_length for ids in self._pieces(captions)]
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each caption, cut to max_length, the last one end-of-sequence."""
-        most = self.config.max_length - 1
+        """Token ids of each caption, cut to max_length, with the special tokens around them."""
+        most = self.config.max_length - self._frame_length
         pieces = self._pieces(captions)
         self.num_truncated += sum(len(ids) > most for ids in pieces)
-        return [[*ids[:most], EOS_ID] for ids in pieces]
+        return [[*self._tokenizer.prefix, *ids[:most], *self._tokenizer.suffix] for ids in pieces]
 
     def _pieces(self, captions: Sequence[str]) -> list[list[int]]:
         return self._tokenizer.encode([clean_caption(one) for one in captions] if self.config.clean else captions)
@@ -169,7 +186,7 @@ class TextEncoder:
         """
         return {
             "encoder": self._params_sha256,
-            "encoder_config": json_sizes(self.sizes),
+            "encoder_config": self.sizes.fingerprint(),
             "vocabulary": self._tokenizer.sha256,
             "max_length": self.config.max_length,
             "clean": self.config.clean,
@@ -180,15 +197,10 @@ class TextEncoder:
         longest = max(len(ids) for ids in tokens)
         length = next((size for size in _LENGTHS if size >= longest), self.config.max_length)
         rows = next((size for size in _BATCH_SIZES if len(tokens) <= size < batch_size), batch_size)
-        padded = np.full((rows, min(length, self.config.max_length)), PAD_ID, np.int32)
-        for row, ids in zip(padded, tokens, strict=False):
-            row[: len(ids)] = ids
-        encoded = self._loaded.encode(padded, padded != PAD_ID)
+        padded = np.full((rows, min(length, self.config.max_length)), self._tokenizer.pad_id, np.int32)
+        # CLIP pads with its last token: the ids do not tell where a caption ends.
+        mask = np.zeros(padded.shape, bool)
+        for row, real, ids in zip(padded, mask, tokens, strict=False):
+            row[: len(ids)], real[: len(ids)] = ids, True
+        encoded = self._loaded.encode(padded, mask)
         return np.asarray(encoded)[: len(tokens)]
-
-
-def json_sizes(sizes: T5Config) -> dict[str, Any]:
-    """What of a T5Config bears on the embeddings, as JSON gives it back."""
-    made = dataclasses.asdict(sizes) | {"activations": list(sizes.activations)}
-    del made["scan_layers"]
-    return made

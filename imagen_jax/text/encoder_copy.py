@@ -1,7 +1,8 @@
 """A copy of a pretrained encoder in orbax's format (the `import_text` mode).
 
     DIR/
-      encoder.json   sizes, digest of the parameters, and of every file below; written last
+      encoder.json   architecture ("t5" where it is not stated), sizes, digests of the parameters and of every file
+                     below; written last
       arrays/        orbax: the parameters in t5x's names, layers apart
 
 The parameters pass through the host one at a time, whatever the size of the model. orbax returns flipped bytes as
@@ -20,9 +21,9 @@ import orbax.checkpoint as ocp
 from imagen_jax.errors import UserError
 from imagen_jax.progress import Progress
 from imagen_jax.text.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy
+from imagen_jax.text.encoder_config import EncoderConfig
 from imagen_jax.text.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
 from imagen_jax.text.store_format import file_sha256, read_json, write_json
-from imagen_jax.text.t5_encoder import T5Config
 from imagen_jax.text.t5_params import ParamsDigest
 
 FORMAT_VERSION = 1
@@ -72,7 +73,12 @@ class _OneAtATime(ocp.type_handlers.NumpyHandler):
 
 
 def import_text(
-    source: str, directory: str, *, dtype: str = "float32", config: T5Config | None = None, overwrite: bool = False
+    source: str,
+    directory: str,
+    *,
+    dtype: str = "float32",
+    config: EncoderConfig | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Copies the encoder of a t5x checkpoint or a Hugging Face folder.
 
@@ -87,7 +93,7 @@ def import_text(
       UserError: the source cannot be read (see `load_encoder`), or something else is in the way.
     """
     checkpoint = open_checkpoint(source, config)
-    config = dataclasses.replace(checkpoint.config, dtype=dtype, scan_layers=False)
+    config = checkpoint.config.replaced(dtype=dtype, scan_layers=False)
     checkpoint = dataclasses.replace(checkpoint, config=config)
     final = os.path.abspath(directory)
     if os.path.exists(final) and not (overwrite and is_copy(final)):
@@ -119,7 +125,8 @@ def import_text(
     header = {
         "format_version": FORMAT_VERSION,
         "source": source,
-        "config": dataclasses.asdict(config),
+        "architecture": config.architecture,
+        "config": config.to_json(),
         "params_sha256": digest.hexdigest(),
         "shapes": {path: list(leaf.shape) for path, leaf in held.items()},
         "files": {name: file_sha256(os.path.join(partial, name)) for name in _files(partial)},

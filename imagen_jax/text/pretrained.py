@@ -7,7 +7,7 @@ parameter after the other, so the host never holds more than one parameter besid
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from imagen_jax.errors import UserError
 from imagen_jax.sharding import rules
-from imagen_jax.text import t5_weights
+from imagen_jax.text import families, t5_weights
 from imagen_jax.text.checkpoint_arrays import (
     CheckpointArrays,
     Index,
@@ -29,7 +29,8 @@ from imagen_jax.text.checkpoint_arrays import (
     is_safetensors,
     is_t5x,
 )
-from imagen_jax.text.t5_encoder import T5Config, T5Encoder
+from imagen_jax.text.encoder_config import EncoderConfig
+from imagen_jax.text.sources import Source
 from imagen_jax.text.t5_params import STACKED, dotted
 from imagen_jax.typing import Array, Float, PyTree
 
@@ -42,19 +43,19 @@ class Pretrained:
 
     Args:
       path: what `load_encoder` takes.
-      sizes: of the encoder, and its dtype; None infers them, in float32.
+      sizes: of the encoder, and its dtype: a T5Config, CLIPConfig or BertConfig; None infers them, in float32.
     """
 
     path: str
-    sizes: T5Config | None = None
+    sizes: EncoderConfig | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise UserError(f"Pretrained.path must be the folder of a checkpoint; got {self.path!r}")
-        if self.sizes is not None and not isinstance(self.sizes, T5Config):
-            raise UserError(f"Pretrained.sizes must be a T5Config or None; got {self.sizes!r}")
+        if self.sizes is not None and not isinstance(self.sizes, EncoderConfig):
+            raise UserError(f"Pretrained.sizes must be a T5Config, CLIPConfig, BertConfig or None; got {self.sizes!r}")
 
-    def config(self) -> T5Config:
+    def config(self) -> EncoderConfig:
         """Sizes of the encoder; reads no parameters.
 
         Raises:
@@ -71,12 +72,12 @@ class LoadedEncoder:
       params: its parameters, in t5x's names.
     """
 
-    def __init__(self, config: T5Config, params: PyTree, mesh: Mesh | None = None):
+    def __init__(self, config: EncoderConfig, params: PyTree, mesh: Mesh | None = None):
         self.config = config
         self.params = params
         self._batch = None if mesh is None else rules.batch_sharding(mesh)
         self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        module = T5Encoder(config)
+        module = config.network()
         self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
 
     def encode(self, token_ids: Any, mask: Any) -> Float[Array, "b n d"]:
@@ -87,12 +88,13 @@ class LoadedEncoder:
           mask: (b, n), True or 1 at unpadded tokens; embeddings elsewhere carry no meaning.
 
         Raises:
-          UserError: an id is not in the vocabulary, or the shapes differ.
+          UserError: an id is not in the vocabulary, the shapes differ, or there are more tokens than positions.
         """
         ids, mask = np.asarray(token_ids), np.asarray(mask) > 0
         if ids.ndim != 2 or ids.shape != mask.shape:
             raise UserError(f"token_ids and mask must both be (b, n); got {ids.shape} and {mask.shape}")
         check_ids(ids, self.config.vocab_size)
+        check_positions(ids.shape[1], self.config, "token_ids are too long")
         # Devices take equal numbers of rows.
         fill = ((0, -ids.shape[0] % self._ways), (0, 0))
         rows = jax.device_put((np.pad(ids.astype(np.int32), fill), np.pad(mask, fill)), self._batch)
@@ -113,21 +115,40 @@ def check_ids(ids: np.ndarray, vocab_size: int) -> None:
         )
 
 
+def check_positions(length: int, config: EncoderConfig, what: str) -> None:
+    """Refuses more tokens than the encoder has positions for.
+
+    Args:
+      length: tokens.
+      config: of the encoder.
+      what: names the length in the message.
+
+    Raises:
+      UserError: length exceeds config.max_positions.
+    """
+    if config.max_positions is not None and length > config.max_positions:
+        raise UserError(
+            f"{what} ({length}), but the encoder has positions for {config.max_positions} tokens; choose at most "
+            f"{config.max_positions}, or an encoder without such a bound, as T5"
+        )
+
+
 def load_encoder(
     path: str | os.PathLike[str],
     *,
     dtype: Any = None,
-    config: T5Config | None = None,
+    config: EncoderConfig | None = None,
     mesh: Mesh | None = None,
 ) -> LoadedEncoder:
-    """Loads a T5 encoder.
+    """Loads a T5, CLIP text or BERT encoder: those that Imagen compares (section 2.1, appendix D.1).
 
     Args:
       path: a native t5x checkpoint (local or gs://; a run's newest when it holds several), a Hugging Face folder
-        with .safetensors files, or a copy written by `import_text`.
+        with config.json and .safetensors files of a T5, CLIP or BERT model, or a copy written by `import_text`.
       dtype: of computation and of the matrices held, "float32" or "bfloat16"; None is the config's ("float32"
         where there is no config). Norms are held in float32.
-      config: sizes; None infers what the shapes tell and takes T5's standard values for the rest.
+      config: sizes; None infers them from the shapes and from config.json; a t5x checkpoint has no such file, and
+        T5's standard values are taken for what the shapes do not tell.
       mesh: devices to shard the parameters and the rows of a batch over; None is the first local device.
 
     Raises:
@@ -135,7 +156,7 @@ def load_encoder(
         of `config`; every one that differs is named.
     """
     source = open_checkpoint(os.fspath(path), config)
-    config = source.config if dtype is None else dataclasses.replace(source.config, dtype=jnp.dtype(dtype).name)
+    config = source.config if dtype is None else source.config.replaced(dtype=jnp.dtype(dtype).name)
     return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh), mesh)
 
 
@@ -149,19 +170,19 @@ class EncoderCheckpoint:
       sources: parameter by dotted path, layers apart → where it comes from.
     """
 
-    config: T5Config
+    config: EncoderConfig
     arrays: CheckpointArrays
-    sources: Mapping[str, t5_weights.Source]
+    sources: Mapping[str, Source]
 
     def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
-        """A slice of a parameter; of stacked layers, those in the first slice."""
+        """A slice of a parameter; of stacked layers, those in the first slice, whose ends are given."""
         if STACKED not in path:
             return self.sources[path].read(self.arrays, index).astype(dtype)
-        layers = range(self.config.num_layers)[index[0]]
+        layers = range(index[0].start, index[0].stop)
         return np.stack([self.read(path.replace(STACKED, f".layers_{i}."), index[1:], dtype) for i in layers])
 
 
-def open_checkpoint(path: str, config: T5Config | None = None) -> EncoderCheckpoint:
+def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
     """Finds out what a checkpoint is and that it holds an encoder of `config` (inferred when None).
 
     Raises:
@@ -171,22 +192,28 @@ def open_checkpoint(path: str, config: T5Config | None = None) -> EncoderCheckpo
     stated: dict[str, Any] = {}
     if is_copy(path):
         arrays = OrbaxArrays(path)
-        sources, stated = {name: t5_weights.Source(name) for name in arrays.shapes}, dict(arrays.header["config"])
-        stated["activations"] = tuple(stated["activations"])
+        family = families.of_architecture(arrays.header.get("architecture", "t5"))
+        sources, stated = {name: Source(name) for name in arrays.shapes}, arrays.header["config"]
     elif is_t5x(path):
-        arrays = T5xArrays(path)
+        family, arrays = families.T5, T5xArrays(path)
         sources = t5_weights.t5x_sources(arrays)
     elif is_safetensors(path):
         arrays = SafetensorsArrays(path)
-        sources, stated = t5_weights.hugging_face_sources(arrays), t5_weights.read_hugging_face_config(path)
+        family, stated = families.of_folder(path)
+        sources = family.sources(arrays)
     else:
         raise UserError(
             f"no encoder at {path}: expected a t5x checkpoint (a folder with the file `checkpoint`), a Hugging Face "
             "folder with .safetensors files, or a copy written by `imagen_jax import_text`"
         )
     if config is None:
-        inferred = {} if is_copy(path) else t5_weights.infer_config(arrays, sources)
-        config = T5Config(**{**inferred, **stated})
+        inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        config = family.config.from_json({**inferred, **stated})
+    elif not isinstance(config, family.config):
+        raise UserError(
+            f"{path} holds a {family.name} encoder, but the config is a {type(config).__name__}; give a "
+            f"{family.config.__name__}, or leave it out to infer it"
+        )
     found = EncoderCheckpoint(config, arrays, sources)
     _check(found)
     return found
@@ -194,7 +221,7 @@ def open_checkpoint(path: str, config: T5Config | None = None) -> EncoderCheckpo
 
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
-    apart = dataclasses.replace(checkpoint.config, scan_layers=False)
+    apart = checkpoint.config.replaced(scan_layers=False)
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}
     lines = [
@@ -211,20 +238,21 @@ def _check(checkpoint: EncoderCheckpoint) -> None:
         )
 
 
-def held_dtypes(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+def held_dtypes(config: EncoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every parameter by dotted path, as `load_encoder` holds them."""
     return dict(dotted(meta.unbox(_abstract(config))))
 
 
 @functools.cache
-def _abstract(config: T5Config) -> PyTree:
-    """Parameters with logical names; float32 vectors, matrices in the compute dtype."""
+def _abstract(config: EncoderConfig) -> PyTree:
+    """Parameters with logical names; norms, biases and position biases float32, matrices in the compute dtype."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
-    params = jax.eval_shape(T5Encoder(config).init, jax.random.key(0), tokens, mask)["params"]
+    params = jax.eval_shape(config.network().init, jax.random.key(0), tokens, mask)["params"]
 
     def typed(path: Any, leaf: Any) -> Any:
-        held = jnp.float32 if jax.tree_util.keystr(path).endswith(("['scale']", "['rel_embedding']")) else config.dtype
+        exact = jax.tree_util.keystr(path).endswith(("['scale']", "['bias']", "['rel_embedding']"))
+        held = jnp.float32 if exact else config.dtype
         return leaf.replace(value=jax.ShapeDtypeStruct(leaf.value.shape, held))
 
     return jax.tree_util.tree_map_with_path(typed, params, is_leaf=rules.is_boxed)
@@ -242,16 +270,17 @@ def _to_devices(checkpoint: EncoderCheckpoint, mesh: Mesh | None) -> PyTree:
     leaves = []
     for path, leaf, sharding in zip(paths, abstract, shardings, strict=True):
         # Replicas ask for the same slice once each.
-        read = functools.lru_cache(maxsize=1)(lambda key, path=path, leaf=leaf: _read(checkpoint, path, key, leaf))
-        made = jax.make_array_from_callback(leaf.shape, sharding, lambda index, read=read: read(_key(index)))
+        read = functools.lru_cache(maxsize=1)(functools.partial(_read, checkpoint, path, leaf))
+        made = jax.make_array_from_callback(leaf.shape, sharding, functools.partial(_by_key, read))
         leaves.append(made.block_until_ready())
     return jax.tree.unflatten(tree, leaves)
 
 
-def _key(index: Index) -> tuple[tuple[int | None, int | None], ...]:
-    return tuple((part.start, part.stop) for part in index)
+def _by_key(read: Callable[[Any], np.ndarray], index: Index) -> np.ndarray:
+    # Slices are no keys of a cache before Python 3.12.
+    return read(tuple((part.start, part.stop) for part in index))
 
 
-def _read(checkpoint: EncoderCheckpoint, path: str, key: Any, leaf: Any) -> np.ndarray:
-    index = tuple(slice(start, stop) for start, stop in key)
+def _read(checkpoint: EncoderCheckpoint, path: str, leaf: Any, key: Any) -> np.ndarray:
+    index = tuple(slice(*slice(*ends).indices(size)) for ends, size in zip(key, leaf.shape, strict=True))
     return checkpoint.read(path, index, leaf.dtype)

@@ -19,7 +19,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,10 @@ import numpy as np
 from flax import linen as nn
 
 from imagen_jax.errors import UserError
+from imagen_jax.text.encoder_config import DTYPES, EncoderConfig, check_positive
 from imagen_jax.typing import Array, Bool, Float, Int
 
 MASKED_LOGIT = -1e10
-DTYPES = ("float32", "bfloat16")
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "gelu_exact": functools.partial(nn.gelu, approximate=False),
@@ -41,7 +41,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T5Config:
+class T5Config(EncoderConfig):
     """Sizes of a T5 encoder; the random demo encoder's initialisation too.
 
     Args:
@@ -67,6 +67,8 @@ class T5Config:
         width 128, worst of the two or three seeds tried).
     """
 
+    architecture: ClassVar[str] = "t5"
+
     vocab_size: int
     embed_dim: int
     num_heads: int
@@ -84,10 +86,7 @@ class T5Config:
 
     def __post_init__(self) -> None:
         sizes = ("vocab_size", "embed_dim", "num_heads", "head_dim", "num_layers", "mlp_dim")
-        for name in (*sizes, "num_relative_buckets", "relative_max_distance"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"T5Config.{name} must be a positive integer; got {value!r}")
+        check_positive(self, *sizes, "num_relative_buckets", "relative_max_distance")
         buckets, distance = self.num_relative_buckets, self.relative_max_distance
         if buckets % 4 or buckets < 8:
             raise UserError(
@@ -117,6 +116,14 @@ class T5Config:
         if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
             raise UserError(f"T5Config.relpos_init_std must be a finite number >= 0; got {std!r}")
 
+    def network(self, param_dtype: Any = jnp.float32) -> nn.Module:
+        """See EncoderConfig."""
+        return T5Encoder(self, param_dtype)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See EncoderConfig; the architecture is left out, as stores made when there was no other have it."""
+        return self.embedding_fields()
+
 
 def relative_position_buckets(num_tokens: int, num_buckets: int, max_distance: int) -> Int[np.ndarray, "n n"]:
     """Bucket of each (query, key) pair: half the buckets for keys before, half for keys after the query.
@@ -142,7 +149,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        init: Any = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.config.norm_epsilon)
@@ -161,7 +168,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n i"]) -> Float[Array, "b n o"]:
-        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", self.init_distribution)
+        init: Any = nn.initializers.variance_scaling(self.init_scale, "fan_in", self.init_distribution)
         init = nn.with_logical_partitioning(init, self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features), self.param_dtype)
         # Without HIGHEST, accelerators would run float32 products at TF32 or bfloat16 precision.
@@ -310,7 +317,7 @@ class TokenEmbedder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         shape = (self.config.vocab_size, self.config.embed_dim)
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        init: Any = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
         table = self.param("embedding", init, shape, self.param_dtype)
         return jnp.take(table, tokens, axis=0).astype(self.config.dtype)
 

@@ -1,4 +1,8 @@
-"""Vocabularies through seqio, SentencePiece and bytes: pad 0, eos 1, unk 2, as T5's."""
+"""Vocabularies: SentencePiece and bytes through seqio (pad 0, eos 1, unk 2, as T5's), CLIP's and BERT's.
+
+What stands around the ids of a caption belongs to the vocabulary: T5 ends it with </s>, CLIP has <|startoftext|> before
+and <|endoftext|> after, BERT [CLS] and [SEP].
+"""
 
 import io
 import os
@@ -9,6 +13,7 @@ import seqio
 from google.protobuf.message import DecodeError
 
 from imagen_jax.errors import UserError
+from imagen_jax.text import hugging_face_tokenizer
 from imagen_jax.text.store_format import file_sha256
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -19,35 +24,50 @@ HUGGING_FACE_FILE = "spiece.model"
 
 
 class Tokenizer:
-    """Captions to ids without the end-of-sequence token.
+    """Captions to ids without the special tokens around them.
 
     Args:
       path: a SentencePiece `.model` file whose ids are pad 0 and eos 1 (every T5 vocabulary;
-        `train_sentencepiece`), a folder with a Hugging Face `spiece.model`, or "bytes" (ByT5: an id a UTF-8 byte).
+        `train_sentencepiece`), "bytes" (ByT5: an id a UTF-8 byte), or a Hugging Face folder with `spiece.model` (T5),
+        else with what `hugging_face_tokenizer` reads (CLIP, BERT).
 
     Attributes:
       vocab_size: ids it may give, the special ones included.
+      prefix: ids before those of every caption.
+      suffix: ids after them.
+      pad_id: fills up shorter captions.
       sha256: digest of the vocabulary.
 
     Raises:
-      UserError: the file is missing, is no SentencePiece model, or has other ids.
+      UserError: the file is missing, is no vocabulary of that kind, or has other ids.
     """
 
     def __init__(self, path: str):
+        self.prefix: tuple[int, ...] = ()
+        self.suffix: tuple[int, ...] = (EOS_ID,)
+        self.pad_id = PAD_ID
+        spiece = os.path.join(path, HUGGING_FACE_FILE)
+        if os.path.isdir(path) and not os.path.isfile(spiece) and hugging_face_tokenizer.is_vocabulary(path):
+            found = hugging_face_tokenizer.open_vocabulary(path)
+            self.prefix, self.suffix, self.pad_id = found.prefix, found.suffix, found.pad_id
+            self.sha256, self.vocab_size = found.sha256, found.vocab_size
+            self._encode = lambda captions: [
+                one.ids for one in found.tokenizer.encode_batch(captions, add_special_tokens=False)
+            ]
+            return
         if path == BYTES:
             vocabulary = seqio.ByteVocabulary()
             self.sha256 = BYTES
             self._encode = lambda captions: [vocabulary.encode(caption) for caption in captions]
         else:
-            if os.path.isdir(path):
-                path = os.path.join(path, HUGGING_FACE_FILE)
+            path = spiece if os.path.isdir(path) else path
             vocabulary = load_vocabulary(path)
             self.sha256 = file_sha256(path)
             self._encode = vocabulary.tokenizer.EncodeAsIds
-        self.vocab_size: int = vocabulary.vocab_size
+        self.vocab_size = vocabulary.vocab_size
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """Ids of each caption."""
+        """Ids of each caption, without prefix and suffix."""
         return self._encode(list(captions))
 
 
@@ -63,7 +83,7 @@ def load_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
     if not os.path.isfile(path):
         raise UserError(
             f"no vocabulary file at {path!r}; build the corpus that trains it, or set VOCABULARY_PATH to a "
-            "SentencePiece .model file"
+            "SentencePiece .model file, or to the folder of a T5, CLIP or BERT vocabulary"
         )
     vocabulary = seqio.SentencePieceVocabulary(path)
     try:

@@ -198,6 +198,7 @@ def test_damaged_hugging_face_folders_are_refused(tmp_path: Path) -> None:
 
 def test_decoders_alone_and_other_folders_are_refused(tmp_path: Path) -> None:
     save_file({"decoder.final_layer_norm.weight": np.zeros(3)}, tmp_path / "model.safetensors")
+    shutil.copy(HUGGING_FACE / "config.json", tmp_path)
     with pytest.raises(UserError, match="holds no T5 encoder.*got decoder.final_layer_norm.weight"):
         load_encoder(tmp_path)
     write_t5x(tmp_path / "t5x", {"decoder.decoder_norm.scale": np.zeros(3)})

@@ -1,0 +1,78 @@
+"""What the config of any frozen text encoder offers, whatever its network.
+
+Loading, copying and fingerprints ask the config and never which encoder it is of.
+"""
+
+import abc
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from imagen_jax.errors import UserError
+
+DTYPES = ("float32", "bfloat16")
+
+
+class EncoderConfig(abc.ABC):
+    """Sizes of a frozen text encoder; a frozen dataclass in each case.
+
+    Attributes:
+      architecture: name of the network, "t5", "clip" or "bert".
+      vocab_size: rows of the token embedding.
+      embed_dim: width of the token outputs.
+      num_layers: layers of the published model.
+      scan_layers: parameters of the layers stand stacked.
+      dtype: compute dtype.
+      max_positions: most tokens of a caption; None for an encoder without such a bound.
+    """
+
+    architecture: ClassVar[str]
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    scan_layers: bool
+    dtype: str
+    max_positions: int | None = None
+
+    @abc.abstractmethod
+    def network(self, param_dtype: Any = jnp.float32) -> nn.Module:
+        """The Linen module: (token ids (b, n), mask (b, n)) → float32 (b, n, embed_dim)."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What bears on the embeddings, as JSON gives it back."""
+        return {"architecture": self.architecture, **self.embedding_fields()}
+
+    def embedding_fields(self) -> dict[str, Any]:
+        """The fields that bear on the embeddings, as JSON gives them back."""
+        made = json.loads(json.dumps(self.to_json()))
+        del made["scan_layers"]
+        return made
+
+    def replaced(self, **changes: Any) -> "EncoderConfig":
+        """The config with other values of some fields."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; JSON makes lists of tuples."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "EncoderConfig":
+        """The config whose `to_json` went through JSON."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def check_positive(config: EncoderConfig, *names: str) -> None:
+    """Refuses fields that are no positive integers.
+
+    Raises:
+      UserError: names the first.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{type(config).__name__}.{name} must be a positive integer; got {value!r}")
