@@ -155,9 +155,7 @@ class TextEncoder:
         """
         return self.encode_tokens(self.tokenize(captions), batch_size)
 
-    def encode_tokens(
-        self, tokens: Sequence[Sequence[int]], batch_size: int = 256
-    ) -> list[Float[np.ndarray, "_n d"]]:
+    def encode_tokens(self, tokens: Sequence[Sequence[int]], batch_size: int = 256) -> list[Float[np.ndarray, "_n d"]]:
         """Token embeddings of each list of ids, without padding; those of like length are encoded together."""
         by_length = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         embeddings: list[Any] = [None] * len(tokens)
