@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
-from jax.sharding import Mesh, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from imagen_jax.errors import UserError
 from imagen_jax.sharding import rules
@@ -77,8 +77,7 @@ class LoadedEncoder:
         self.params = params
         self._batch = None if mesh is None else rules.batch_sharding(mesh)
         self._ways = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        module = config.network()
-        self._apply = jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
+        self._apply = _jit_apply(config)
 
     def encode(self, token_ids: Any, mask: Any) -> Float[Array, "b n d"]:
         """Token embeddings, float32.
@@ -99,6 +98,36 @@ class LoadedEncoder:
         fill = ((0, -ids.shape[0] % self._ways), (0, 0))
         rows = jax.device_put((np.pad(ids.astype(np.int32), fill), np.pad(mask, fill)), self._batch)
         return self._apply(self.params, *rows)[: ids.shape[0]]
+
+
+def _jit_apply(config: EncoderConfig) -> jax.stages.Wrapped:
+    module = config.network()
+    return jax.jit(lambda params, tokens, mask: module.apply({"params": params}, tokens, mask))
+
+
+def abstract_encoder(
+    config: EncoderConfig, mesh: Mesh, rows: int, length: int
+) -> tuple[jax.stages.Wrapped, PyTree, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    """What `LoadedEncoder.encode` runs, to be compiled ahead of time: the program and its abstract arguments.
+
+    Args:
+      config: sizes.
+      mesh: devices, of any platform, also ones that are not here.
+      rows, length: of a batch of token ids.
+
+    Returns:
+      The program, and its params, token ids and mask with their shardings: `apply.lower(params, ids, mask)`.
+    """
+    boxed = _abstract(config)
+    shaped = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        meta.unbox(boxed),
+        rules.param_shardings(boxed, mesh),
+    )
+    ids, mask = (
+        jax.ShapeDtypeStruct((rows, length), dtype, sharding=rules.batch_sharding(mesh)) for dtype in (jnp.int32, bool)
+    )
+    return _jit_apply(config), shaped, ids, mask
 
 
 def check_ids(ids: np.ndarray, vocab_size: int) -> None:
@@ -175,11 +204,8 @@ class EncoderCheckpoint:
     sources: Mapping[str, Source]
 
     def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
-        """A slice of a parameter; of stacked layers, those in the first slice, whose ends are given."""
-        if STACKED not in path:
-            return self.sources[path].read(self.arrays, index).astype(dtype)
-        layers = range(index[0].start, index[0].stop)
-        return np.stack([self.read(path.replace(STACKED, f".layers_{i}."), index[1:], dtype) for i in layers])
+        """A slice of a parameter."""
+        return self.sources[path].read(self.arrays, index).astype(dtype)
 
 
 def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
@@ -269,11 +295,29 @@ def _to_devices(checkpoint: EncoderCheckpoint, mesh: Mesh | None) -> PyTree:
     paths = [path for path, _ in dotted(meta.unbox(boxed))]
     leaves = []
     for path, leaf, sharding in zip(paths, abstract, shardings, strict=True):
-        # Replicas ask for the same slice once each.
-        read = functools.lru_cache(maxsize=1)(functools.partial(_read, checkpoint, path, leaf))
-        made = jax.make_array_from_callback(leaf.shape, sharding, functools.partial(_by_key, read))
-        leaves.append(made.block_until_ready())
+        place = _place_layers if STACKED in path else _place
+        leaves.append(place(checkpoint, path, leaf, sharding).block_until_ready())
     return jax.tree.unflatten(tree, leaves)
+
+
+def _place(checkpoint: EncoderCheckpoint, path: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding) -> jax.Array:
+    # Replicas ask for the same slice once each.
+    read = functools.lru_cache(maxsize=1)(functools.partial(_read, checkpoint, path, leaf))
+    return jax.make_array_from_callback(leaf.shape, sharding, functools.partial(_by_key, read))
+
+
+def _place_layers(
+    checkpoint: EncoderCheckpoint, path: str, leaf: jax.ShapeDtypeStruct, sharding: Sharding
+) -> jax.Array:
+    """Stacks layers on their devices, one after the other: together they may be larger than the host."""
+    one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    spec = sharding.spec[1:] if isinstance(sharding, NamedSharding) else None
+    apart = sharding if spec is None else NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=sharding)()
+    put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
+    for layer in range(leaf.shape[0]):
+        stack = put(stack, _place(checkpoint, path.replace(STACKED, f".layers_{layer}."), one, apart), layer, 0)
+    return stack
 
 
 def _by_key(read: Callable[[Any], np.ndarray], index: Index) -> np.ndarray:

@@ -18,10 +18,12 @@ from PIL import Image
 from imagen_jax import gin_config
 from imagen_jax.data.corpora import build_shapes
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.store import EmbeddingStore
 from imagen_jax.train import checkpoints
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import train
@@ -179,14 +181,14 @@ def test_a_run_stopped_half_way_ends_bit_identical_to_the_undisturbed_one(root: 
         jax.tree.map(np.testing.assert_array_equal, whole, halved)
 
 
-def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
-    """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host."""
+def _on_two_hosts(mode: str, root: Path, **macros: object) -> list[str]:
+    """Runs a mode in two processes of two devices each; returns what each said on stderr."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "imagen_jax.main", "train", "--gin_file=tests/integration/tiny_base.gin"),
-        *_flags(root, MODEL_DIR=tmp_path / "base"),
+        *(sys.executable, "-m", "imagen_jax.main", mode, "--gin_file=tests/integration/tiny_base.gin"),
+        *_flags(root, **macros),
         *(f"--coordinator_address=localhost:{port}", "--num_processes=2"),
     ]
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
@@ -200,6 +202,25 @@ def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
         for host in hosts:
             host.kill()
     assert [host.returncode for host in hosts] == [0, 0], errors
+    return errors
+
+
+def test_two_hosts_fill_one_store(root: Path, tmp_path: Path) -> None:
+    macros = {"STORE_DIR": tmp_path / "store", "cache.CacheConfig.shard_size": 10, "CacheConfig.batch_size": 8}
+    _on_two_hosts("cache_text", root, **macros)
+    one, two = (EmbeddingStore.open(str(path)) for path in (root / "store", tmp_path / "store"))
+    two.verify()
+    assert (two.num_keys, two.num_embeddings, two.num_tokens) == (one.num_keys, one.num_embeddings, one.num_tokens)
+    keys = [key for key, _ in Corpus(root / "corpus").captions()]
+    for here, there in zip(one.lookup(keys), two.lookup(keys), strict=True):
+        np.testing.assert_allclose(here, there, atol=2e-5)
+    checked = ["validate_cache", "--gin_file=tests/integration/tiny_base.gin", *_flags(root, **macros)]
+    assert main(checked) == 0
+
+
+def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
+    """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host."""
+    errors = _on_two_hosts("train", root, MODEL_DIR=tmp_path / "base")
     assert ["4/4 step" in error for error in errors] == [True, False]
     one, two = ([json.loads(line) for line in (run / "base" / "metrics.jsonl").open()] for run in (root, tmp_path))
     assert [line["step"] for line in two] == [2, 4]
