@@ -130,8 +130,12 @@ def register_task(
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
         "text": seqio.ContinuousFeature(dtype=tf.float32, rank=2),
     }
-    encoder = text if isinstance(text, TextEncoder) else None
-    join = preprocessors.trim_text() if encoder else preprocessors.join_text(text, max_text_length, failures)
+    if isinstance(text, TextEncoder):
+        source = CorpusSource(corpus, failures, text)
+        join = preprocessors.trim_text()
+    else:
+        source = CorpusSource(corpus, failures)
+        join = preprocessors.join_text(text, max_text_length, failures)
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
@@ -139,7 +143,7 @@ def register_task(
         seqio.TaskRegistry.remove(name)
     return seqio.TaskRegistry.add(
         name,
-        source=CorpusSource(corpus, failures, encoder),
+        source=source,
         preprocessors=[
             preprocessors.decode_image(corpus.image_size),
             preprocessors.crop(image_size, crop),

@@ -311,8 +311,9 @@ def _place_layers(
 ) -> jax.Array:
     """Stacks layers on their devices, one after the other: together they may be larger than the host."""
     one = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    spec = sharding.spec[1:] if isinstance(sharding, NamedSharding) else None
-    apart = sharding if spec is None else NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    apart = sharding
+    if isinstance(sharding, NamedSharding):
+        apart = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     stack = jax.jit(lambda: jnp.zeros(leaf.shape, leaf.dtype), out_shardings=sharding)()
     put = jax.jit(jax.lax.dynamic_update_index_in_dim, static_argnums=3, donate_argnums=0, out_shardings=sharding)
     for layer in range(leaf.shape[0]):
