@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineState
 
 from imagen_jax.errors import UserError
 
@@ -44,14 +45,17 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions) -> N
       options: from `pipeline_options`.
 
     Raises:
-      UserError: what a worker refused, where the runner tells it; anything else of a worker's is a RuntimeError.
+      UserError: what a worker refused, where the runner tells it, or somebody cancelled the pipeline. What else goes
+        wrong in a worker is the runner's own error.
     """
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     try:
-        pipeline.run().wait_until_finish()
+        state = pipeline.run().wait_until_finish()
     except RuntimeError as error:
         told = _TOLD.search(str(error))
         if told is None:
             raise
         raise UserError(told[1]) from error
+    if state != PipelineState.DONE:
+        raise UserError(f"the pipeline ended as {state}, expected {PipelineState.DONE}; start the same command again")
