@@ -2,9 +2,11 @@
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY = $(VENV)/bin/python
+BEAM_VENV = $(VENV)-beam
+BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo demo-short demo-photos test lint parity clean
+.PHONY: setup demo demo-short demo-photos test lint parity beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -20,6 +22,12 @@ $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-photos: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,photos]'
+	@touch $@
+
+# Beam's pins disagree with constraints.txt: an environment and a lock file of its own.
+$(BEAM_VENV)/.installed: setup.py constraints-beam.txt
+	$(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[dev,beam]'
 	@touch $@
 
 $(VENV)/.installed-parity: $(VENV)/.installed
@@ -47,6 +55,9 @@ lint: $(VENV)/.installed
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest tests/parity
 
+beam-test: $(BEAM_VENV)/.installed
+	$(BEAM_PY) -m pytest tests/beam
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build imagen_jax.egg-info
+	rm -rf $(VENV) $(BEAM_VENV) .pytest_cache .mypy_cache .ruff_cache build imagen_jax.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         if takes_gin:
-            _add_gin_flags(sub)
+            add_gin_flags(sub)
         if mode in FLAGS:
             FLAGS[mode](sub)
     return parser
@@ -97,7 +97,8 @@ def _add_import_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace a copy that is there")
 
 
-def _add_gin_flags(sub: argparse.ArgumentParser) -> None:
+def add_gin_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds the flags of the modes that a gin file configures."""
     sub.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE", help="gin file; repeatable, later ones win"
     )
@@ -188,14 +189,19 @@ def _run(arguments: list[str]) -> None:
         handlers[args.mode](args)
 
 
-def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
+def load_gin(mode: str, args: argparse.Namespace, bindings: Sequence[str]) -> tuple[Any, str]:
+    """The config of a gin mode that its flags describe, and the operative config."""
     from imagen_jax import gin_config
 
     if not args.gin_file:
-        raise UserError(f"{args.mode} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
-    config_class, function = GIN_TARGETS[args.mode]
+        raise UserError(f"{mode} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
     search_paths = [path for word in args.gin_search_paths for path in word.split(",")]
-    config, operative = gin_config.load_with_operative(_load(config_class), args.gin_file, bindings, search_paths)
+    return gin_config.load_with_operative(_load(GIN_TARGETS[mode][0]), args.gin_file, bindings, search_paths)
+
+
+def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
+    config, operative = load_gin(args.mode, args, bindings)
+    function = GIN_TARGETS[args.mode][1]
     if args.mode != "train":
         _load(function)(config)
     elif args.dry_run:
@@ -206,7 +212,16 @@ def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _build_corpus(args: argparse.Namespace) -> None:
-    from imagen_jax.data.builder import BuildConfig, build_corpus
+    from imagen_jax.data.builder import build_corpus
+
+    source, config = build_inputs(args)
+    report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
+    print(f"{args.output}: {report}")
+
+
+def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The Source and the BuildConfig that build_corpus' flags name."""
+    from imagen_jax.data.builder import BuildConfig
     from imagen_jax.data.sources import folder_source, list_source
 
     config = BuildConfig(
@@ -217,9 +232,7 @@ def _build_corpus(args: argparse.Namespace) -> None:
         vocab_size=args.vocab_size,
     )
     open_source = list_source if os.path.isfile(args.images) else folder_source
-    source = open_source(args.images, val_fraction=args.val_fraction, seed=args.seed)
-    report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
-    print(f"{args.output}: {report}")
+    return open_source(args.images, val_fraction=args.val_fraction, seed=args.seed), config
 
 
 def cache_text(config: Any) -> None:

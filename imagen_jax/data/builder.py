@@ -8,17 +8,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
+from imagen_jax.data.rejects import Rejects
 from imagen_jax.errors import UserError
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
-REJECTS = "rejects.jsonl"
 VOCABULARY = "vocabulary.model"
 _PROGRESS_EVERY = 500
 _NAME = re.compile(r"\w+")
@@ -56,6 +56,11 @@ class BuildConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"{field} ({value!r}) must be a whole number of at least {least}")
 
+    @property
+    def least_side(self) -> int:
+        """`min_size`, or what stands for it."""
+        return self.image_size if self.min_size is None else self.min_size
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildReport:
@@ -77,6 +82,10 @@ class BuildReport:
         return f"examples: {splits}; rejected: {self.num_rejected}{kept}"
 
 
+# Writes the shards and rejects.jsonl of a source into a directory; returns the manifest's "splits" and the rejects.
+WriteShards = Callable[[Source, Path, BuildConfig], tuple[dict[str, Any], int]]
+
+
 def build_corpus(
     source: Source,
     out_dir: str | os.PathLike[str],
@@ -89,10 +98,32 @@ def build_corpus(
     """Writes a corpus directory; equal sources and settings give equal bytes, however many workers.
 
     Args:
+      source, out_dir, config, overwrite, extra: as for `assemble`.
+      num_workers: processes that decode and encode; 0 does it in this one.
+
+    Raises:
+      UserError: as `assemble`.
+    """
+    write_shards = functools.partial(_write_shards, num_workers=num_workers)
+    return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
+
+
+def assemble(
+    source: Source,
+    out_dir: str | os.PathLike[str],
+    config: BuildConfig,
+    write_shards: WriteShards,
+    *,
+    overwrite: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> BuildReport:
+    """A corpus directory around the shards that `write_shards` writes: whole or absent, corpus.json last.
+
+    Args:
       source: the raw pairs. A bad one is named in rejects.jsonl and passed over.
       out_dir: the corpus directory; made if absent. Files of other names in it are left alone.
       config: how to build.
-      num_workers: processes that decode and encode; 0 does it in this one.
+      write_shards: decodes, filters, resizes and writes.
       overwrite: replace a corpus of other settings.
       extra: JSON-able facts to keep in corpus.json under "extra".
 
@@ -111,7 +142,7 @@ def build_corpus(
     except OSError as error:
         raise UserError(f"cannot write into {str(out)!r} ({error}); choose another directory") from error
     try:
-        splits, num_rejected = _write_shards(source, scratch, config, num_workers)
+        splits, num_rejected = write_shards(source, scratch, config)
         if config.vocab_size is not None:
             _train_vocabulary(scratch, splits, config.vocab_size)
         manifest = {
@@ -156,61 +187,51 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
 
 
 def _prepared(source: Source, config: BuildConfig, num_workers: int) -> Iterator[Prepared | Rejection]:
-    min_size = config.image_size if config.min_size is None else config.min_size
     if num_workers == 0:
         for part in source.parts:
-            yield from prepare_part(part, config.image_size, min_size)
+            yield from prepare_part(part, config.image_size, config.least_side)
         return
-    work = functools.partial(prepare_part_at_once, image_size=config.image_size, min_size=min_size)
+    work = functools.partial(prepare_part_at_once, image_size=config.image_size, min_size=config.least_side)
     # spawn: this process holds TensorFlow's threads, which do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         for results in pool.imap(work, source.parts):
             yield from results
 
 
+def check_split(split: str) -> None:
+    """Refuses a split whose name no file could bear."""
+    if not _NAME.fullmatch(split):
+        raise UserError(f"split {split!r} must consist of letters, digits and underscores")
+
+
+def serialized(one: Prepared, image_size: int) -> bytes:
+    """The record of a prepared example."""
+    record = records.Record(
+        key=one.key.encode(), image=one.png, caption=one.caption, height=image_size, width=image_size, meta=one.meta
+    )
+    return records.encode_record(record)
+
+
 def _write_shards(source: Source, scratch: Path, config: BuildConfig, num_workers: int) -> tuple[dict[str, Any], int]:
     writers: dict[str, records.SplitWriter] = {}
     keys: set[str] = set()
-    num_rejected, first_reasons = 0, ""
-    with (
-        (scratch / REJECTS).open("w") as rejects,
-        Progress(source.num_examples, f"build {config.name}", "image") as progress,
-    ):
+    with Rejects(scratch) as rejects, Progress(source.num_examples, f"build {config.name}", "image") as progress:
         for number, one in enumerate(_prepared(source, config, num_workers), start=1):
             if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
                 progress.update((number - 1) % _PROGRESS_EVERY + 1)
-            if isinstance(one, Prepared) and one.key in keys:
-                one = Rejection(source=one.key, reason="another example has the same key")
             if isinstance(one, Rejection):
-                num_rejected += 1
-                if num_rejected <= 3:
-                    first_reasons += f"\n  {one.source}: {one.reason}"
-                rejects.write(json.dumps(dataclasses.asdict(one)) + "\n")
-                continue
-            keys.add(one.key)
-            if one.split not in writers:
-                if not _NAME.fullmatch(one.split):
-                    raise UserError(f"split {one.split!r} must consist of letters, digits and underscores")
-                writers[one.split] = records.SplitWriter(scratch, one.split, config.examples_per_shard)
-            writers[one.split].write(
-                records.encode_record(
-                    records.Record(
-                        key=one.key.encode(),
-                        image=one.png,
-                        caption=one.caption,
-                        height=config.image_size,
-                        width=config.image_size,
-                        meta=one.meta,
-                    )
-                )
-            )
+                rejects.add(one)
+            elif one.key in keys:
+                rejects.add_recurring(one.key)
+            else:
+                keys.add(one.key)
+                if one.split not in writers:
+                    check_split(one.split)
+                    writers[one.split] = records.SplitWriter(scratch, one.split, config.examples_per_shard)
+                writers[one.split].write(serialized(one, config.image_size))
     if not keys:
-        raise UserError(
-            f"no usable example among {num_rejected} for corpus {config.name!r}; nothing was written. "
-            "Check captions, files and min_size. "
-            f"First refusals:{first_reasons or ' none, the source is empty'}"
-        )
-    return {split: writer.finish() for split, writer in writers.items()}, num_rejected
+        raise rejects.nothing_accepted(config.name)
+    return {split: writer.finish() for split, writer in writers.items()}, rejects.count
 
 
 def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:
@@ -219,8 +240,8 @@ def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int)
 
     def captions() -> Iterator[str]:
         for shard in splits["train"]["shards"]:
-            for serialized in records.read_shard(scratch / shard["file"]):
-                yield records.decode_record(serialized).caption
+            for record in records.read_shard(scratch / shard["file"]):
+                yield records.decode_record(record).caption
 
     train_sentencepiece(captions(), str(scratch / VOCABULARY), vocab_size)
 

@@ -91,6 +91,11 @@ def decode_record(serialized: bytes) -> Record:
     )
 
 
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """File name of shard `shard` of `num_shards` of a split."""
+    return f"{split}-{shard:05d}-of-{num_shards:05d}.array_record"
+
+
 class SplitWriter:
     """Writes the records of one split into numbered shards of a scratch directory.
 
@@ -129,7 +134,7 @@ class SplitWriter:
         self._close()
         shards = []
         for shard, count in enumerate(self._counts):
-            name = f"{self._split}-{shard:05d}-of-{len(self._counts):05d}.array_record"
+            name = shard_name(self._split, shard, len(self._counts))
             path = self._directory / name
             os.replace(self._path(shard), path)
             shards.append(

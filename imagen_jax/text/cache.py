@@ -118,12 +118,21 @@ def plan_shards(examples: Iterable[tuple[bytes, str]], num_shards: int) -> list[
         keys_of[shard_of(caption_digest(caption), num_shards)].setdefault(caption, []).append(key)
     plans = []
     for mine in keys_of:
-        captions = sorted(mine, key=caption_digest)
-        keys = [key for caption in captions for key in mine[caption]]
-        rows = [row for row, caption in enumerate(captions) for _ in mine[caption]]
-        plans.append(ShardPlan(captions, keys, rows))
+        plans.append(plan_shard(mine))
         mine.clear()
     return plans
+
+
+def plan_shard(keys_of: Mapping[str, Sequence[bytes]]) -> ShardPlan:
+    """What belongs into a shard.
+
+    Args:
+      keys_of: the example keys of each caption whose digest lies in the shard.
+    """
+    captions = sorted(keys_of, key=caption_digest)
+    keys = [key for caption in captions for key in keys_of[caption]]
+    rows = [row for row, caption in enumerate(captions) for _ in keys_of[caption]]
+    return ShardPlan(captions, keys, rows)
 
 
 def num_shards_of(num_examples: int, shard_size: int) -> int:
@@ -184,6 +193,11 @@ def cache_text(
             missing = left
             if missing and not mine:
                 time.sleep(_WAIT_S)  # Other processes are at what is missing; one that dies leaves its shard to us.
+    finish(config, writer, encoder)
+
+
+def finish(config: CacheConfig, writer: StoreWriter, encoder: TextEncoder) -> None:
+    """Makes the store of shards that are all written, and says so."""
     writer.finish(encoder.encode_unpadded([""])[0])
     header = read_json(os.path.join(config.store_dir, HEADER))
     print(
@@ -231,12 +245,15 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
 def _plans(config: CacheConfig, examples: Iterable[tuple[bytes, str]], num_examples: int) -> list[ShardPlan]:
     plans = plan_shards(examples, num_shards_of(num_examples, config.shard_size))
     keys = [key for plan in plans for key in plan.keys]
-    if not keys or len(keys) != num_examples:
-        raise UserError(
-            f"the corpus gave {len(keys)} examples; expected {num_examples}, at least 1; rebuild the corpus"
-        )
+    check_count(len(keys), num_examples)
     sort_keys(keys)  # refuses recurring keys before hours of work, not after
     return plans
+
+
+def check_count(num_keys: int, num_examples: int) -> None:
+    """Refuses a corpus that gave another number of examples than it states, or none."""
+    if not num_keys or num_keys != num_examples:
+        raise UserError(f"the corpus gave {num_keys} examples; expected {num_examples}, at least 1; rebuild the corpus")
 
 
 def estimate(

@@ -1,5 +1,6 @@
 """The corpus scripts run from the command line and print errors for people."""
 
+import importlib.util
 import json
 import runpy
 import sys
@@ -11,7 +12,7 @@ from imagen_jax.data.records import Corpus
 from tests.full_disk import files_up_to
 
 SCRIPTS = Path(__file__).parents[2] / "data"
-ALL = ["build_photos.py", "build_shapes.py", "build_task.py"]
+ALL = ["beam_build.py", "beam_cache_text.py", "build_photos.py", "build_shapes.py", "build_task.py"]
 
 
 def _run(monkeypatch, script: str, *arguments: str) -> int:
@@ -28,7 +29,15 @@ def test_these_are_all_scripts():
 @pytest.mark.parametrize("script", ALL)
 def test_help(monkeypatch, capsys, script):
     assert _run(monkeypatch, script, "--help") == 0
-    assert "--out" in capsys.readouterr().out
+    assert f"usage: {script}" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is not None, reason="tests/beam runs these scripts")
+@pytest.mark.parametrize("script", ["beam_build.py", "beam_cache_text.py"])
+def test_want_of_beam_is_told(monkeypatch, capsys, script):
+    arguments = ("--images", "a", "--output", "b", "--image_size", "8") if script == "beam_build.py" else ()
+    assert _run(monkeypatch, script, *arguments) == 2
+    assert "error: Apache Beam is not installed; " in capsys.readouterr().err
 
 
 def test_shapes(monkeypatch, capsys, tmp_path):

@@ -1,0 +1,36 @@
+"""`imagen_jax cache_text` as an Apache Beam pipeline: the same gin files, the same bytes, more machines.
+
+Needs the extra `beam`. Flags that are not listed here go to Beam:
+
+    python data/beam_cache_text.py --gin_file=configs/experiments/demo_base.gin --gin.CORPUS_DIR=corpora/mine … \\
+        --runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing
+"""
+
+import argparse
+import sys
+
+from imagen_jax.errors import exit_code
+
+
+def main() -> None:
+    from imagen_jax.main import GIN_FLAGS, add_gin_flags, load_gin
+
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=GIN_FLAGS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_gin_flags(parser)
+    options, arguments = parser.parse_known_args()
+
+    from imagen_jax.beam.cache_text import cache_text
+    from imagen_jax.gin_config import split_gin_flags
+
+    bindings, pipeline_args = split_gin_flags(arguments)
+    config, _ = load_gin("cache_text", options, bindings)
+    cache_text(config, pipeline_args)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,177 @@
+"""Builds a corpus with Beam: the same bytes as `imagen_jax.data.builder.build_corpus` gives.
+
+    1. parallel     parts of the source → decoded, filtered, resized records and the list of what became of each input
+    2. by key       all but the first example of a key are refused, in the order of the source
+    3. here         where each record belongs; rejects.jsonl
+    4. parallel     records → shards
+
+The records of step 1 are files until step 4 has copied them, so a build needs room for two corpora.
+"""
+
+import functools
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from imagen_jax.beam.files import WriteLines, load_item, read_lines, read_records, save_items, write_records
+from imagen_jax.beam.runner import pipeline_options, run
+from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
+from imagen_jax.data.raw import Rejection, Source, prepare_part
+from imagen_jax.data.records import shard_name
+from imagen_jax.data.rejects import Rejects
+
+_PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
+
+# Number of a part of the source, number of a record among those of the part.
+Place = tuple[int, int]
+
+
+def build_corpus(
+    source: Source,
+    out_dir: str | os.PathLike[str],
+    config: BuildConfig,
+    pipeline_args: Sequence[str],
+    *,
+    overwrite: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> BuildReport:
+    """Writes a corpus directory with Beam.
+
+    Args:
+      source: the raw pairs; its parts must pickle.
+      out_dir: the corpus directory; workers must see it, and the source's files, under these names.
+      config: how to build.
+      pipeline_args: Beam's options.
+      overwrite, extra: as for `imagen_jax.data.builder.assemble`.
+
+    Raises:
+      UserError: as `assemble`; or Beam does not know an option.
+    """
+    write_shards = functools.partial(_write_shards, options=pipeline_options(pipeline_args))
+    return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
+
+
+def _write_shards(
+    source: Source, scratch: Path, config: BuildConfig, options: PipelineOptions
+) -> tuple[dict[str, Any], int]:
+    with tempfile.TemporaryDirectory(prefix="work-", dir=scratch) as name, Rejects(scratch) as rejects:
+        work = Path(name)
+        save_items(work / _PARTS, source.parts)
+        run(functools.partial(_prepare, work=work, config=config, num_parts=len(source.parts)), options)
+        places = _plan(work, rejects)
+        if not places:
+            raise rejects.nothing_accepted(config.name)
+        shards = list(_shards(places, config.examples_per_shard))
+        save_items(work / _SHARDS, shards)
+        run(functools.partial(_copy, work=work, scratch=scratch, num_shards=len(shards)), options)
+        entries = dict(read_lines(work / _ENTRIES))
+        splits = {
+            split: {
+                "num_examples": len(mine),
+                "shards": [entries[number] for number, shard in enumerate(shards) if shard[0] == split],
+            }
+            for split, mine in places.items()
+        }
+        return splits, rejects.count
+
+
+def _prepare(pipeline: beam.Pipeline, work: Path, config: BuildConfig, num_parts: int) -> None:
+    prepared = (
+        pipeline
+        | beam.Create(range(num_parts))
+        | "one worker a part" >> beam.Reshuffle()
+        | "prepare" >> beam.ParDo(_Prepare(work, config)).with_outputs(_KEYS, main=_OUTCOMES)
+    )
+    prepared[_OUTCOMES] | "outcomes" >> WriteLines(work / _OUTCOMES)
+    (
+        prepared[_KEYS]
+        | beam.GroupByKey()
+        | "all but the first" >> beam.FlatMap(_all_but_the_first)
+        | "recurring" >> WriteLines(work / _RECURRING)
+    )
+
+
+class _Prepare(beam.DoFn):
+    """Part → its records as a file, (part, [split or refusal of each input]), and (key, place) of each record."""
+
+    def __init__(self, work: Path, config: BuildConfig):
+        self._work, self._config = work, config
+
+    def process(self, part: int) -> Iterator[Any]:
+        image_size = self._config.image_size
+        outcomes: list[str | dict[str, str]] = []
+        accepted: list[bytes] = []
+        for one in prepare_part(load_item(self._work / _PARTS, part), image_size, self._config.least_side):
+            if isinstance(one, Rejection):
+                outcomes.append({"source": one.source, "reason": one.reason})
+            else:
+                yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
+                outcomes.append(one.split)
+                accepted.append(serialized(one, image_size))
+        write_records(_records_of(self._work, part), accepted)
+        yield part, outcomes
+
+
+def _records_of(work: Path, part: int) -> Path:
+    return work / f"part-{part:07d}"
+
+
+def _all_but_the_first(key_places: tuple[str, Iterable[Place]]) -> Iterator[tuple[str, Place]]:
+    key, places = key_places
+    for place in sorted(places)[1:]:
+        yield key, place
+
+
+def _plan(work: Path, rejects: Rejects) -> dict[str, list[Place]]:
+    """Records of each split in the order of the source; the refused inputs go to `rejects`."""
+    recurring = {tuple(place): key for key, place in read_lines(work / _RECURRING)}
+    places: dict[str, list[Place]] = {}
+    for part, outcomes in sorted(read_lines(work / _OUTCOMES)):
+        record = itertools.count()
+        for outcome in outcomes:
+            if not isinstance(outcome, str):
+                rejects.add(Rejection(**outcome))
+                continue
+            place = part, next(record)
+            if place in recurring:
+                rejects.add_recurring(recurring[place])
+                continue
+            if outcome not in places:
+                check_split(outcome)
+                places[outcome] = []
+            places[outcome].append(place)
+    return places
+
+
+def _shards(places: Mapping[str, Sequence[Place]], per_shard: int) -> Iterator[tuple[str, str, Sequence[Place]]]:
+    """(split, file name, records) of every shard."""
+    for split, mine in places.items():
+        count = -(-len(mine) // per_shard)
+        for shard in range(count):
+            yield split, shard_name(split, shard, count), mine[shard * per_shard : (shard + 1) * per_shard]
+
+
+def _copy(pipeline: beam.Pipeline, work: Path, scratch: Path, num_shards: int) -> None:
+    (
+        pipeline
+        | beam.Create(range(num_shards))
+        | "one worker a shard" >> beam.Reshuffle()
+        | "write" >> beam.Map(_write_shard, work=work, scratch=scratch)
+        | "entries" >> WriteLines(work / _ENTRIES)
+    )
+
+
+def _write_shard(number: int, work: Path, scratch: Path) -> tuple[int, dict[str, Any] | None]:
+    _, name, places = load_item(work / _SHARDS, number)
+    records = (
+        record
+        for part, mine in itertools.groupby(places, key=lambda place: place[0])
+        for record in read_records(_records_of(work, part), [one for _, one in mine])
+    )
+    return number, write_records(scratch / name, records)

@@ -1,0 +1,98 @@
+"""The corpus of two Beam workers is the serial builder's, byte for byte."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# `make beam-test` installs it.
+pytest.importorskip("apache_beam")
+
+from imagen_jax.beam.build import build_corpus
+from imagen_jax.data import builder
+from imagen_jax.data.builder import BuildConfig
+from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.records import Corpus
+from imagen_jax.data.sources import shapes_source
+from imagen_jax.main import main
+from tests.beam.conftest import TWO_WORKERS, files
+
+
+def _example(key: str, **fields) -> RawExample:
+    return RawExample(key=key, image=np.full((8, 8, 3), len(key), np.uint8), **{"caption": "a b", **fields})
+
+
+def _source(*parts: list) -> Source:
+    settings = {"kind": "test"}
+    return Source(parts=[functools.partial(iter, part) for part in parts], num_examples=0, settings=settings)
+
+
+CONFIG = BuildConfig(name="tiny", image_size=8, examples_per_shard=2)
+
+
+def test_bytes_are_the_serial_builders(tmp_path: Path) -> None:
+    """Recurring keys in one part and in several, refused inputs, an empty part, two splits, many shards."""
+    parts = [
+        [_example("k1", split="val"), _example("k2", meta={"x": 1}), _example("k1", caption="later")],
+        [Rejection(source="lonely.png", reason="no caption file"), _example("mute", caption=" ")],
+        [],
+        [_example(f"k{i}", split="val" if i % 3 == 0 else "train") for i in range(2, 14)],
+    ]
+    serial = builder.build_corpus(_source(*parts), tmp_path / "serial", CONFIG, extra={"note": 1})
+    report = build_corpus(_source(*parts), tmp_path / "beam", CONFIG, TWO_WORKERS, extra={"note": 1})
+    assert report == serial and report.num_rejected == 4
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
+    refused = [json.loads(line)["source"] for line in (tmp_path / "beam" / "rejects.jsonl").read_text().splitlines()]
+    assert refused == ["k1", "lonely.png", "mute", "k2"]
+    Corpus(tmp_path / "beam").verify()
+    assert build_corpus(_source(*parts), tmp_path / "serial", CONFIG, TWO_WORKERS).reused
+
+
+def test_a_folder_by_the_script(tmp_path: Path, run_script, capsys) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    for i in range(130):
+        path = folder / ("more" if i % 2 else "") / f"{i}.png"
+        Image.fromarray(np.full((12, 10, 3), i, np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"picture number {i}")
+    (folder / "7.jpg").write_bytes(b"\xff\xd8 no more")
+    (folder / "7.txt").write_text("a broken picture")
+    flags = ["--images", str(folder), "--image_size=8", "--val_fraction=0.2", "--vocab_size=40"]
+    assert main(["build_corpus", *flags, "--output", str(tmp_path / "serial")]) == 0
+    assert run_script("beam_build.py", *flags, "--output", str(tmp_path / "beam"), *TWO_WORKERS) == 0
+    assert "rejected: 1" in capsys.readouterr().out.splitlines()[-1]
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
+    refused = (tmp_path / "beam" / "rejects.jsonl").read_text()
+    assert '"7.jpg"' in refused and "cannot be decoded" in refused
+
+
+def test_bad_input_is_told(tmp_path: Path, run_script, capsys) -> None:
+    flags = ["--output", str(tmp_path / "out"), "--image_size=8"]
+    assert run_script("beam_build.py", "--images", str(tmp_path / "absent"), *flags) == 2
+    assert "does not exist or is not a directory" in capsys.readouterr().err
+    (tmp_path / "one.png").write_bytes(b"")
+    assert run_script("beam_build.py", "--images", str(tmp_path), *flags, "--overwite", "--direct_num_workers=1") == 2
+    assert "nor Apache Beam knows --overwite;" in capsys.readouterr().err
+    assert run_script("beam_build.py", "--images", str(tmp_path), *flags) == 2
+    assert "no usable example among 1 " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_failing_worker_leaves_an_older_corpus_whole(tmp_path: Path) -> None:
+    builder.build_corpus(_source([_example("old")]), tmp_path, CONFIG)
+    before = files(tmp_path)
+    failing = Source(parts=[functools.partial(json.loads, "{")], num_examples=0, settings={})
+    with pytest.raises(RuntimeError, match="JSONDecodeError"):
+        build_corpus(failing, tmp_path, CONFIG, TWO_WORKERS, overwrite=True)
+    assert files(tmp_path) == before
+
+
+def test_drawn_shapes(tmp_path: Path) -> None:
+    source = shapes_source({"train": 250, "val": 20}, seed=1, image_size=16)
+    config = BuildConfig(name="shapes", image_size=16, examples_per_shard=100)
+    build_corpus(source, tmp_path / "beam", config, TWO_WORKERS)
+    builder.build_corpus(source, tmp_path / "serial", config)
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
