@@ -25,7 +25,7 @@ def serve() -> None:
 
     batch, size = 16, 16
     net = UNet(
-        dim=32, dim_mults=(1, 2, 3), num_res_blocks=1, attention=(False, False, True),
+        dim=32, dim_mults=(1, 2, 3), num_res_blocks=1, attention=("none", "none", "joint"),
         head_dim=32, emb_dim=256, text_dim=128,
     )  # fmt: skip
     z_t = jax.random.normal(jax.random.key(0), (batch, size, size, 3))

@@ -9,7 +9,9 @@ from imagen_jax.stage import Stage
 
 BASE = Stage(
     name="base",
-    model=UNet(dim=8, dim_mults=(1, 2), num_res_blocks=1, attention=(False, True), head_dim=8, emb_dim=16, text_dim=8),
+    model=UNet(
+        dim=8, dim_mults=(1, 2), num_res_blocks=1, attention=("none", "joint"), head_dim=8, emb_dim=16, text_dim=8
+    ),
     image_size=8,
     text_embed_dim=12,
     max_text_length=6,
@@ -17,7 +19,7 @@ BASE = Stage(
 SR = Stage(
     name="sr",
     model=EfficientUNet(
-        dims=(8, 16), num_res_blocks=(1, 1), attention=(False, True), head_dim=8, emb_dim=16, text_dim=8
+        dims=(8, 16), num_res_blocks=(1, 1), attention=("none", "joint"), head_dim=8, emb_dim=16, text_dim=8
     ),
     image_size=8,
     low_res_size=4,

@@ -1,23 +1,58 @@
-"""Attention of image positions over themselves and the text tokens."""
+"""Attention of image positions over themselves and the text tokens.
+
+What a level of a U-Net attends to is one of
+
+    none         nothing
+    joint        positions and text at once: the text tokens are extra keys and values of self-attention (paper
+                 appendix D.3.1: base and 64→256 models)
+    cross        the text alone (256→1024 model, which has no self-attention)
+    self         positions alone: the text enters by pooling only (ablation of appendix D.3.1)
+    self_cross   positions, then the text in a layer of its own (ablation of appendix D.3.1: cross-attention)
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from imagen_jax.errors import UserError
-from imagen_jax.models.layers import Dtype, dense, group_norm, layer_norm
+from imagen_jax.models.layers import Dtype, dense, group_norm, layer_norm, rematerialised
 from imagen_jax.typing import Array, Bool, Float
 
+# Kind: the layers it is made of, as (suffix of the name, over positions, over text).
+KINDS: dict[str, tuple[tuple[str, bool, bool], ...]] = {
+    "none": (),
+    "joint": (("", True, True),),
+    "cross": (("", False, True),),
+    "self": (("", True, False),),
+    "self_cross": (("", True, False), ("_cross", False, True)),
+}
 
-class TextSelfAttention(nn.Module):
-    """Self-attention with the text tokens as extra keys and values (paper appendix D.3.1: base and 64→256 models).
+
+def check_kinds(attention: tuple[str, ...], num_levels: int) -> None:
+    """Raises UserError unless there is one kind of KINDS for each level."""
+    if len(attention) != num_levels or any(kind not in KINDS for kind in attention):
+        raise UserError(
+            f"attention {tuple(attention)} must have one entry for each of the {num_levels} levels, each one of "
+            f"{', '.join(KINDS)}"
+        )
+
+
+class Attention(nn.Module):
+    """One attention layer with its residual connection.
 
     Attributes:
       head_dim: width of one head; must divide the channels.
+      over_image: keys and values come from the image positions.
+      over_text: keys and values come from the text tokens. A row without text is left as it is where there are no
+        other keys.
+      text_norm: LayerNorm on the text, of this layer's own: "in the attention and pooling layers" (section 2.5).
       dtype: compute type; the softmax is float32.
     """
 
-    head_dim: int = 64
+    head_dim: int
+    over_image: bool
+    over_text: bool
+    text_norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -29,18 +64,56 @@ class TextSelfAttention(nn.Module):
             raise UserError(f"head_dim ({self.head_dim}) must divide the channels ({c}) of every attention level")
         heads = c // self.head_dim
         flat = group_norm(c, name="norm")(x).reshape(b, h * w, c).astype(self.dtype)
-        qkv = dense(3 * c, axes=("embed", "heads"), use_bias=False, dtype=self.dtype, name="qkv")(flat)
-        query, key, value = jnp.split(qkv.reshape(b, h * w, 3 * heads, self.head_dim), 3, axis=2)
-        # A LayerNorm of its own in each attention layer: "in the attention and pooling layers" (paper section 2.5).
-        tokens = layer_norm(name="text_norm")(text).astype(self.dtype)
-        text_kv = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(tokens)
-        text_key, text_value = jnp.split(text_kv.reshape(b, -1, 2 * heads, self.head_dim), 2, axis=2)
-        mask = jnp.concatenate([text_mask, jnp.ones((b, h * w), bool)], axis=1)
+        names = ["query", "key", "value"] if self.over_image else ["query"]
+        width = len(names) * c
+        own = dense(width, axes=("embed", "heads"), use_bias=False, dtype=self.dtype, name="qkv")(flat)
+        query, *own_key_value = jnp.split(own.reshape(b, h * w, len(names) * heads, self.head_dim), len(names), axis=2)
+        keys, values, masks = [], [], []
+        if self.over_text:
+            tokens = layer_norm(name="text_norm")(text) if self.text_norm else text
+            both = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(
+                tokens.astype(self.dtype)
+            )
+            key, value = jnp.split(both.reshape(b, -1, 2 * heads, self.head_dim), 2, axis=2)
+            keys, values, masks = [key], [value], [text_mask]
+        if self.over_image:
+            keys, values = [*keys, own_key_value[0]], [*values, own_key_value[1]]
+            masks.append(jnp.ones((b, h * w), bool))
         out = jax.nn.dot_product_attention(
             query,
-            jnp.concatenate([text_key, key], axis=1),
-            jnp.concatenate([text_value, value], axis=1),
-            mask=mask[:, None, None, :],
+            jnp.concatenate(keys, axis=1),
+            jnp.concatenate(values, axis=1),
+            mask=jnp.concatenate(masks, axis=1)[:, None, None, :],
         ).reshape(b, h * w, c)
         out = dense(c, axes=("heads", "embed"), zero=True, dtype=self.dtype, name="out")(out)
+        if not self.over_image:
+            out = out * text_mask.any(axis=1)[:, None, None]
         return x + out.reshape(b, h, w, c)
+
+
+def attend(
+    kind: str,
+    x: Float[Array, "b h w c"],
+    text: Float[Array, "b n d"],
+    text_mask: Bool[Array, "b n"],
+    *,
+    head_dim: int,
+    text_norm: bool,
+    dtype: Dtype,
+    remat: str,
+    name: str,
+) -> Float[Array, "b h w c"]:
+    """The attention layers of one kind; call it inside a compact module.
+
+    Args:
+      kind: of KINDS.
+      x: feature maps.
+      text, text_mask: tokens, and which of them are real.
+      head_dim, text_norm, dtype: see `Attention`.
+      remat: see `layers.rematerialised`.
+      name: of the layers.
+    """
+    layer = rematerialised(Attention, remat)
+    for suffix, over_image, over_text in KINDS[kind]:
+        x = layer(head_dim, over_image, over_text, text_norm, dtype, name=name + suffix)(x, text, text_mask)
+    return x

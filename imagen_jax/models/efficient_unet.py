@@ -5,7 +5,8 @@
 
 Down-sampling comes before and up-sampling after the convolutions of a block, and most blocks sit at low
 resolution. The output, a dense layer, is modulated by the embedding as the blocks are, which the paper leaves open.
-Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), attention in the last.
+Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), joint attention in the last; the
+256→1024 model has cross-attention there (configs/models/imagen_sr256_600m.gin, imagen_sr1024_400m.gin).
 """
 
 import math
@@ -14,10 +15,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from imagen_jax.errors import UserError
-from imagen_jax.models.attention import TextSelfAttention
+from imagen_jax.models.attention import attend, check_kinds
 from imagen_jax.models.denoiser import Conditioning, check_size
 from imagen_jax.models.embeddings import Embedder
-from imagen_jax.models.layers import Dtype, ResBlock, conv, scale_shift, upsample
+from imagen_jax.models.layers import Dtype, ResBlock, check_remat, conv, rematerialised, scale_shift, upsample
 from imagen_jax.typing import Array, Bool, Float
 
 
@@ -27,15 +28,17 @@ class EfficientBlock(nn.Module):
     Attributes:
       features: channels.
       num_res_blocks: residual blocks.
-      attention: whether attention over positions and text follows.
-      head_dim: width of an attention head.
-      dtype: compute type.
+      attention: what the attention that follows is over: one of `attention.KINDS`.
+      head_dim, text_norm, remat, scan_blocks, dtype: see EfficientUNet.
     """
 
     features: int
     num_res_blocks: int
-    attention: bool
+    attention: str
     head_dim: int
+    text_norm: bool = True
+    remat: str = "none"
+    scan_blocks: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -47,11 +50,44 @@ class EfficientBlock(nn.Module):
         text_mask: Bool[Array, "b n"],
     ) -> Float[Array, "b h w c"]:
         h = scale_shift(x, emb, self.dtype)
-        for i in range(self.num_res_blocks):
-            h = ResBlock(self.features, None, self.dtype, name=f"res_{i}")(h, None)
-        if self.attention:
-            h = TextSelfAttention(self.head_dim, self.dtype, name="attention")(h, text, text_mask)
-        return h
+        if self.scan_blocks:
+            h = self._scanned(h)
+        else:
+            res_block = rematerialised(ResBlock, self.remat)
+            for i in range(self.num_res_blocks):
+                h = res_block(self.features, None, self.dtype, name=f"res_{i}")(h, None)
+        return attend(
+            self.attention,
+            h,
+            text,
+            text_mask,
+            head_dim=self.head_dim,
+            text_norm=self.text_norm,
+            dtype=self.dtype,
+            remat=self.remat,
+            name="attention",
+        )
+
+    def _scanned(self, h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        scanned = nn.scan(
+            rematerialised(_ScanBody, self.remat, in_scan=True),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.num_res_blocks,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        return scanned(self.features, self.dtype, name="res")(h.astype(self.dtype), None)[0]
+
+
+class _ScanBody(nn.Module):
+    """One residual block as a step of a scan."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "b h w c"], _: None) -> tuple[Float[Array, "b h w c"], None]:
+        return ResBlock(self.features, None, self.dtype, name="block")(h, None).astype(self.dtype), None
 
 
 class EfficientUNet(nn.Module):
@@ -60,19 +96,28 @@ class EfficientUNet(nn.Module):
     Attributes:
       dims: channels of each block; every block halves height and width.
       num_res_blocks: residual blocks of each block.
-      attention: for each block, whether it ends with attention over positions and text.
+      attention: for each block, what the attention at its end is over: one of `attention.KINDS`.
       head_dim: width of an attention head.
       emb_dim: width of the embedding of log-SNR, aug_level and pooled text; 0 means 4 * dims[0].
       text_dim: width that the text tokens are projected to.
+      text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
+      text_norm: LayerNorm on the text wherever it enters.
+      remat: what the backward pass computes again: one of `layers.REMATS`.
+      scan_blocks: the residual blocks of a block are one compiled block run many times, their parameters stacked on
+        a first axis: large networks compile in a fraction of the time.
       dtype: compute type.
     """
 
     dims: tuple[int, ...]
     num_res_blocks: tuple[int, ...]
-    attention: tuple[bool, ...]
+    attention: tuple[str, ...]
     head_dim: int = 64
     emb_dim: int = 0
     text_dim: int = 512
+    text_pooling: str = "attention"
+    text_norm: bool = True
+    remat: str = "none"
+    scan_blocks: bool = False
     dtype: Dtype = jnp.float32
 
     @property
@@ -85,13 +130,20 @@ class EfficientUNet(nn.Module):
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
     ) -> Float[Array, "b h w c"]:
         check_size(z_t.shape[1], z_t.shape[2], self.size_factor)
-        if not len(self.dims) == len(self.num_res_blocks) == len(self.attention):
+        if len(self.dims) != len(self.num_res_blocks):
             raise UserError(
-                f"dims {self.dims}, num_res_blocks {self.num_res_blocks} and attention {self.attention} "
-                "must have one entry a block each"
+                f"dims {self.dims} and num_res_blocks {self.num_res_blocks} must have one entry a block each"
             )
+        check_kinds(self.attention, len(self.dims))
+        check_remat(self.remat)
         emb, text = Embedder(
-            self.emb_dim or 4 * self.dims[0], self.text_dim, self.head_dim, self.dtype, name="embedder"
+            self.emb_dim or 4 * self.dims[0],
+            self.text_dim,
+            self.head_dim,
+            self.text_pooling,
+            self.text_norm,
+            self.dtype,
+            name="embedder",
         )(log_snr, cond)
 
         def block(h: Array, level: int, name: str) -> Array:
@@ -100,6 +152,9 @@ class EfficientUNet(nn.Module):
                 self.num_res_blocks[level],
                 self.attention[level],
                 self.head_dim,
+                self.text_norm,
+                self.remat,
+                self.scan_blocks,
                 self.dtype,
                 name=name,
             )(h, emb, text, cond.text_mask)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.models.layers import Dtype, dense, layer_norm
 from imagen_jax.typing import Array, Bool, Float
@@ -18,6 +19,12 @@ def sinusoid(x: Float[Array, " b"], dim: int, max_period: float = 1e4) -> Float[
     freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
     angle = x[:, None] * freqs[None, :]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def masked_mean(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
+    """Mean of the real tokens; zero where there is none."""
+    weight = mask[..., None].astype(tokens.dtype)
+    return (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 
 
 class AttentionPool(nn.Module):
@@ -35,8 +42,7 @@ class AttentionPool(nn.Module):
     def __call__(self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
         b, n, d = tokens.shape
         heads = d // self.head_dim
-        weight = mask[..., None].astype(tokens.dtype)
-        mean = (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
+        mean = masked_mean(tokens, mask)
         query = dense(d, axes=("embed", "heads"), dtype=self.dtype, name="query")(mean)
         key_value = dense(2 * d, axes=("embed", "heads"), dtype=self.dtype, name="key_value")(tokens)
         key, value = jnp.split(key_value.reshape(b, n, 2 * heads, self.head_dim), 2, axis=2)
@@ -46,6 +52,9 @@ class AttentionPool(nn.Module):
         return pooled.reshape(b, d) + mean
 
 
+POOLINGS = ("attention", "mean")
+
+
 class Embedder(nn.Module):
     """Gives the vector that residual blocks read and the normalised text tokens that attention reads.
 
@@ -53,27 +62,36 @@ class Embedder(nn.Module):
       emb_dim: width of the vector.
       text_dim: width of the tokens given to attention.
       head_dim: head width of the attention pooling.
+      text_pooling: one of POOLINGS.
+      text_norm: LayerNorm on the tokens and on the pooled vector.
       dtype: compute type.
     """
 
     emb_dim: int
     text_dim: int
     head_dim: int
+    text_pooling: str = "attention"
+    text_norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, log_snr: Float[Array, " b"], cond: Conditioning
     ) -> tuple[Float[Array, "b d"], Float[Array, "b n e"]]:
+        if self.text_pooling not in POOLINGS:
+            raise UserError(f"text_pooling ({self.text_pooling!r}) must be one of {', '.join(POOLINGS)}")
         emb = self._mlp("noise", sinusoid(50.0 * log_snr, self.emb_dim))
         if cond.aug_level is not None:
             emb = emb + self._mlp("aug", sinusoid(1000.0 * cond.aug_level, self.emb_dim))
         # The mask zeroes padding after the bias of the projection, so null text is exactly zero everywhere.
-        tokens = layer_norm(name="text_norm")(cond.text)
+        tokens = layer_norm(name="text_norm")(cond.text) if self.text_norm else cond.text
         tokens = dense(self.text_dim, axes=("text", "embed"), dtype=self.dtype, name="text_proj")(tokens)
         tokens = tokens * cond.text_mask[..., None]
-        pooled = AttentionPool(self.head_dim, self.dtype, name="text_pool")(tokens, cond.text_mask)
-        pooled = self._mlp("pooled", layer_norm(name="pooled_norm")(pooled))
+        if self.text_pooling == "attention":
+            pooled = AttentionPool(self.head_dim, self.dtype, name="text_pool")(tokens, cond.text_mask)
+        else:
+            pooled = masked_mean(tokens, cond.text_mask)
+        pooled = self._mlp("pooled", layer_norm(name="pooled_norm")(pooled) if self.text_norm else pooled)
         has_text = cond.text_mask.any(axis=1)[:, None]
         return emb + jnp.where(has_text, pooled, 0.0), tokens
 

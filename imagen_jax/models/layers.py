@@ -10,11 +10,39 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
 Dtype = Any
+# What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
+# so that only norms and activations are computed again.
+REMATS = ("none", "block", "matmuls")
 _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
+
+
+def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def check_remat(remat: str) -> None:
+    """Raises UserError unless `remat` is one of REMATS."""
+    if remat not in REMATS:
+        raise UserError(f"remat ({remat!r}) must be one of {', '.join(REMATS)}")
+
+
+def rematerialised(block: type[nn.Module], remat: str, in_scan: bool = False) -> type[nn.Module]:
+    """A block whose inner values are computed again in the backward pass instead of saved.
+
+    Args:
+      block: a module class.
+      remat: one of REMATS; "none" returns the class as it is.
+      in_scan: the block is the body of a scan, which already keeps the two computations apart.
+    """
+    if remat == "none":
+        return block
+    policy = None if remat == "block" else _save_matmuls
+    return nn.remat(block, policy=policy, prevent_cse=not in_scan)
 
 
 def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str) -> nn.Conv:

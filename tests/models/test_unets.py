@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.errors import UserError
-from imagen_jax.models.attention import TextSelfAttention
+from imagen_jax.models.attention import Attention
 from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
@@ -18,7 +18,7 @@ BASE = UNet(
     dim=8,
     dim_mults=(1, 2),
     num_res_blocks=1,
-    attention=(False, True),
+    attention=("none", "joint"),
     head_dim=4,
     emb_dim=16,
     text_dim=8,
@@ -26,7 +26,7 @@ BASE = UNet(
 SR = EfficientUNet(
     dims=(8, 16),
     num_res_blocks=(1, 1),
-    attention=(False, True),
+    attention=("none", "joint"),
     head_dim=4,
     emb_dim=16,
     text_dim=8,
@@ -115,7 +115,7 @@ def test_sizes_that_cannot_be_halved_are_refused(network) -> None:
 def test_settings_of_unequal_length_are_refused() -> None:
     cond, z_t = _cond(2, 8, 8, False), jnp.zeros((2, 8, 8, 3))
     with pytest.raises(UserError, match="one entry a level"):
-        jax.eval_shape(BASE.copy(attention=(True,)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+        jax.eval_shape(BASE.copy(attention=("joint",)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
     with pytest.raises(UserError, match="one entry a block"):
         jax.eval_shape(SR.copy(num_res_blocks=(1,)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
     with pytest.raises(UserError, match="head_dim"):
@@ -136,7 +136,7 @@ def test_attention_is_softmax_over_text_then_positions() -> None:
     """The layer against the textbook formula in float64."""
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8))
     text, mask = jax.random.normal(jax.random.key(1), (1, 3, 6)), jnp.array([[True, True, False]])
-    layer = TextSelfAttention(head_dim=4)
+    layer = Attention(head_dim=4, over_image=True, over_text=True)
     params = nn.unbox(layer.init(jax.random.key(2), x, text, mask)["params"])
     params["out"]["kernel"] = jax.random.normal(jax.random.key(3), (8, 8))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
