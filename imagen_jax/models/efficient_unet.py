@@ -10,6 +10,7 @@ Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8),
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from imagen_jax.models.denoiser import Conditioning, check_size
 from imagen_jax.models.embeddings import Embedder
 from imagen_jax.models.layers import Dtype, ResBlock, check_remat, conv, rematerialised, scale_shift, upsample
 from imagen_jax.typing import Array, Bool, Float
+
+SKIPS = ("block", "res_block")
 
 
 class EfficientBlock(nn.Module):
@@ -48,15 +51,12 @@ class EfficientBlock(nn.Module):
         emb: Float[Array, "b d"],
         text: Float[Array, "b n e"],
         text_mask: Bool[Array, "b n"],
-    ) -> Float[Array, "b h w c"]:
-        h = scale_shift(x, emb, self.dtype)
-        if self.scan_blocks:
-            h = self._scanned(h)
-        else:
-            res_block = rematerialised(ResBlock, self.remat)
-            for i in range(self.num_res_blocks):
-                h = res_block(self.features, None, self.dtype, name=f"res_{i}")(h, None)
-        return attend(
+        skips: Any = None,
+    ) -> tuple[Float[Array, "b h w c"], Any]:
+        """The block's output, and those of its residual blocks, which are the `skips` of the block upwards."""
+        h = scale_shift(x, emb, self.dtype).astype(self.dtype)
+        h, outputs = self._scanned(h, skips) if self.scan_blocks else self._unrolled(h, skips)
+        h = attend(
             self.attention,
             h,
             text,
@@ -67,8 +67,21 @@ class EfficientBlock(nn.Module):
             remat=self.remat,
             name="attention",
         )
+        return h, outputs
 
-    def _scanned(self, h: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def _unrolled(self, h: Float[Array, "b h w c"], skips: Any) -> tuple[Float[Array, "b h w c"], list[Array]]:
+        res_block = rematerialised(ResBlock, self.remat)
+        outputs: list[Array] = []
+        for i in range(self.num_res_blocks):
+            if skips is not None:
+                h = _with_skip(h, skips[-1 - i])
+            h = res_block(self.features, None, self.dtype, name=f"res_{i}")(h, None)
+            outputs.append(h)
+        return h, outputs
+
+    def _scanned(
+        self, h: Float[Array, "b h w c"], skips: Any
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "n b h w c"]]:
         scanned = nn.scan(
             rematerialised(_ScanBody, self.remat, in_scan=True),
             variable_axes={"params": 0},
@@ -76,7 +89,7 @@ class EfficientBlock(nn.Module):
             length=self.num_res_blocks,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(self.features, self.dtype, name="res")(h.astype(self.dtype), None)[0]
+        return scanned(self.features, self.dtype, name="res")(h, None if skips is None else skips[::-1])
 
 
 class _ScanBody(nn.Module):
@@ -86,8 +99,16 @@ class _ScanBody(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, h: Float[Array, "b h w c"], _: None) -> tuple[Float[Array, "b h w c"], None]:
-        return ResBlock(self.features, None, self.dtype, name="block")(h, None).astype(self.dtype), None
+    def __call__(
+        self, h: Float[Array, "b h w c"], skip: Float[Array, "b h w c"] | None
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        h = h if skip is None else _with_skip(h, skip)
+        h = ResBlock(self.features, None, self.dtype, name="block")(h, None).astype(self.dtype)
+        return h, h
+
+
+def _with_skip(h: Float[Array, "b h w c"], skip: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
+    return jnp.concatenate([h, skip / math.sqrt(2)], axis=-1)
 
 
 class EfficientUNet(nn.Module):
@@ -103,6 +124,8 @@ class EfficientUNet(nn.Module):
       text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
       text_norm: LayerNorm on the text wherever it enters.
       remat: what the backward pass computes again: one of `layers.REMATS`.
+      skips: "block": what a block upwards adds to its input, as figure A.30 draws it; "res_block": besides, each of
+        its residual blocks reads its counterpart's output, concatenated. The paper's 600M parameters want the latter.
       scan_blocks: the residual blocks of a block are one compiled block run many times, their parameters stacked on
         a first axis: large networks compile in a fraction of the time.
       dtype: compute type.
@@ -116,6 +139,7 @@ class EfficientUNet(nn.Module):
     text_dim: int = 512
     text_pooling: str = "attention"
     text_norm: bool = True
+    skips: str = "block"
     remat: str = "none"
     scan_blocks: bool = False
     dtype: Dtype = jnp.float32
@@ -134,6 +158,8 @@ class EfficientUNet(nn.Module):
             raise UserError(
                 f"dims {self.dims} and num_res_blocks {self.num_res_blocks} must have one entry a block each"
             )
+        if self.skips not in SKIPS:
+            raise UserError(f"skips ({self.skips!r}) must be one of {', '.join(SKIPS)}")
         check_kinds(self.attention, len(self.dims))
         check_remat(self.remat)
         emb, text = Embedder(
@@ -146,7 +172,7 @@ class EfficientUNet(nn.Module):
             name="embedder",
         )(log_snr, cond)
 
-        def block(h: Array, level: int, name: str) -> Array:
+        def block(h: Array, level: int, name: str, inner: Any = None) -> tuple[Array, Any]:
             return EfficientBlock(
                 self.dims[level],
                 self.num_res_blocks[level],
@@ -157,17 +183,18 @@ class EfficientUNet(nn.Module):
                 self.scan_blocks,
                 self.dtype,
                 name=name,
-            )(h, emb, text, cond.text_mask)
+            )(h, emb, text, cond.text_mask, inner)
 
         x = z_t if cond.low_res is None else jnp.concatenate([z_t, cond.low_res], axis=-1)
         h = conv(self.dims[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
-        first, skips = h, []
+        first, skips, inner = h, [], []
         for level, features in enumerate(self.dims):
             h = conv(features, strides=2, dtype=self.dtype, name=f"down_{level}_conv")(h)
-            h = block(h, level, f"down_{level}")
+            h, outputs = block(h, level, f"down_{level}")
             skips.append(h)
+            inner.append(outputs if self.skips == "res_block" else None)
         for level in reversed(range(len(self.dims))):
-            h = block(h + skips[level] / math.sqrt(2), level, f"up_{level}")
+            h, _ = block(h + skips[level] / math.sqrt(2), level, f"up_{level}", inner[level])
             h = conv(self.dims[max(level - 1, 0)], dtype=self.dtype, name=f"up_{level}_conv")(upsample(h))
         # No norm here: it would take the picture's mean and contrast away, which x0 and v have to carry. The gain
         # on z_t that a prediction needs depends on the noise level alone, which is what the embedding tells.

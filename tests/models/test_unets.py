@@ -13,6 +13,7 @@ from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
 from imagen_jax.models.layers import ResBlock, downsample, upsample
 from imagen_jax.models.unet import UNet
+from imagen_jax.train.flops import count_flops
 
 BASE = UNet(
     dim=8,
@@ -114,12 +115,90 @@ def test_sizes_that_cannot_be_halved_are_refused(network) -> None:
 
 def test_settings_of_unequal_length_are_refused() -> None:
     cond, z_t = _cond(2, 8, 8, False), jnp.zeros((2, 8, 8, 3))
-    with pytest.raises(UserError, match="one entry a level"):
-        jax.eval_shape(BASE.copy(attention=("joint",)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
-    with pytest.raises(UserError, match="one entry a block"):
-        jax.eval_shape(SR.copy(num_res_blocks=(1,)).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
-    with pytest.raises(UserError, match="head_dim"):
-        jax.eval_shape(BASE.copy(head_dim=5, text_dim=10).init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+    for model, message in (
+        (BASE.copy(attention=("joint",)), "one entry for each of the 2 levels"),
+        (BASE.copy(attention=("none", "text")), "each one of none, joint, cross, self, self_cross"),
+        (SR.copy(num_res_blocks=(1,)), "one entry a block"),
+        (SR.copy(skips="all"), "skips .'all'. must be one of block, res_block"),
+        (BASE.copy(remat="dots"), "remat .'dots'. must be one of none, block, matmuls"),
+        (BASE.copy(text_pooling="max"), "text_pooling .'max'. must be one of attention, mean"),
+        (BASE.copy(head_dim=5, text_dim=10), "head_dim"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jax.eval_shape(model.init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+
+
+VARIANTS = [
+    BASE.copy(attention=("none", "self"), text_pooling="mean"),
+    BASE.copy(attention=("none", "self_cross"), text_norm=False),
+    SR.copy(attention=("none", "cross"), num_res_blocks=(1, 2), skips="res_block"),
+]
+
+
+def _gradient_of(model: nn.Module, params, z_t: jax.Array, cond: Conditioning):
+    def loss(params):
+        return jnp.square(model.apply({"params": params}, z_t, jnp.array([0.3, -2.0]), cond)).mean()
+
+    return jax.value_and_grad(loss), loss
+
+
+@pytest.mark.parametrize("model", VARIANTS, ids=["pooling alone", "cross-attention", "1024 stage"])
+def test_rematerialised_and_scanned_networks_compute_the_same(model: nn.Module) -> None:
+    z_t = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
+    cond = _cond(2, 8, 8, isinstance(model, EfficientUNet))
+    params = _randomised(model, cond, z_t)
+    plain, loss = _gradient_of(model, params, z_t, cond)
+    expected, forward, work = jax.jit(plain)(params), count_flops(loss, params), count_flops(plain, params)
+    for remat, least, most in (("block", 0.25, 1.0), ("matmuls", 0.0, 0.05)):
+        again, _ = _gradient_of(model.copy(remat=remat), params, z_t, cond)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.jit(again)(params), expected)
+        # What the backward pass computes again, in forward passes.
+        assert least < (count_flops(again, params) - work) / forward + 1e-9 <= most
+    if isinstance(model, EfficientUNet):
+        scanned = model.copy(scan_blocks=True, remat="matmuls")
+        stacked = _stack_blocks(params)
+        again, _ = _gradient_of(scanned, stacked, z_t, cond)
+        value, gradient = jax.jit(again)(stacked)
+        np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+        expected_gradient = _stack_blocks(expected[1])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected_gradient)
+
+
+def _stack_blocks(params):
+    """The tree of a network with scan_blocks: res_0, res_1, … as one res/block."""
+    made = {}
+    for name, block in params.items():
+        names = sorted(part for part in block if part.startswith("res_")) if name.startswith(("down", "up")) else []
+        if names:
+            rest = {part: value for part, value in block.items() if part not in names}
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block[part] for part in names))
+            block = {**rest, "res": {"block": stacked}}
+        made[name] = block
+    return made
+
+
+def test_pooling_alone_sees_no_order_and_cross_attention_sees_each_token() -> None:
+    z_t = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))
+    cond = _cond(2, 8, 8, False).replace(text_mask=jnp.ones((2, 5), bool))
+    # Same mean, other tokens.
+    moved = cond.replace(text=cond.text + jnp.array([1.0, -1, 1, -1, 0])[None, :, None])
+    for model, sees in ((VARIANTS[0].copy(text_norm=False), False), (VARIANTS[1], True)):
+        params = _randomised(model, cond, z_t)
+        apply = jax.jit(lambda c, model=model, params=params: model.apply({"params": params}, z_t, jnp.zeros(2), c))
+        np.testing.assert_allclose(apply(cond.replace(text=cond.text[:, ::-1])), apply(cond), atol=1e-5)
+        assert (np.abs(apply(moved) - apply(cond)).max() > 1e-3) == sees
+        assert ("text_norm" in params["embedder"]) == model.text_norm
+
+
+def test_cross_attention_without_text_leaves_rows_as_they_are() -> None:
+    x = jax.random.normal(jax.random.key(0), (2, 2, 2, 8))
+    text, mask = jax.random.normal(jax.random.key(1), (2, 3, 6)), jnp.array([[True, False, True], [False] * 3])
+    layer = Attention(head_dim=4, over_image=False, over_text=True)
+    params = nn.unbox(layer.init(jax.random.key(2), x, text, mask)["params"])
+    params = jax.tree.map(lambda p: p + 0.3, params)
+    out = layer.apply({"params": params}, x, text, mask)
+    np.testing.assert_array_equal(out[1], x[1])
+    assert np.abs(out[0] - x[0]).min() > 0
 
 
 def test_bfloat16_compute_stays_near_float32_and_keeps_float32_parameters() -> None:
