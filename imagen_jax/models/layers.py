@@ -3,22 +3,51 @@
 Parameters are float32; `dtype` is the compute type. Norms are computed in float32.
 """
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
 Dtype = Any
+Layer = Callable[[Array], Array]
 # What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
 # so that only norms and activations are computed again.
 REMATS = ("none", "block", "matmuls")
 _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
+
+
+Layout = Callable[[tuple[int, ...], str], Sharding]
+_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout of activations", default=None)
+
+
+@contextlib.contextmanager
+def activations_on(layout: Layout) -> Iterator[None]:
+    """While a network is traced inside, the compiler is told where the output of each of its layers lies.
+
+    Left to itself, XLA may gather activations where parameters are sharded and do the same work on many devices.
+
+    Args:
+      layout: sharding of an activation by its shape, rows first, and the logical name of its last dimension.
+    """
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def _placed(x: Array, name: str) -> Array:
+    layout = _layout.get()
+    return x if layout is None else jax.lax.with_sharding_constraint(x, layout(x.shape, name))
 
 
 def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -45,13 +74,13 @@ def rematerialised(block: type[nn.Module], remat: str, in_scan: bool = False) ->
     return nn.remat(block, policy=policy, prevent_cse=not in_scan)
 
 
-def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str) -> nn.Conv:
+def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str) -> Layer:
     """A square convolution, padded evenly on all sides; `zero` starts it at zero (residual branches, outputs).
 
     Not "SAME": with a stride of 2 that pads below and to the right alone, which shifts the picture.
     """
     init = nn.initializers.zeros_init() if zero else _lecun
-    return nn.Conv(
+    layer = nn.Conv(
         features,
         (kernel, kernel),
         strides=(strides, strides),
@@ -61,6 +90,7 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
         bias_init=nn.with_logical_partitioning(_default_bias, ("conv_out",)),
         name=name,
     )
+    return lambda x: _placed(layer(x), "conv_out")
 
 
 def dense(
@@ -71,10 +101,10 @@ def dense(
     use_bias: bool = True,
     dtype: Dtype,
     name: str,
-) -> nn.Dense:
+) -> Layer:
     """A dense layer; `axes` are the logical names of its kernel."""
     init = nn.initializers.zeros_init() if zero else _lecun
-    return nn.Dense(
+    layer = nn.Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
@@ -82,6 +112,7 @@ def dense(
         bias_init=nn.with_logical_partitioning(_default_bias, axes[1:]),
         name=name,
     )
+    return lambda x: _placed(layer(x), axes[1])
 
 
 def group_norm(channels: int, *, name: str) -> nn.GroupNorm:

@@ -20,7 +20,9 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tensor", ("heads", "mlp")),
     ("fsdp", ("conv_out", "mlp", "embed", "conv_in", "time", "text", "heads", "head_dim", "vocab")),
 )
-BATCH_AXES = ("data", "fsdp")
+# In this order: with `data` first, XLA gives wrong gradients on meshes whose three axes are all larger than one
+# (jax 0.10.2, CPU; tests/train/test_meshes.py finds it).
+BATCH_AXES = ("fsdp", "data")
 
 
 def is_boxed(leaf: Any) -> bool:
@@ -85,6 +87,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def activation_sharding(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedSharding:
+    """Of a layer's output: rows over BATCH_AXES, the last dimension over `tensor` where RULES put its name there.
+
+    A dimension that does not divide is whole.
+
+    Args:
+      mesh: mesh with the axes of `MeshConfig`.
+      shape: of the output, rows first.
+      name: logical name of its last dimension.
+    """
+    spec: list[Any] = [None] * len(shape)
+    if shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+        spec[0] = BATCH_AXES
+    if name in dict(RULES)["tensor"] and shape[-1] % mesh.shape["tensor"] == 0:
+        spec[-1] = "tensor"
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

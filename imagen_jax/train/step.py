@@ -6,6 +6,7 @@ params  += optimizer(clip(gradient))
 ema      = decay * ema + (1 - decay) * params
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.models.layers import activations_on
 from imagen_jax.sharding import rules
 from imagen_jax.stage import Stage
 from imagen_jax.train.config import TrainConfig
@@ -65,7 +67,8 @@ def loss_and_grads(
     """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
 
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null)
+        with activations_on(functools.partial(rules.activation_sharding, mesh)):
+            (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null)
         sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
         return {"loss": loss, "bucket_loss_sum": sums, "bucket_count": counts}, grads
 

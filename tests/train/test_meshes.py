@@ -1,0 +1,58 @@
+"""Both networks on meshes of eight devices: loss and gradients are those of one device."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from imagen_jax.sharding import rules
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.stage import Stage
+from imagen_jax.train.step import loss_and_grads
+from tests.tiny import BASE, SR, batch
+
+MESHES = {
+    "data": MeshConfig(),
+    "fsdp": MeshConfig(fsdp=8),
+    "fsdp and tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+    "data and fsdp": MeshConfig(data=2, fsdp=4),
+}
+
+
+@functools.cache
+def _params(stage: Stage):
+    boxed = jax.jit(stage.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(nn.unbox(boxed))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.device_get(jax.tree.unflatten(tree, noisy)), boxed
+
+
+def _run(stage: Stage, mesh: jax.sharding.Mesh):
+    values, boxed = _params(stage)
+    params = jax.device_put(values, rules.param_shardings(boxed, mesh))
+    rows = jax.device_put(batch(stage, 16), rules.batch_sharding(mesh))
+    step = jax.jit(lambda params, rows: loss_and_grads(stage, params, rows, jax.random.key(3), 1, mesh))
+    return step.lower(params, rows).compile(), params, rows
+
+
+@functools.cache
+def _on_one_device(stage: Stage):
+    compiled, params, rows = _run(stage, MeshConfig().build(jax.devices()[:1]))
+    return jax.device_get(compiled(params, rows)), compiled.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("stage", [BASE, SR], ids=["base", "sr"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_loss_and_gradients_are_those_of_one_device(stage: Stage, mesh: str) -> None:
+    compiled, params, rows = _run(stage, MESHES[mesh].build())
+    metrics, grads = jax.device_get(compiled(params, rows))
+    (expected, expected_grads), work = _on_one_device(stage)
+    assert abs(metrics["loss"] / expected["loss"] - 1) < 1e-5
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), grads, expected_grads)
+    if "tensor" not in mesh:
+        # No device does the work of another: an eighth each, and what every row does not share.
+        assert compiled.cost_analysis()["flops"] < 1.3 * work / 8
