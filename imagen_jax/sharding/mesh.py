@@ -63,9 +63,24 @@ class MeshConfig:
         return shape[0], shape[1], shape[2]
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over `devices` (all devices of all processes when None)."""
+        """The mesh over `devices` (all devices of all processes when None).
+
+        Of several TPU slices, whole ones lie along `data`: only gradients cross the slow network between them.
+
+        Raises:
+          UserError: the sizes do not multiply to the number of devices, or `data` does not hold whole slices.
+        """
         devices = jax.devices() if devices is None else list(devices)
         shape = self.shape(len(devices))
+        slices = len({getattr(device, "slice_index", None) for device in devices})
+        if shape[0] % slices:
+            raise UserError(
+                f"mesh axis data ({shape[0]}) must be divisible by the {slices} slices of the {len(devices)} devices: "
+                f"each axis but data stays inside one slice; choose fsdp x tensor that divides {len(devices) // slices}"
+            )
+        if slices > 1:
+            inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+            return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES)
         if len(devices) == 1:
             return Mesh(np.asarray(devices).reshape(shape), AXES)
         return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
