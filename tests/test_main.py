@@ -18,7 +18,7 @@ from imagen_jax.data.records import Corpus
 from imagen_jax.main import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODES = ["build_corpus", "cache_text", "train", "sample", "eval", "report"]
+MODES = ["build_corpus", "cache_text", "train", "plan", "sample", "eval", "report"]
 
 FAKE = """
 import json, sys

@@ -172,7 +172,7 @@ def test_a_tpu_slice_that_is_too_small(tmp_path):
     pytest.importorskip("libtpu")
     model = dataclasses.replace(tiny_config(tmp_path).stage.model, dim=64)
     stage = dataclasses.replace(tiny_config(tmp_path).stage, model=model)
-    rows = 8 * 2**19  # Half a million images of 8x8x64 floats are 8 GiB for each copy of the hidden layer.
+    rows = 8 * 2**22  # Four million images of 8x8x64 floats: 64 GiB for one copy of the hidden layer.
     with pytest.raises(UserError, match=r"15\.75 GiB are allowed; .*accumulate_steps=2"):
         run(tiny_config(tmp_path, stage=stage, batch_size=rows), PlanOptions(topology="v5e-8"))
 
