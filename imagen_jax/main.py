@@ -145,6 +145,7 @@ def _add_plan_flags(sub: argparse.ArgumentParser) -> None:
         help="of the compiler: O0, O1 (what is taken; fast to compile), O2, O3, or default (as in training)",
     )
     sub.add_argument("--sampler", action="store_true", help="plan the stage's guided sampling too")
+    sub.add_argument("--search", action="store_true", help="try every mesh, accumulating where memory asks for it")
     sub.add_argument("--json", metavar="PATH", help="also write the plan as JSON")
 
 
@@ -276,7 +277,7 @@ def plan(config: Any, args: argparse.Namespace) -> None:
     from imagen_jax.train.plan import PlanOptions, run
 
     names = ("topology", "num_slices", "global_batch_size", "optimization_level", "sampler")
-    run(config, PlanOptions(**{name: getattr(args, name) for name in names}), args.json)
+    run(config, PlanOptions(**{name: getattr(args, name) for name in names}), args.json, args.search)
 
 
 def _import_text(args: argparse.Namespace) -> None:

@@ -246,13 +246,30 @@ def does_not_fit(found: dict[str, Any]) -> str:
     )
 
 
-def run(config: TrainConfig, options: PlanOptions = PlanOptions(), json_path: str | None = None) -> None:
+def run(
+    config: TrainConfig, options: PlanOptions = PlanOptions(), json_path: str | None = None, search: bool = False
+) -> None:
     """Prints a plan and writes it to `json_path`.
+
+    Args:
+      config: the run.
+      options: where it would run.
+      json_path: file to write, or None.
+      search: looks for the fastest mesh and accumulate_steps first.
 
     Raises:
       UserError: see `plan`; also when the plan does not fit, after it was written.
     """
-    found = plan(config, options)
+    if search:
+        # It plans with this module, so it loads after it.
+        from imagen_jax.train.plan_search import search as search_plans
+        from imagen_jax.train.plan_search import search_text
+
+        tried = search_plans(config, dataclasses.replace(options, sampler=False))
+        found = tried[0] | {"search": tried}
+        print(search_text(tried), end="\n\n")
+    else:
+        found = plan(config, options)
     if json_path is not None:
         write_atomically(Path(json_path), (json.dumps(found, indent=1) + "\n").encode())
     print(plan_text(found))
