@@ -27,12 +27,12 @@ class ArrayShape:
     Attributes:
       dims: sizes of its dimensions.
       num_bytes: its size, without padding.
-      in_hbm: False where the layout puts it into a TPU's on-chip memory.
+      hbm_bytes: its size in memory, padded to whole tiles; 0 where the layout puts it into a TPU's on-chip memory.
     """
 
     dims: tuple[int, ...]
     num_bytes: int
-    in_hbm: bool
+    hbm_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,23 @@ def parse_shape(text: str) -> list[ArrayShape]:
         memory = re.search(r"S\((\d+)\)", layout)
         digits = re.search(r"\d+", dtype)
         bits = 8 if dtype == "pred" else int(digits.group()) if digits else 0
-        found.append(ArrayShape(dims, math.ceil(math.prod(dims) * bits / 8), memory is None or memory.group(1) == "0"))
+        in_hbm = memory is None or memory.group(1) == "0"
+        padded = math.ceil(math.prod(_padded(dims, layout)) * bits / 8)
+        found.append(ArrayShape(dims, math.ceil(math.prod(dims) * bits / 8), padded if in_hbm else 0))
     return found
+
+
+def _padded(dims: tuple[int, ...], layout: str) -> list[int]:
+    """Dimensions filled up to the first tile of a layout such as {1,0:T(8,128)(2,1)}, the fastest dimension first."""
+    tile = re.search(r"T\(([\d,]+)\)", layout)
+    order = [int(dim) for dim in layout.strip("{}").split(":")[0].split(",") if dim]
+    sizes = [dims[dim] for dim in order]
+    if tile is None or not sizes:
+        return list(dims)
+    for place, step in enumerate(reversed([int(n) for n in tile.group(1).split(",")])):
+        if place < len(sizes):
+            sizes[place] = -(-sizes[place] // step) * step
+    return sizes
 
 
 def parse(text: str) -> Module:

@@ -79,7 +79,8 @@ def hbm_bytes(module: Module) -> int:
     """Bytes that one device reads from and writes to HBM.
 
     A fusion reads its operands and writes its result once; of a buffer that it only slices, or updates in place, the
-    slice counts. Buffers that the compiler keeps in on-chip memory count nothing. A CPU has no HBM: all counts there.
+    slice counts. Arrays count with the padding of their tiles. Buffers that the compiler keeps in on-chip memory count
+    nothing. A CPU has no HBM: all counts there.
     """
     total = 0
     counts = hlo.run_counts(module)
@@ -117,14 +118,14 @@ def _fusion(module: Module, computation: Computation, fusion: Instruction) -> in
     updates = [i for i in inner.values() if i.opcode == "dynamic-update-slice" and i.arrays == fusion.arrays]
     in_place = {_source(inner, update.operands[0]) for update in updates}
     written = sum(_in_hbm(inner[update.operands[1]]) for update in updates) if updates else _in_hbm(fusion)
-    total = written if all(array.in_hbm for array in fusion.arrays) else _in_hbm(fusion)
+    total = min(written, _in_hbm(fusion))
     for index, name in enumerate(fusion.operands):
         own = parameters.get(index)
         users = [i for i in inner.values() if own in i.operands]
         if own in in_place:
             continue
         if users and all(user.opcode == "dynamic-slice" and user.operands[0] == own for user in users):
-            total += sum(array.num_bytes for user in users for array in user.arrays)
+            total += sum(map(_in_hbm, users))
         else:
             total += _read(computation.get(name))
     return total
@@ -144,4 +145,4 @@ def _read(instruction: Instruction | None) -> int:
 
 
 def _in_hbm(instruction: Instruction) -> int:
-    return sum(array.num_bytes for array in instruction.arrays if array.in_hbm)
+    return sum(array.hbm_bytes for array in instruction.arrays)

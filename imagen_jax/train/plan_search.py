@@ -82,7 +82,9 @@ def _rank(found: dict[str, Any]) -> tuple[float, ...]:
 
 def search_text(found: list[dict[str, Any]]) -> str:
     """The table of a search."""
-    rows = [("data", "fsdp", "tensor", "accumulate", "rows", "peak GiB", "ms, all overlaps", "ms, nothing does", "MFU")]
+    rows: list[tuple[str, ...]] = [
+        ("data", "fsdp", "tensor", "accumulate", "rows", "peak GiB", "ms, all overlaps", "ms, nothing does", "MFU")
+    ]
     for one in found:
         mesh, times, mfu = one["mesh"], one["step_time_s"], one["roofline_mfu"]
         shape = (mesh["data"], mesh["fsdp"], mesh["tensor"], one["accumulate_steps"], one["per_device_batch"])

@@ -96,3 +96,22 @@ def test_slices_and_on_chip_memory_count_what_moves():
     add = row + row
     update = row + row + index  # The slice is written in place; the rest of the buffer stays.
     assert hbm_bytes(hlo.parse(TEXT)) == fused + negate + add + update
+
+
+@pytest.mark.parametrize(
+    ("shape", "logical", "in_hbm"),
+    [
+        ("f32[8,128]{1,0:T(8,128)}", 4096, 4096),
+        ("f32[3,5]{1,0:T(8,128)}", 60, 4096),
+        ("f32[3,5]{0,1:T(8,128)}", 60, 4096),
+        ("bf16[9,200]{0,1:T(8,128)(2,1)}", 3600, 2 * 128 * 200),
+        ("f32[5]{0:T(128)}", 20, 512),
+        ("f32[5]{0:T(128)S(1)}", 20, 0),
+        ("pred[4]{0}", 4, 4),
+        ("(f32[2], /*index=1*/s32[], token[])", 12, 12),
+    ],
+)
+def test_sizes_with_and_without_tiles(shape, logical, in_hbm):
+    arrays = hlo.parse_shape(shape)
+    assert sum(array.num_bytes for array in arrays) == logical
+    assert sum(array.hbm_bytes for array in arrays) == in_hbm

@@ -187,3 +187,14 @@ def test_two_slices_meet_over_the_data_centre_network(tmp_path):
     assert math.isclose(found["roofline"]["dcn_s"], found["dcn_bytes_sent"] / 3.125e9)
     with pytest.raises(UserError, match="must be divisible by the 2 slices"):
         plan(tiny_config(tmp_path, mesh=MeshConfig(fsdp=8)), PlanOptions(topology="v5e-4", num_slices=2))
+
+
+def test_a_program_that_cannot_be_printed_keeps_its_memory(tmp_path, monkeypatch):
+    def no_text(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure async-update\nmore")
+
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", no_text)
+    found = plan(tiny_config(tmp_path), PlanOptions())
+    assert found["fits"] and found["peak_hbm_gib"] > 0 and found["model_flops"] == tiny_flops(16)
+    assert found["hardware_flops"] is None and found["unreadable"] == "INTERNAL: RET_CHECK failure async-update"
+    assert "cannot print its program" in plan_text(found)
