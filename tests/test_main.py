@@ -171,6 +171,22 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
     }
 
 
+def test_plan_passes_its_flags_on(monkeypatch, tmp_path):
+    from imagen_jax.train import plan
+
+    calls = []
+    monkeypatch.setattr(plan, "run", lambda *words: calls.append(words))
+    paths = [f"--gin.{name}=x" for name in ("CORPUS_DIR", "STORE_DIR", "MODEL_DIR", "VOCABULARY_PATH")]
+    flags = "--topology=v4-512 --global_batch_size=2048 --num_slices=2 --optimization_level=default --json=p.json"
+    gin_file = "--gin_file=configs/experiments/demo_base.gin"
+    assert main(["plan", gin_file, *paths, *flags.split(), "--sampler", "--search"]) == 0
+    ((config, options, path, search),) = calls
+    assert config.stage.name == "base" and path == "p.json" and search
+    assert options == plan.PlanOptions(
+        topology="v4-512", num_slices=2, global_batch_size=2048, optimization_level="default", sampler=True
+    )
+
+
 def test_report_gets_its_directory(joined, capsys):
     assert main(["report", "--run_dir", "runs/demo"]) == 0
     assert capsys.readouterr().out == "runs/demo/report.html\n"
