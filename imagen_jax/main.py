@@ -15,6 +15,7 @@ GIN_TARGETS = {
     "cache_text": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:cache_text"),
     "validate_cache": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:validate_cache"),
     "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.train.loop:run"),
+    "plan": ("imagen_jax.train.config:TrainConfig", "imagen_jax.main:plan"),
     "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
 }
 DRY_RUN = "imagen_jax.train.dry_run:run"
@@ -28,6 +29,7 @@ HELP = {
     "cache_text": "embed every caption of a corpus once and store the embeddings",
     "validate_cache": "check stored embeddings against their digests, and some against the encoder",
     "train": "train one stage of the cascade, or continue its run",
+    "plan": "what a training run would take on a TPU slice: memory, collectives, step time; needs no TPU",
     "sample": "draw images from captions with a trained cascade",
     "eval": "measure how well a cascade's images match their captions",
     "report": "write one page with the curves, samples and figures of a run",
@@ -128,6 +130,26 @@ def _add_distributed_flags(sub: argparse.ArgumentParser) -> None:
     several.add_argument("--process_id", type=int, metavar="I", help="number of this process, from 0")
 
 
+def _add_plan_flags(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--topology",
+        default="local",
+        metavar="NAME",
+        help="TPU slice, e.g. v4-512 (256 chips), v5e-8, v5p-128, v6e-256, tpu7x-8, or local: the devices here",
+    )
+    sub.add_argument("--num_slices", type=int, default=1, metavar="N", help="slices joined by the data-centre network")
+    sub.add_argument("--global_batch_size", type=int, metavar="N", help="instead of the run's batch_size")
+    sub.add_argument(
+        "--optimization_level",
+        default="O1",
+        metavar="LEVEL",
+        help="of the compiler: O0, O1 (what is taken; fast to compile), O2, O3, or default (as in training)",
+    )
+    sub.add_argument("--sampler", action="store_true", help="plan the stage's guided sampling too")
+    sub.add_argument("--search", action="store_true", help="try every mesh, accumulating where memory asks for it")
+    sub.add_argument("--json", metavar="PATH", help="also write the plan as JSON")
+
+
 def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
     sub.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory of a cascade or one stage")
@@ -151,6 +173,7 @@ FLAGS = {
     "import_text": _add_import_flags,
     "cache_text": _add_distributed_flags,
     "train": _add_train_flags,
+    "plan": _add_plan_flags,
     "sample": _add_sample_flags,
     "report": _add_report_flags,
 }
@@ -202,7 +225,9 @@ def load_gin(mode: str, args: argparse.Namespace, bindings: Sequence[str]) -> tu
 def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
     config, operative = load_gin(args.mode, args, bindings)
     function = GIN_TARGETS[args.mode][1]
-    if args.mode != "train":
+    if args.mode == "plan":
+        _load(function)(config, args)
+    elif args.mode != "train":
         _load(function)(config)
     elif args.dry_run:
         print(operative)
@@ -258,6 +283,14 @@ def _examples_of(config: Any) -> dict[str, Any]:
     corpus = Corpus(config.corpus_dir)
     num_examples = sum(corpus.num_examples(split) for split in corpus.splits)
     return {"examples": corpus.captions(), "num_examples": num_examples, "corpus_id": corpus.digest}
+
+
+def plan(config: Any, args: argparse.Namespace) -> None:
+    """Plans a run with the flags of the command line."""
+    from imagen_jax.train.plan import PlanOptions, run
+
+    names = ("topology", "num_slices", "global_batch_size", "optimization_level", "sampler")
+    run(config, PlanOptions(**{name: getattr(args, name) for name in names}), args.json, args.search)
 
 
 def _import_text(args: argparse.Namespace) -> None:

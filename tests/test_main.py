@@ -18,7 +18,7 @@ from imagen_jax.data.records import Corpus
 from imagen_jax.main import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODES = ["build_corpus", "cache_text", "train", "sample", "eval", "report"]
+MODES = ["build_corpus", "cache_text", "train", "plan", "sample", "eval", "report"]
 
 FAKE = """
 import json, sys
@@ -169,6 +169,22 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
         "stage": "base",
         "overwrite": True,
     }
+
+
+def test_plan_passes_its_flags_on(monkeypatch, tmp_path):
+    from imagen_jax.train import plan
+
+    calls = []
+    monkeypatch.setattr(plan, "run", lambda *words: calls.append(words))
+    paths = [f"--gin.{name}=x" for name in ("CORPUS_DIR", "STORE_DIR", "MODEL_DIR", "VOCABULARY_PATH")]
+    flags = "--topology=v4-512 --global_batch_size=2048 --num_slices=2 --optimization_level=default --json=p.json"
+    gin_file = "--gin_file=configs/experiments/demo_base.gin"
+    assert main(["plan", gin_file, *paths, *flags.split(), "--sampler", "--search"]) == 0
+    ((config, options, path, search),) = calls
+    assert config.stage.name == "base" and path == "p.json" and search
+    assert options == plan.PlanOptions(
+        topology="v4-512", num_slices=2, global_batch_size=2048, optimization_level="default", sampler=True
+    )
 
 
 def test_report_gets_its_directory(joined, capsys):

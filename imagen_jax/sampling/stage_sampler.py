@@ -8,6 +8,7 @@ Every image has a random key of its own, so an image does not depend on the batc
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,6 +100,39 @@ def sample_stage(
         text_mask,
         low_res,
         null,
+    )
+
+
+def trace_sampler(
+    stage: Stage, config: SamplingConfig, params: PyTree, rows: int, sharding: jax.sharding.Sharding
+) -> jax.stages.Traced:
+    """The guided program of `sample_stage`, to be counted, or lowered and compiled for devices that are not here.
+
+    Args:
+      stage: what would be sampled.
+      config: how.
+      params: abstract parameters with shardings.
+      rows: images of one call.
+      sharding: of the rows.
+    """
+
+    def row(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    low = stage.low_res_size
+    length, scalar = stage.max_text_length, jax.ShapeDtypeStruct((), jnp.float32)
+    return _sample.trace(
+        stage,
+        dataclasses.replace(config, guidance_weight=1.0, aug_level=0.0),
+        True,
+        params,
+        scalar,
+        scalar,
+        row((), jax.eval_shape(lambda: jax.random.key(0)).dtype),
+        row((length, stage.text_embed_dim)),
+        row((length,), jnp.bool_),
+        None if low is None else row((low, low, 3)),
+        None,
     )
 
 

@@ -41,11 +41,15 @@ class MeshConfig:
     def _sizes(self) -> dict[str, int]:
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
-    def shape(self, num_devices: int) -> tuple[int, int, int]:
+    def shape(self, num_devices: int, num_slices: int = 1) -> tuple[int, int, int]:
         """Sizes of (data, fsdp, tensor) on `num_devices` devices.
 
+        Args:
+          num_devices: devices of all slices.
+          num_slices: TPU slices; `data` is what crosses between them.
+
         Raises:
-          UserError: the sizes do not multiply to `num_devices`.
+          UserError: the sizes do not multiply to `num_devices`, or `data` does not hold whole slices.
         """
         sizes = self._sizes()
         fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -60,12 +64,25 @@ class MeshConfig:
                 f"mesh {sizes} uses {math.prod(shape)} of {num_devices} devices; "
                 f"set one axis to -1 so that it takes the rest"
             )
+        if shape[0] % num_slices:
+            raise UserError(
+                f"mesh axis data ({shape[0]}) must be divisible by the {num_slices} slices of the {num_devices} "
+                f"devices, since no other axis may leave a slice; choose fsdp x tensor that divides "
+                f"{num_devices // num_slices}"
+            )
         return shape[0], shape[1], shape[2]
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """The mesh over `devices` (all devices of all processes when None)."""
+        """The mesh over `devices` (all devices of all processes when None).
+
+        Of several TPU slices, whole ones lie along `data`: only gradients cross the slow network between them.
+        """
         devices = jax.devices() if devices is None else list(devices)
-        shape = self.shape(len(devices))
+        slices = len({getattr(device, "slice_index", None) for device in devices})
+        shape = self.shape(len(devices), slices)
+        if slices > 1:
+            inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+            return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES)
         if len(devices) == 1:
             return Mesh(np.asarray(devices).reshape(shape), AXES)
         return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)

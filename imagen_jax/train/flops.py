@@ -2,7 +2,7 @@
 
 XLA's cost analysis counts the body of a scan once, and this code scans over microbatches and blocks; so the
 FLOPs are counted on the jaxpr: two per multiply-add of matmuls and convolutions, times the trip count.
-Recomputed (rematerialised) work is counted, as it is work done.
+Recomputed (rematerialised) work is counted by `count_flops`, as it is work done, and left out by `model_flops`.
 """
 
 import math
@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend as jex
+
+from imagen_jax.typing import PyTree
 
 # Peak dense bfloat16 FLOP/s of one device as JAX counts devices.
 #   TPU: cloud.google.com/tpu/docs, pages v4 (275), v5e (197), v5p (459), v6e (918 TFLOPS a chip)
@@ -27,6 +30,9 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("NVIDIA H200", 989.5e12),
 )
 
+# What jax.checkpoint is called in a traced program, by version.
+REMAT = ("checkpoint", "remat", "remat2")
+
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of a device kind, None when it is not in the table (every CPU)."""
@@ -40,10 +46,52 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       function: jitted or not.
       args: its arguments, real or abstract.
     """
-    return round(_count(jax.make_jaxpr(function)(*args).jaxpr))
+    return round(jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-def _count(jaxpr: Any) -> float:
+def model_flops(loss: Callable[..., Any], params: PyTree, *args: Any) -> int:
+    """FLOPs of the gradient of `loss(params, *args)` without what rematerialisation repeats; runs nothing.
+
+    Args:
+      loss: what is minimised; returns a scalar, or a tuple that starts with it.
+      params: what the gradient is taken for, real or abstract.
+      args: the rest of its arguments, real or abstract.
+    """
+
+    def scalar(params: PyTree, *args: Any) -> Any:
+        value = loss(params, *args)
+        return value[0] if isinstance(value, tuple) else value
+
+    traced = jax.make_jaxpr(scalar)(params, *args)
+    kept = traced.replace(jaxpr=_without_remat(traced.jaxpr))
+
+    def flat(leaves: list[Any], rest: list[Any]) -> Any:
+        return jex.core.jaxpr_as_fun(kept)(*leaves, *rest)[0]
+
+    return count_flops(jax.grad(flat), jax.tree.leaves(params), jax.tree.leaves(args))
+
+
+def _without_remat(jaxpr: Any) -> Any:
+    """The same program, in which every checkpointed part keeps all its intermediate values."""
+    equations = []
+    for equation in jaxpr.eqns:
+        params = {name: _map_bodies(value) for name, value in equation.params.items()}
+        if equation.primitive.name in REMAT:
+            params["policy"] = jax.checkpoint_policies.everything_saveable
+        equations.append(equation.replace(params=params))
+    return jaxpr.replace(eqns=equations)
+
+
+def _map_bodies(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_map_bodies, value)) if type(value) in (tuple, list) else value
+    if hasattr(value, "eqns") and not hasattr(value, "consts"):
+        return _without_remat(value)
+    return value.replace(jaxpr=_without_remat(value.jaxpr)) if hasattr(value, "jaxpr") else value
+
+
+def jaxpr_flops(jaxpr: Any) -> float:
+    """FLOPs of a traced program over all devices."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -55,11 +103,11 @@ def _count(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "scan":
-            total += params["length"] * sum(map(_count, _bodies(params)))
+            total += params["length"] * sum(map(jaxpr_flops, _bodies(params)))
         elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in params["branches"])
+            total += max(jaxpr_flops(branch.jaxpr) for branch in params["branches"])
         else:
-            total += sum(map(_count, _bodies(params)))
+            total += sum(map(jaxpr_flops, _bodies(params)))
     return total
 
 

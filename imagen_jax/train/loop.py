@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,9 +63,14 @@ class Program:
     state: TrainState
 
     @classmethod
-    def build(cls, config: TrainConfig) -> "Program":
-        """Lays the state of `config` out over its devices; compiles nothing."""
-        mesh = config.mesh.build()
+    def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "Program":
+        """Lays the state of `config` out over its devices; compiles nothing.
+
+        Args:
+          config: the run.
+          devices: what to lay it out over, also devices that are described only; None is all that are here.
+        """
+        mesh = config.mesh.build(devices)
         rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
         optimizer = config.optimizer.build()
         return cls(config=config, mesh=mesh, optimizer=optimizer, state=abstract_state(config.stage, optimizer, mesh))

@@ -1,9 +1,11 @@
 """Mesh shapes, and the errors for those that do not fit."""
 
 import jax
+import numpy as np
 import pytest
 
 from imagen_jax.errors import UserError
+from imagen_jax.sharding import topologies
 from imagen_jax.sharding.mesh import MeshConfig
 
 
@@ -43,3 +45,18 @@ def test_wrong_products_are_refused(config, message):
 def test_wrong_sizes_are_refused(values):
     with pytest.raises(UserError, match="mesh axis"):
         MeshConfig(**values)
+
+
+def test_slices_lie_along_data():
+    pytest.importorskip("libtpu")
+    mesh = MeshConfig(fsdp=2).build(topologies.devices("v5e-4", num_slices=2))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert (slices[:2] == slices[0, 0, 0]).all() and (slices[2:] == slices[2, 0, 0]).all()
+    assert slices[0, 0, 0] != slices[2, 0, 0]
+
+
+def test_an_axis_that_leaves_its_slice_is_refused():
+    assert MeshConfig(fsdp=4).shape(8, num_slices=2) == (2, 4, 1)
+    with pytest.raises(UserError, match=r"data \(1\) must be divisible by the 2 slices.*divides 4"):
+        MeshConfig(fsdp=8).shape(8, num_slices=2)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagen_jax.train.flops import count_flops, peak_flops
+from imagen_jax.train.flops import count_flops, model_flops, peak_flops
 
 
 def test_matmul_scan_and_gradient():
@@ -26,6 +26,25 @@ def test_convolution():
 
     flops = count_flops(convolve, jnp.zeros((2, 8, 8, 3)), jnp.zeros((3, 3, 3, 16)))
     assert flops == 2 * (2 * 4 * 4 * 16) * (3 * 3 * 3)
+
+
+@pytest.mark.parametrize("remat", ["none", "each", "whole", "both"])
+def test_what_remat_repeats_is_no_work_of_the_model(remat):
+    def layer(h, w):
+        return jnp.sin(jnp.sin(h @ w) @ w), None
+
+    def loss(ws, x):
+        body = jax.checkpoint(layer) if remat in ("each", "both") else layer
+        return jax.lax.scan(body, x, ws)[0].sum(), {"also": x}
+
+    whole = jax.checkpoint(loss) if remat in ("whole", "both") else loss
+    x, ws = jnp.zeros((4, 8)), jnp.zeros((5, 8, 8))
+    once = 2 * 4 * 8 * 8
+    # Two matmuls a layer, each with a gradient of its input and of its kernel; the first input needs none, but a scan
+    # treats its layers alike.
+    assert model_flops(whole, ws, x) == 5 * 6 * once
+    with_remat = count_flops(jax.grad(whole, has_aux=True), ws, x)
+    assert with_remat > 5 * 6 * once or remat == "none"
 
 
 @pytest.mark.parametrize(
