@@ -157,20 +157,72 @@ def run_counts(module: Module) -> dict[str, int]:
 
 
 def trip_count(module: Module, computation: str, loop: Instruction) -> int:
-    """Iterations of a `while`: stated, or the constant that its counter, from 0 in steps of 1, is compared with.
+    """Iterations of a `while`: stated, or from the constants that its counter starts at, grows by and is compared with.
 
     A loop whose bound is no constant (its length depends on data) counts as one iteration, as in XLA's own analysis.
     """
     stated = _TRIP_COUNT.search(loop.attributes)
     if stated:
         return int(stated.group(1))
-    name = re.search(r"\bcondition=%?([\w.\-]+)", loop.attributes)
-    condition = module.computations[name.group(1)] if name else {}
-    root = next((i for i in condition.values() if i.is_root), None)
-    bounds = [_constant(condition, operand) for operand in root.operands] if root else []
-    carried = [_carried(module, computation, loop, condition, operand) for operand in root.operands] if root else []
-    known = [value for value in bounds + carried if value is not None]
-    return max(known) if len(known) == 1 else 1
+    around, state = _initial_state(module, computation, loop)
+    condition, body = (_named(module, loop, role) for role in ("condition", "body"))
+    before = state.operands if state is not None and state.opcode == "tuple" else []
+    # What the condition compares: the counter and its bound, as (place in the loop's state, constant).
+    compared = [(_index(condition.get(name)), _constant(condition, name)) for name in _root(condition).operands]
+    after = _root(body).operands
+    counters = [i for i, _ in compared if i is not None and i < len(after) and _step(module, body, after[i])]
+    bounds = [value for _, value in compared if value is not None]
+    # A bound that the loop carries along unchanged.
+    carried = [i for i, _ in compared if i is not None and i not in counters and i < len(before)]
+    bounds += [value for i in carried if (value := _constant(around, before[i])) is not None]
+    if len(counters) != 1 or len(bounds) != 1:
+        return 1
+    start = _constant(around, before[counters[0]]) if counters[0] < len(before) else 0
+    return -(-(bounds[0] - (start or 0)) // (_step(module, body, after[counters[0]]) or 1))
+
+
+def _initial_state(module: Module, computation: str, loop: Instruction) -> tuple[Computation, Instruction | None]:
+    """What a loop starts from, and the computation that this stands in."""
+    around = module.computations[computation]
+    state = around.get(loop.operands[0])
+    if state is not None and state.opcode == "parameter":
+        # The CPU compiler puts a small loop into a computation of its own.
+        for caller in module.computations.values():
+            for instruction in caller.values():
+                if instruction.opcode == "call" and computation in instruction.called():
+                    return caller, caller.get(instruction.operands[int(state.arguments)])
+    return around, state
+
+
+def _named(module: Module, loop: Instruction, role: str) -> Computation:
+    name = re.search(rf"\b{role}=%?([\w.\-]+)", loop.attributes)
+    return module.computations[name.group(1)] if name else {}
+
+
+def _root(computation: Computation) -> Instruction:
+    return next(instruction for instruction in computation.values() if instruction.is_root)
+
+
+def _index(instruction: Instruction | None) -> int | None:
+    """Which element of the loop's state an instruction is."""
+    if instruction is None or instruction.opcode != "get-tuple-element":
+        return None
+    found = re.search(r"\bindex=(\d+)", instruction.attributes)
+    return int(found.group(1)) if found else None
+
+
+def _step(module: Module, body: Computation, name: str) -> int | None:
+    """The constant that a counter grows by, also where the addition stands in a fusion; None of anything else."""
+    update = body[name]
+    while update.opcode == "copy":
+        update = body[update.operands[0]]
+    constants = [_constant(body, operand) for operand in update.operands]
+    if update.opcode == "fusion":
+        inner = module.computations[update.called()[0]]
+        update = _root(inner)
+        constants += [_constant(inner, operand) for operand in update.operands]
+    steps = [value for value in constants if value]
+    return steps[0] if update.opcode == "add" and len(steps) == 1 else None
 
 
 def _constant(computation: Computation, name: str) -> int | None:
@@ -180,17 +232,6 @@ def _constant(computation: Computation, name: str) -> int | None:
     if instruction is None or instruction.opcode != "constant" or not instruction.arguments.isdigit():
         return None
     return int(instruction.arguments)
-
-
-def _carried(module: Module, computation: str, loop: Instruction, condition: Computation, name: str) -> int | None:
-    """A bound that the loop carries as an element of its state, unchanged; the counter itself starts at 0."""
-    instruction = condition.get(name)
-    index = re.search(r"\bindex=(\d+)", instruction.attributes) if instruction else None
-    around = module.computations[computation]
-    state = around.get(loop.operands[0])
-    if index is None or state is None or state.opcode != "tuple":
-        return None
-    return _constant(around, state.operands[int(index.group(1))]) or None
 
 
 def executed(module: Module) -> Iterator[tuple[int, Computation, Instruction]]:
