@@ -44,8 +44,9 @@ demo-photos: $(VENV)/.installed-photos
 	$(PY) -m launch.local --config launch/configs/photos.py
 
 # The photographs come with libraries of their own, and their corpus is tested too.
+# Two processes, a file of tests each at a time: most of the time is compiling, which one core does.
 test: $(VENV)/.installed-photos
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

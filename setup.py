@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         # Lint and tests.
-        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "ruff>=0.17"],
+        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         # Tests that compare with a peer written in another framework.
