@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def save(
             os.rename(partial, final)
             _sync_directory(final.parent)
     except (OSError, ValueError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_while_written(partial)
         have = saved_steps(model_dir)
         raise UserError(
             f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
@@ -241,6 +242,15 @@ def _listed(parts: list[str], separator: str) -> str:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def _remove_while_written(path: Path) -> None:
+    """Removes a directory to which writes may still be on their way: orbax tells the first failure at once."""
+    for _ in range(50):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.1)
+        if not path.exists():
+            return
 
 
 def _existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
