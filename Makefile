@@ -6,7 +6,7 @@ BEAM_VENV = $(VENV)-beam
 BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo demo-short demo-photos test lint parity beam-test clean
+.PHONY: setup demo demo-short demo-photos test lint parity plan-test beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -34,6 +34,10 @@ $(VENV)/.installed-parity: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,parity]'
 	@touch $@
 
+$(VENV)/.installed-plan: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[dev,plan]'
+	@touch $@
+
 demo: $(VENV)/.installed
 	$(PY) -m launch.local --config launch/configs/demo.py
 
@@ -44,8 +48,9 @@ demo-photos: $(VENV)/.installed-photos
 	$(PY) -m launch.local --config launch/configs/photos.py
 
 # The photographs come with libraries of their own, and their corpus is tested too.
+# Two processes, a file of tests each at a time: most of the time is compiling, which one core does.
 test: $(VENV)/.installed-photos
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
@@ -54,6 +59,9 @@ lint: $(VENV)/.installed
 
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest tests/parity
+
+plan-test: $(VENV)/.installed-plan
+	$(PY) -m pytest tests/tpu
 
 beam-test: $(BEAM_VENV)/.installed
 	$(BEAM_PY) -m pytest tests/beam

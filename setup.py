@@ -42,7 +42,7 @@ setup(
     ],
     extras_require={
         # Lint and tests.
-        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "ruff>=0.17"],
+        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
         # The TPU compiler: `imagen_jax plan` for a slice that is not here. Never needed to train.
         "plan": ["libtpu==0.0.51"],
         # The photograph demo: its pictures come with these libraries.

@@ -29,7 +29,10 @@ CACHE_SETTINGS = {
 @pytest.fixture(scope="session", autouse=True)
 def keep_compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests build the same tiny programs again and again, some in processes of their own: each compiles once."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
+    root = tmp_path_factory.getbasetemp()
+    # The processes that share the tests of one run share what they compile too.
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    directory = str(root / "compiled")
     settings = CACHE_SETTINGS | {"jax_compilation_cache_dir": directory}
     before = {name: getattr(jax.config, name) for name in settings}
     for name, value in settings.items():

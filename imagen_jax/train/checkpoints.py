@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from imagen_jax.typing import PyTree
 ITEMS = ("params", "ema_params", "opt_state")
 PARTIAL = ".partial"
 MAX_LISTED = 40
+# Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
+# a piece per copy, as orbax does by default, takes longer than writing it.
+MIN_SHARED_BYTES = 4 << 20
 
 
 def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
@@ -90,8 +94,8 @@ def save(
         if jax.process_index() == 0:
             partial.mkdir(parents=True)
         _barrier("save_start")
-        with _checkpointer() as checkpointer:
-            items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ITEMS}
+        with _saver() as checkpointer:
+            items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
             checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
             _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}))
@@ -100,7 +104,7 @@ def save(
             os.rename(partial, final)
             _sync_directory(final.parent)
     except (OSError, ValueError, RuntimeError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_while_written(partial)
         have = saved_steps(model_dir)
         raise UserError(
             f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
@@ -240,6 +244,15 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def _remove_while_written(path: Path) -> None:
+    """Removes a directory to which writes may still be on their way: orbax tells the first failure at once."""
+    for _ in range(50):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.1)
+        if not path.exists():
+            return
+
+
 def _existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
     have = saved_steps(model_dir)
     if not have:
@@ -255,6 +268,16 @@ def _checkpointer() -> ocp.Checkpointer:
         handler = ocp.StandardCheckpointHandler()
         registry.add(item, ocp.args.StandardSave, handler)
         registry.add(item, ocp.args.StandardRestore, handler)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+
+
+def _saver() -> ocp.Checkpointer:
+    """Writes what `_checkpointer` reads."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SHARED_BYTES)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=types))
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
 
 

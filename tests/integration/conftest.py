@@ -1,0 +1,20 @@
+"""The trained cascade that these tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from imagen_jax.data.corpora import build_shapes
+from imagen_jax.main import main
+from tests.integration.running import flags_of, train_stage
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained two-stage cascade with its corpus and store."""
+    root = tmp_path_factory.mktemp("cascade")
+    build_shapes(root / "corpus", num_train=48, num_val=4, seed=0, vocab_size=200)
+    assert main(["cache_text", "--gin_file=tests/integration/tiny_base.gin", *flags_of(root)]) == 0
+    assert train_stage(root, "base") == 0
+    assert train_stage(root, "sr") == 0
+    return root

@@ -1,0 +1,49 @@
+"""The `plan` mode for TPU slices that are not here: libtpu compiles for them."""
+
+import dataclasses
+import math
+
+import pytest
+
+from imagen_jax.errors import UserError
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.train.plan import PlanOptions, plan, run
+from imagen_jax.train.plan_text import plan_text
+from tests.train.test_plan import KEYS, tiny_flops
+from tests.train.tiny_run import tiny_config
+
+
+def test_a_tpu_slice(tmp_path):
+    config = tiny_config(tmp_path, mesh=MeshConfig(fsdp=4), num_steps=2_500_000)
+    found = plan(config, PlanOptions(topology="v5e-8"))
+    assert found.keys() >= KEYS and found["num_devices"] == 8 and found["device_kind"] == "TPU v5 lite"
+    assert found["fits"] and found["hbm_limit_gib"] == 15.75
+    assert found["model_flops"] == tiny_flops(16) <= found["hardware_flops"]
+    line, times = found["roofline"], found["step_time_s"]
+    assert line["compute_s"] == found["hardware_flops"] / 8 / 197e12
+    assert line["hbm_s"] == found["hbm_bytes"] / 819e9
+    assert line["ici_s"] == found["ici_bytes_sent"] / 100e9 and line["dcn_s"] == 0
+    assert times["overlap"] == max(line[f"{name}_s"] for name in ("compute", "hbm", "ici"))
+    assert times["no_overlap"] == pytest.approx(line["compute_s"] + line["hbm_s"] + line["ici_s"])
+    assert found["roofline_mfu"]["overlap"] == pytest.approx(tiny_flops(16) / 8 / 197e12 / times["overlap"])
+    assert found["days"]["no_overlap"] == pytest.approx(times["no_overlap"] * 2_500_000 / 86400)
+    assert "MFU" in plan_text(found)
+
+
+def test_a_tpu_slice_that_is_too_small(tmp_path):
+    model = dataclasses.replace(tiny_config(tmp_path).stage.model, dim=64)
+    stage = dataclasses.replace(tiny_config(tmp_path).stage, model=model)
+    rows = 8 * 2**22  # Four million images of 8x8x64 floats: 64 GiB for one copy of the hidden layer.
+    with pytest.raises(UserError, match=r"15\.75 GiB are allowed; .*accumulate_steps=2"):
+        run(tiny_config(tmp_path, stage=stage, batch_size=rows), PlanOptions(topology="v5e-8"))
+
+
+def test_two_slices_meet_over_the_data_centre_network(tmp_path):
+    config = tiny_config(tmp_path, mesh=MeshConfig(fsdp=4))
+    found = plan(config, PlanOptions(topology="v5e-4", num_slices=2))
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1} and found["num_slices"] == 2
+    # Every device sends its share of all gradients once: two slices, an all-reduce of what fsdp left to each.
+    assert found["dcn_bytes_sent"] >= 4 * (27 * 16 + 144 * 3 + 17 * 16) / 4
+    assert math.isclose(found["roofline"]["dcn_s"], found["dcn_bytes_sent"] / 3.125e9)
+    with pytest.raises(UserError, match="must be divisible by the 2 slices"):
+        plan(tiny_config(tmp_path, mesh=MeshConfig(fsdp=8)), PlanOptions(topology="v5e-4", num_slices=2))
