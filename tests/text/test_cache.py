@@ -122,7 +122,7 @@ def test_killed_work_resumes_to_the_same_bytes(config: CacheConfig, tmp_path: pa
 
 
 def test_processes_share_the_work(config: CacheConfig, tmp_path: pathlib.Path, capsys) -> None:
-    """Three at once, one of them killed on the way: the files are those of one process."""
+    """Of three, one is killed on the way and two run at once: the files are those of one process."""
     run(config)
     together = dataclasses.replace(config, store_dir=str(tmp_path / "together"))
     program = (
@@ -132,16 +132,19 @@ def test_processes_share_the_work(config: CacheConfig, tmp_path: pathlib.Path, c
         "process_index=int(sys.argv[1]), process_count=3)\n"
     )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.local_device_count())}
-    others = [
-        subprocess.Popen([sys.executable, "-c", program, str(i)], env=environment, stdout=subprocess.PIPE)
-        for i in range(3)
-    ]
-    stdout = others[2].stdout
-    assert stdout and b"in 3 process(es)" in stdout.readline()
-    others[2].kill()
+
+    def start(index: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", program, str(index)]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+
+    killed = start(2)
+    assert killed.stdout and b"in 3 process(es)" in killed.stdout.readline()
+    killed.kill()
+    killed.communicate()
+    others = [start(index) for index in range(2)]
     for other in others:
         assert other.communicate(timeout=120) is not None
-    assert [other.returncode for other in others[:2]] == [0, 0]
+    assert [other.returncode for other in others] == [0, 0]
     assert same_files(config, together)
 
 
