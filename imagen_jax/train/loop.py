@@ -193,7 +193,6 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     checkpoints.remove_partial(config.model_dir)
     encoder = check_text(config)
     program = Program.build(config)
-    describe_run(config.model_dir, program.state, program.mesh, operative_text)
     state, position, origin = start_state(config, program)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
@@ -201,7 +200,9 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     if start >= end:
         return state
     batches = open_data(config, start, position, encoder)
-    # After everything that can be refused: compiling takes minutes.
+    # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
+    # and compiling takes minutes.
+    describe_run(config.model_dir, program.state, program.mesh, operative_text)
     null = null_text(config, encoder)
     compiled, flops = program.compile(null)
     device_batches = global_batches(iter(batches), program.mesh)

@@ -31,7 +31,9 @@ def test_bad_settings_are_told_in_one_error(root: Path, tmp_path: Path, capsys, 
 
 
 def test_a_checkpoint_of_another_model_names_every_difference(root: Path, capsys) -> None:
+    config = (root / "base" / "config.gin").read_bytes()
     assert train_stage(root, "base", **{"unet.UNet.emb_dim": 24, "NUM_STEPS": 6}) == 2
+    assert (root / "base" / "config.gin").read_bytes() == config
     error = one_error(capsys)
     assert "params.embedder.noise_in.kernel" in error and "params.embedder.noise_out.bias" in error
     assert checkpoints.saved_steps(root / "base")[-1] == 4
