@@ -1,4 +1,4 @@
-"""No change makes a plan larger unseen: memory, work and the bytes of every collective are those of the golden files."""
+"""Plans do not grow unseen: memory, work and the bytes of every collective are those of the golden files."""
 
 import json
 from pathlib import Path
