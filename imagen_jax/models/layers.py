@@ -5,6 +5,7 @@ Parameters are float32; `dtype` is the compute type. Norms are computed in float
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,29 +26,49 @@ _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
 
 
-Layout = Callable[[tuple[int, ...], str], Sharding]
-_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout of activations", default=None)
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a network's values lie while it is traced.
+
+    Left to itself, XLA may bring activations to where a kernel is sharded, and do the same work on many devices.
+
+    Attributes:
+      activation: sharding of a layer's output by its shape, rows first, and the logical name of its last dimension.
+      kernel: sharding of a kernel while it is used, by its shape and the logical names of its dimensions.
+    """
+
+    activation: Callable[[tuple[int, ...], str], Sharding]
+    kernel: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
+
+
+_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
 
 
 @contextlib.contextmanager
-def activations_on(layout: Layout) -> Iterator[None]:
-    """While a network is traced inside, the compiler is told where the output of each of its layers lies.
-
-    Left to itself, XLA may gather activations where parameters are sharded and do the same work on many devices.
-
-    Args:
-      layout: sharding of an activation by its shape, rows first, and the logical name of its last dimension.
-    """
-    token = _layout.set(layout)
+def placed(placement: Placement) -> Iterator[None]:
+    """Networks that are traced inside lie as `placement` says."""
+    token = _placement.set(placement)
     try:
         yield
     finally:
-        _layout.reset(token)
+        _placement.reset(token)
 
 
-def _placed(x: Array, name: str) -> Array:
-    layout = _layout.get()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout(x.shape, name))
+def _place(x: Array, name: str) -> Array:
+    placement = _placement.get()
+    return x if placement is None else jax.lax.with_sharding_constraint(x, placement.activation(x.shape, name))
+
+
+def _with_kernel_placed(operation: Callable[..., Array], names: tuple[str, ...]) -> Callable[..., Array]:
+    """A convolution or matmul whose kernel is brought together first, in the compute type and one layer at a time."""
+
+    def run(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+        placement = _placement.get()
+        if placement is not None:
+            kernel = jax.lax.with_sharding_constraint(kernel, placement.kernel(kernel.shape, names))
+        return operation(x, kernel, *args, **options)
+
+    return run
 
 
 def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -80,17 +101,19 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
     Not "SAME": with a stride of 2 that pads below and to the right alone, which shifts the picture.
     """
     init = nn.initializers.zeros_init() if zero else _lecun
+    axes = ("conv_h", "conv_w", "conv_in", "conv_out")
     layer = nn.Conv(
         features,
         (kernel, kernel),
         strides=(strides, strides),
         padding=kernel // 2,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(init, ("conv_h", "conv_w", "conv_in", "conv_out")),
-        bias_init=nn.with_logical_partitioning(_default_bias, ("conv_out",)),
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(_default_bias, axes[3:]),
+        conv_general_dilated=_with_kernel_placed(jax.lax.conv_general_dilated, axes),
         name=name,
     )
-    return lambda x: _placed(layer(x), "conv_out")
+    return lambda x: _place(layer(x), "conv_out")
 
 
 def dense(
@@ -110,9 +133,10 @@ def dense(
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, axes),
         bias_init=nn.with_logical_partitioning(_default_bias, axes[1:]),
+        dot_general=_with_kernel_placed(jax.lax.dot_general, axes),
         name=name,
     )
-    return lambda x: _placed(layer(x), axes[1])
+    return lambda x: _place(layer(x), axes[1])
 
 
 def group_norm(channels: int, *, name: str) -> nn.GroupNorm:

@@ -136,6 +136,11 @@ def trace_sampler(
     )
 
 
+def _paired(cond: Array, null: Array) -> Array:
+    """Rows cond 0, null 0, cond 1, null 1, …, so that a device that has some rows of the batch has both of each."""
+    return jnp.stack([cond, null], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sample(
     stage: Stage,
@@ -161,13 +166,13 @@ def _sample(
         augmented = noise_conditioning.corrupt(stage.upsample_low_res(low_res), noise(config.num_steps + 1), aug)
         cond = dataclasses.replace(cond, low_res=augmented, aug_level=aug)
     none_kept = drop_text(cond, jnp.zeros((batch,), bool), null)
-    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, none_kept)
+    both = jax.tree.map(_paired, cond, none_kept)
 
     def predict_x0(z_t: Array, log_snr: Array) -> Array:
         if not guided:
             return stage.denoise(params, z_t, log_snr, cond)[0]
-        x0_hat, _ = stage.denoise(params, jnp.concatenate([z_t, z_t]), jnp.concatenate([log_snr, log_snr]), both)
-        return guidance.guide(x0_hat[:batch], x0_hat[batch:], guidance_weight)
+        x0_hat, _ = stage.denoise(params, _paired(z_t, z_t), _paired(log_snr, log_snr), both)
+        return guidance.guide(x0_hat[::2], x0_hat[1::2], guidance_weight)
 
     sampler: Sampler = config.sampler
     times = jnp.linspace(1.0, 0.0, config.num_steps + 1)

@@ -35,13 +35,16 @@ def unbox(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.value if is_boxed(leaf) else leaf, params, is_leaf=is_boxed)
 
 
-def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, in_use: bool = False
+) -> PartitionSpec:
     """Mesh axis of every dimension of one parameter.
 
     Args:
       names: logical names of its dimensions.
       shape: its shape.
       mesh: mesh with the axes of `MeshConfig`.
+      in_use: while a layer computes with it: `fsdp` shards what is stored, and the whole is brought together for use.
     """
     taken: list[str | None] = [None] * len(shape)
     # Vectors are small beside the kernels, and gathering them costs more than holding them.
@@ -55,7 +58,7 @@ def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: 
             for dim, own in enumerate(names)
             if own == name and taken[dim] is None and shape[dim] % size == 0
         ]
-        if size > 1 and fits:
+        if size > 1 and fits and not (in_use and axis == "fsdp"):
             taken[fits[0]] = axis
     while taken and taken[-1] is None:
         taken.pop()
@@ -105,6 +108,11 @@ def activation_sharding(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedS
     if name in dict(RULES)["tensor"] and shape[-1] % mesh.shape["tensor"] == 0:
         spec[-1] = "tensor"
     return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def kernel_sharding(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
+    """Of a kernel while a layer computes with it; see `partition_spec`."""
+    return NamedSharding(mesh, partition_spec(names, shape, mesh, in_use=True))
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

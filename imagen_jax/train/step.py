@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.models.denoiser import Conditioning
-from imagen_jax.models.layers import activations_on
+from imagen_jax.models.layers import Placement, placed
 from imagen_jax.sharding import rules
 from imagen_jax.stage import Stage
 from imagen_jax.train.config import TrainConfig
@@ -66,8 +66,12 @@ def loss_and_grads(
 ) -> tuple[Metrics, PyTree]:
     """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
 
+    placement = Placement(
+        functools.partial(rules.activation_sharding, mesh), functools.partial(rules.kernel_sharding, mesh)
+    )
+
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        with activations_on(functools.partial(rules.activation_sharding, mesh)):
+        with placed(placement):
             (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null)
         sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
         return {"loss": loss, "bucket_loss_sum": sums, "bucket_count": counts}, grads
