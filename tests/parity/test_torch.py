@@ -37,12 +37,20 @@ def _group_norm(x: torch.Tensor, p, groups: int) -> torch.Tensor:
     return torch.nn.functional.group_norm(x, groups, _torch(p["scale"]), _torch(p["bias"]), 1e-6)
 
 
+class _Convolution(nn.Module):
+    stride: int
+
+    @nn.compact
+    def __call__(self, x):
+        return conv(5, strides=self.stride, dtype=jnp.float32, name="c")(x)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution(stride: int) -> None:
     x = jax.random.normal(jax.random.key(0), (2, 8, 6, 4))
-    layer = conv(5, strides=stride, dtype=jnp.float32, name="c")
+    layer = _Convolution(stride)
     params = _noisy(layer.init(jax.random.key(1), x)["params"])
-    expected = _conv2d(_nchw(x), params, stride).permute(0, 2, 3, 1)
+    expected = _conv2d(_nchw(x), params["c"], stride).permute(0, 2, 3, 1)
     np.testing.assert_allclose(layer.apply({"params": params}, x), expected, atol=1e-5)
 
 
