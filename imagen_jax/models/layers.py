@@ -34,11 +34,13 @@ class Placement:
 
     Attributes:
       activation: sharding of a layer's output by its shape, rows first, and the logical name of its last dimension.
-      kernel: sharding of a kernel while it is used, by its shape and the logical names of its dimensions.
+      stored: sharding of a kernel between its uses, by its shape and the logical names of its dimensions.
+      in_use: the same while a layer computes with it.
     """
 
     activation: Callable[[tuple[int, ...], str], Sharding]
-    kernel: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
+    stored: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
+    in_use: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
 
 
 _placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
@@ -65,7 +67,9 @@ def _with_kernel_placed(operation: Callable[..., Array], names: tuple[str, ...])
     def run(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
         placement = _placement.get()
         if placement is not None:
-            kernel = jax.lax.with_sharding_constraint(kernel, placement.kernel(kernel.shape, names))
+            # Both: else XLA may bring the float32 parameter together and cast the whole.
+            kernel = jax.lax.with_sharding_constraint(kernel, placement.stored(kernel.shape, names))
+            kernel = jax.lax.with_sharding_constraint(kernel, placement.in_use(kernel.shape, names))
         return operation(x, kernel, *args, **options)
 
     return run

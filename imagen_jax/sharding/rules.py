@@ -110,9 +110,9 @@ def activation_sharding(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedS
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
-def kernel_sharding(mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
-    """Of a kernel while a layer computes with it; see `partition_spec`."""
-    return NamedSharding(mesh, partition_spec(names, shape, mesh, in_use=True))
+def kernel_sharding(mesh: Mesh, in_use: bool, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
+    """Of one kernel, stored or in use; see `partition_spec`."""
+    return NamedSharding(mesh, partition_spec(names, shape, mesh, in_use))
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

@@ -67,7 +67,9 @@ def loss_and_grads(
     """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
 
     placement = Placement(
-        functools.partial(rules.activation_sharding, mesh), functools.partial(rules.kernel_sharding, mesh)
+        activation=functools.partial(rules.activation_sharding, mesh),
+        stored=functools.partial(rules.kernel_sharding, mesh, False),
+        in_use=functools.partial(rules.kernel_sharding, mesh, True),
     )
 
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:

@@ -34,7 +34,8 @@ def test_specs(names, shape, expected):
 def test_a_kernel_in_use_is_whole_but_for_tensor():
     mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
     assert partition_spec(("embed", "mlp"), (16, 64), mesh, in_use=True) == P(None, "tensor")
-    assert kernel_sharding(mesh, (3, 3, 16, 32), CONV).spec == P()
+    assert kernel_sharding(mesh, True, (3, 3, 16, 32), CONV).spec == P()
+    assert kernel_sharding(mesh, False, (3, 3, 16, 32), CONV).spec == P(None, None, None, "fsdp")
 
 
 def test_axes_of_size_one_shard_nothing():
