@@ -59,7 +59,11 @@ def load(
 
 
 def load_with_operative(
-    target: type[T], gin_files: Sequence[str], bindings: Sequence[str] = (), search_paths: Sequence[str] = ()
+    target: type[T],
+    gin_files: Sequence[str],
+    bindings: Sequence[str] = (),
+    search_paths: Sequence[str] = (),
+    open_paths: str | None = None,
 ) -> tuple[T, str]:
     """The instance of `target` and the operative config: gin text that gives the same instance again.
 
@@ -72,6 +76,7 @@ def load_with_operative(
         file wins.
       bindings: lines "NAME = value" or "module.Class.parameter = value" that win over the files.
       search_paths: more folders in which gin files and their includes are looked for.
+      open_paths: what macros named …_DIR and …_PATH are that were to be given and are not; None: an error.
 
     Raises:
       UserError: a file is missing or malformed, a name is unknown, a required macro has no value, or the
@@ -80,6 +85,8 @@ def load_with_operative(
     with _clean_gin(search_paths):
         imports = _parse_files(gin_files)
         _parse_bindings(bindings, imports)
+        if open_paths is not None:
+            _parse_bindings([f"{name} = {open_paths!r}" for name in _open_path_macros()], imports)
         configured = _configurable(target)
         _check_macros(gin.config._INVERSE_REGISTRY[target].selector)
         sources = " ".join([*(f"--gin_file={f}" for f in gin_files), *map(_flag, bindings)])
@@ -166,6 +173,16 @@ def _module(import_statement: str) -> Any:
 
 def _defined_macros() -> set[str]:
     return {scope for scope, selector in gin.config._CONFIG if selector == "gin.macro"}
+
+
+def _open_path_macros() -> list[str]:
+    return [
+        scope
+        for (scope, selector), parameters in gin.config._CONFIG.items()
+        if selector == "gin.macro"
+        and scope.endswith(("_DIR", "_PATH"))
+        and getattr(parameters.get("value"), "scoped_selector", None) == "gin.REQUIRED/gin.constant"
+    ]
 
 
 def _used_macros() -> set[str]:

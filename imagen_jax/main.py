@@ -219,7 +219,11 @@ def load_gin(mode: str, args: argparse.Namespace, bindings: Sequence[str]) -> tu
     if not args.gin_file:
         raise UserError(f"{mode} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
     search_paths = [path for word in args.gin_search_paths for path in word.split(",")]
-    return gin_config.load_with_operative(_load(GIN_TARGETS[mode][0]), args.gin_file, bindings, search_paths)
+    # A plan reads no data: nobody has to say where it would lie.
+    open_paths = "not read" if mode == "plan" else None
+    return gin_config.load_with_operative(
+        _load(GIN_TARGETS[mode][0]), args.gin_file, bindings, search_paths, open_paths
+    )
 
 
 def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:

@@ -5,15 +5,20 @@ never in code.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from imagen_jax.diffusion import losses, noise_conditioning, process, time_sampling
 from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
 from imagen_jax.errors import UserError
-from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.models.denoiser import Conditioning, Denoiser, drop_text
+from imagen_jax.models.layers import kernels_gathered_over
+from imagen_jax.sharding import rules
+from imagen_jax.sharding.on_mesh import on_mesh
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 
 NULL_TEXTS = ("zeros", "empty")
@@ -93,11 +98,31 @@ class Stage:
             cond = dataclasses.replace(cond, low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
         return self.model.init(rng, jnp.zeros((1, size, size, 3)), jnp.zeros((1,)), cond)["params"]
 
+    def network(self, params: PyTree, mesh: Mesh | None = None) -> Denoiser:
+        """The network as a function of its input.
+
+        Args:
+          params: network parameters.
+          mesh: where they lie, sharded by `sharding.rules`; None for one device.
+        """
+        if mesh is None or mesh.size == 1:
+            return functools.partial(self.model.apply, {"params": params})
+        return functools.partial(on_mesh, self._apply_sharded, mesh, _param_shardings(self, mesh), params)
+
+    def _apply_sharded(self, params: PyTree, *inputs: Any) -> Array:
+        with kernels_gathered_over("fsdp"):
+            return self.model.apply({"params": params}, *inputs)
+
     def denoise(
-        self, params: PyTree, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
+        self,
+        params: PyTree,
+        z_t: Float[Array, "b h w c"],
+        log_snr: Float[Array, " b"],
+        cond: Conditioning,
+        mesh: Mesh | None = None,
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """One network call, turned into (x0_hat, eps_hat)."""
-        output = self.model.apply({"params": params}, z_t, log_snr, cond)
+        """One network call, turned into (x0_hat, eps_hat); `mesh` as in `network`."""
+        output = self.network(params, mesh)(z_t, log_snr, cond)
         return process.to_x0_eps(self.prediction, output, z_t, log_snr)
 
     def upsample_low_res(self, low_res: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
@@ -107,7 +132,12 @@ class Stage:
         return jax.image.resize(low_res, (b, h * scale, w * scale, c), "bilinear")
 
     def loss(
-        self, params: PyTree, batch: dict[str, Array], rng: PRNGKeyArray, null: Conditioning | None = None
+        self,
+        params: PyTree,
+        batch: dict[str, Array],
+        rng: PRNGKeyArray,
+        null: Conditioning | None = None,
+        mesh: Mesh | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Mean squared error of the network's prediction at random times (paper section 2.2, figure A.32).
 
@@ -117,6 +147,7 @@ class Stage:
             "low_res" [b, h', w', 3].
           rng: decides times, noise, dropped text and augmentation levels.
           null: the null text, one row; None is zeros. Whoever trains gives what `null_text` names.
+          mesh: as in `network`.
 
         Returns:
           The mean loss, and {"per_example_loss": [b], "log_snr": [b]}.
@@ -133,6 +164,11 @@ class Stage:
             aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
             low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
             cond = dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
-        output = self.model.apply({"params": params}, process.diffuse(x0, eps, log_snr), log_snr, cond)
+        output = self.network(params, mesh)(process.diffuse(x0, eps, log_snr), log_snr, cond)
         per_example = losses.per_example_mse(output, process.target(self.prediction, x0, eps, log_snr))
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}
+
+
+@functools.lru_cache(maxsize=8)
+def _param_shardings(stage: Stage, mesh: Mesh) -> PyTree:
+    return rules.param_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh)

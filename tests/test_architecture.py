@@ -25,7 +25,8 @@ DOORS: dict[str, set[str]] = {
     "sharding": set(),
     # Pretrained encoders are sharded over the mesh as they load.
     "text": {"sharding"},
-    "stage": {"models", "diffusion"},
+    # A network is called on a mesh.
+    "stage": {"models", "diffusion", "sharding"},
     "data": {"text"},
     # A trained stage is rebuilt from the config beside its checkpoint.
     "sampling": {
@@ -184,7 +185,7 @@ sampling/cascade2.py: from imagen_jax.train import loop
 sampling/cascade3.py: from imagen_jax import train
 text/store.py: from imagen_jax.data import records
 text/encoder.py: import seqio
-stage.py: from imagen_jax.sharding import mesh
+stage.py: from imagen_jax.text import encoder
 evals/judge.py: from imagen_jax.data import pipeline
 evals/fid.py: import torch
 train/config.py: import gin

@@ -150,6 +150,19 @@ def test_holes_are_seen_through_macros_and_nested_configs(toy, tmp_path):
     assert load(toy, "--gin.BETA=0.75", files=("deep.gin",)).optimizer.betas == (0.5, 0.75)
 
 
+def test_a_plan_need_not_say_where_data_lies(toy, tmp_path):
+    """Paths alone may stay open: a size that was to be given is the user's to give."""
+
+    def load_open(*bindings, file="base.gin"):
+        return gin_config.load_with_operative(toy.Run, [file], bindings, open_paths="not read")[0]
+
+    assert load_open().directory == "not read"
+    assert load_open("MODEL_DIR = 'x'").directory == "x"
+    write(tmp_path / "size.gin", "include 'base.gin'\nBATCH_SIZE = %gin.REQUIRED\n")
+    with pytest.raises(UserError, match="BATCH_SIZE must be given"):
+        load_open(file="size.gin")
+
+
 def test_target_that_no_file_mentions_gets_its_defaults():
     @dataclass(frozen=True)
     class Lonely:

@@ -5,7 +5,7 @@ means (eps, x0 or v) is the stage's business, not the network's.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import flax.struct
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ class Conditioning:
     aug_level: Float[Array, " b"] | None = None
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """The network as a function of its parameters."""
 

@@ -5,14 +5,12 @@ Parameters are float32; `dtype` is the compute type. Norms are computed in float
 
 import contextlib
 import contextvars
-import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
@@ -26,53 +24,44 @@ _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
 
 
-@dataclasses.dataclass(frozen=True)
-class Placement:
-    """Where a network's values lie while it is traced.
-
-    Left to itself, XLA may bring activations to where a kernel is sharded, and do the same work on many devices.
-
-    Attributes:
-      activation: sharding of a layer's output by its shape, rows first, and the logical name of its last dimension.
-      stored: sharding of a kernel between its uses, by its shape and the logical names of its dimensions.
-      in_use: the same while a layer computes with it.
-    """
-
-    activation: Callable[[tuple[int, ...], str], Sharding]
-    stored: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
-    in_use: Callable[[tuple[int, ...], tuple[str, ...]], Sharding]
-
-
-_placement: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement", default=None)
+_gather_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar("gather_axis", default=None)
 
 
 @contextlib.contextmanager
-def placed(placement: Placement) -> Iterator[None]:
-    """Networks that are traced inside lie as `placement` says."""
-    token = _placement.set(placement)
+def kernels_gathered_over(axis: str) -> Iterator[None]:
+    """Layers that are traced inside hold a shard of their kernel on each device of a mesh axis, to be brought together.
+
+    For use inside `jax.shard_map`, manual in `axis`. The backward pass sums gradients where it scatters them.
+    """
+    token = _gather_axis.set(axis)
     try:
         yield
     finally:
-        _placement.reset(token)
+        _gather_axis.reset(token)
 
 
-def _place(x: Array, name: str) -> Array:
-    placement = _placement.get()
-    return x if placement is None else jax.lax.with_sharding_constraint(x, placement.activation(x.shape, name))
+class _Gathered(nn.Module):
+    """A layer that brings its kernel together when it is used, in its compute type: half the bytes of float32."""
+
+    def param(self, name: str, init_fn: Any, *args: Any, unbox: bool = True, **options: Any) -> Any:
+        axis = _gather_axis.get()
+        if axis is None:
+            return super().param(name, init_fn, *args, unbox=unbox, **options)
+        stored: Array = self.get_variable("params", name)
+        for dim, size in enumerate(args[0]):
+            if stored.shape[dim] != size:
+                stored = jax.lax.all_gather(stored.astype(self.dtype), axis, axis=dim, tiled=True)
+        return stored
 
 
-def _with_kernel_placed(operation: Callable[..., Array], names: tuple[str, ...]) -> Callable[..., Array]:
-    """A convolution or matmul whose kernel is brought together first, in the compute type and one layer at a time."""
+@no_type_check
+class _Conv(_Gathered, nn.Conv):
+    """nn.Conv whose kernel may be sharded (its own annotations cannot be checked while it runs)."""
 
-    def run(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
-        placement = _placement.get()
-        if placement is not None:
-            # Both: else XLA may bring the float32 parameter together and cast the whole.
-            kernel = jax.lax.with_sharding_constraint(kernel, placement.stored(kernel.shape, names))
-            kernel = jax.lax.with_sharding_constraint(kernel, placement.in_use(kernel.shape, names))
-        return operation(x, kernel, *args, **options)
 
-    return run
+@no_type_check
+class _Dense(_Gathered, nn.Dense):
+    """nn.Dense whose kernel may be sharded."""
 
 
 def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -106,7 +95,7 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
     """
     init = nn.initializers.zeros_init() if zero else _lecun
     axes = ("conv_h", "conv_w", "conv_in", "conv_out")
-    layer = nn.Conv(
+    return _Conv(
         features,
         (kernel, kernel),
         strides=(strides, strides),
@@ -114,10 +103,8 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, axes),
         bias_init=nn.with_logical_partitioning(_default_bias, axes[3:]),
-        conv_general_dilated=_with_kernel_placed(jax.lax.conv_general_dilated, axes),
         name=name,
     )
-    return lambda x: _place(layer(x), "conv_out")
 
 
 def dense(
@@ -131,16 +118,14 @@ def dense(
 ) -> Layer:
     """A dense layer; `axes` are the logical names of its kernel."""
     init = nn.initializers.zeros_init() if zero else _lecun
-    layer = nn.Dense(
+    return _Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(init, axes),
         bias_init=nn.with_logical_partitioning(_default_bias, axes[1:]),
-        dot_general=_with_kernel_placed(jax.lax.dot_general, axes),
         name=name,
     )
-    return lambda x: _place(layer(x), axes[1])
 
 
 def group_norm(channels: int, *, name: str) -> nn.GroupNorm:

@@ -44,7 +44,7 @@ def make_grid(
     place = functools.partial(jax.device_put, device=everywhere)
     keys = jax.jit(functools.partial(image_keys, seed), out_shardings=everywhere)(place(np.arange(text.shape[0])))
     low = None if low_res is None else place(low_res)
-    drawn = sample_stage(stage, sampling, params, keys, place(text), place(text_mask), low, place(null))
+    drawn = sample_stage(stage, sampling, params, keys, place(text), place(text_mask), low, place(null), mesh)
     images = list(to_uint8(np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(drawn))))
     columns = min(8, len(images))
     if low_res is not None:

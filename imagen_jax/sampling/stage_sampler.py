@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from imagen_jax.diffusion import guidance, noise_conditioning, thresholding
 from imagen_jax.diffusion.samplers import DDIMSampler, Sampler
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.sharding import rules
 from imagen_jax.stage import Stage
 from imagen_jax.typing import Array, Bool, Float, PyTree
 
@@ -65,6 +67,7 @@ def sample_stage(
     text_mask: Bool[Array, "b n"],
     low_res: Float[Array, "b h w c"] | None = None,
     null: Conditioning | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "b h2 w2 c"]:
     """Draws one image a row of text.
 
@@ -78,6 +81,7 @@ def sample_stage(
       low_res: super-resolution: images at the size of the stage below, in [-1, 1].
       null: text and text_mask that guidance leads away from, one row or b: the null text of training, or negative
         prompts; None is zeros.
+      mesh: where the parameters lie, as in `Stage.network`; its devices draw some of the images each.
 
     Returns:
       Images at stage.image_size, in [-1, 1].
@@ -92,6 +96,7 @@ def sample_stage(
         stage,
         frozen,
         config.guidance_weight != 1.0,
+        mesh,
         params,
         jnp.float32(config.guidance_weight),
         jnp.float32(config.aug_level),
@@ -104,7 +109,7 @@ def sample_stage(
 
 
 def trace_sampler(
-    stage: Stage, config: SamplingConfig, params: PyTree, rows: int, sharding: jax.sharding.Sharding
+    stage: Stage, config: SamplingConfig, params: PyTree, rows: int, mesh: Mesh | None = None
 ) -> jax.stages.Traced:
     """The guided program of `sample_stage`, to be counted, or lowered and compiled for devices that are not here.
 
@@ -112,9 +117,10 @@ def trace_sampler(
       stage: what would be sampled.
       config: how.
       params: abstract parameters with shardings.
-      rows: images of one call.
-      sharding: of the rows.
+      rows: images of one call, split over the mesh.
+      mesh: where the parameters lie; None is one device, whose work is that of all.
     """
+    sharding = None if mesh is None else rules.batch_sharding(mesh)
 
     def row(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
@@ -125,6 +131,7 @@ def trace_sampler(
         stage,
         dataclasses.replace(config, guidance_weight=1.0, aug_level=0.0),
         True,
+        mesh,
         params,
         scalar,
         scalar,
@@ -141,11 +148,12 @@ def _paired(cond: Array, null: Array) -> Array:
     return jnp.stack([cond, null], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _sample(
     stage: Stage,
     config: SamplingConfig,
     guided: bool,
+    mesh: Mesh | None,
     params: PyTree,
     guidance_weight: Array,
     aug_level: Array,
@@ -170,8 +178,8 @@ def _sample(
 
     def predict_x0(z_t: Array, log_snr: Array) -> Array:
         if not guided:
-            return stage.denoise(params, z_t, log_snr, cond)[0]
-        x0_hat, _ = stage.denoise(params, _paired(z_t, z_t), _paired(log_snr, log_snr), both)
+            return stage.denoise(params, z_t, log_snr, cond, mesh)[0]
+        x0_hat, _ = stage.denoise(params, _paired(z_t, z_t), _paired(log_snr, log_snr), both, mesh)
         return guidance.guide(x0_hat[::2], x0_hat[1::2], guidance_weight)
 
     sampler: Sampler = config.sampler

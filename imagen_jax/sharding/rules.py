@@ -35,16 +35,13 @@ def unbox(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.value if is_boxed(leaf) else leaf, params, is_leaf=is_boxed)
 
 
-def partition_spec(
-    names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, in_use: bool = False
-) -> PartitionSpec:
+def partition_spec(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Mesh axis of every dimension of one parameter.
 
     Args:
       names: logical names of its dimensions.
       shape: its shape.
       mesh: mesh with the axes of `MeshConfig`.
-      in_use: while a layer computes with it: `fsdp` shards what is stored, and the whole is brought together for use.
     """
     taken: list[str | None] = [None] * len(shape)
     # Vectors are small beside the kernels, and gathering them costs more than holding them.
@@ -58,7 +55,7 @@ def partition_spec(
             for dim, own in enumerate(names)
             if own == name and taken[dim] is None and shape[dim] % size == 0
         ]
-        if size > 1 and fits and not (in_use and axis == "fsdp"):
+        if size > 1 and fits:
             taken[fits[0]] = axis
     while taken and taken[-1] is None:
         taken.pop()
@@ -90,29 +87,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def activation_sharding(mesh: Mesh, shape: tuple[int, ...], name: str) -> NamedSharding:
-    """Of a layer's output: rows over BATCH_AXES, the last dimension over `tensor` where RULES put its name there.
-
-    A dimension that does not divide is whole.
-
-    Args:
-      mesh: mesh with the axes of `MeshConfig`.
-      shape: of the output, rows first.
-      name: logical name of its last dimension.
-    """
-    spec: list[Any] = [None] * len(shape)
-    if shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
-        spec[0] = BATCH_AXES
-    if name in dict(RULES)["tensor"] and shape[-1] % mesh.shape["tensor"] == 0:
-        spec[-1] = "tensor"
-    return NamedSharding(mesh, PartitionSpec(*spec))
-
-
-def kernel_sharding(mesh: Mesh, in_use: bool, shape: tuple[int, ...], names: tuple[str, ...]) -> NamedSharding:
-    """Of one kernel, stored or in use; see `partition_spec`."""
-    return NamedSharding(mesh, partition_spec(names, shape, mesh, in_use))
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

@@ -110,10 +110,11 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
         found |= measure(lambda: program.compile()[0], useful, mesh, config.num_steps)
         if options.sampler and found["fits"]:
             rows = config.batch_size // config.accumulate_steps
-            traced = trace_sampler(
-                config.stage, config.sampling, program.state.params, rows, rules.batch_sharding(mesh)
+            whole, sharded = (
+                trace_sampler(config.stage, config.sampling, program.state.params, rows, where)
+                for where in (None, mesh)
             )
-            sampler = measure(traced.lower().compile, round(jaxpr_flops(traced.jaxpr.jaxpr)), mesh, None)
+            sampler = measure(sharded.lower().compile, round(jaxpr_flops(whole.jaxpr.jaxpr)), mesh, None)
             found["sampler"] = {"images": rows, "steps": config.sampling.num_steps} | sampler
     return found
 

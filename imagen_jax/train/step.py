@@ -6,7 +6,6 @@ params  += optimizer(clip(gradient))
 ema      = decay * ema + (1 - decay) * params
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +14,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.models.denoiser import Conditioning
-from imagen_jax.models.layers import Placement, placed
 from imagen_jax.sharding import rules
 from imagen_jax.stage import Stage
 from imagen_jax.train.config import TrainConfig
@@ -66,15 +64,8 @@ def loss_and_grads(
 ) -> tuple[Metrics, PyTree]:
     """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
 
-    placement = Placement(
-        activation=functools.partial(rules.activation_sharding, mesh),
-        stored=functools.partial(rules.kernel_sharding, mesh, False),
-        in_use=functools.partial(rules.kernel_sharding, mesh, True),
-    )
-
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        with placed(placement):
-            (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null)
+        (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null, mesh)
         sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
         return {"loss": loss, "bucket_loss_sum": sums, "bucket_count": counts}, grads
 

@@ -14,6 +14,8 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling import stage_sampler
 from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.sharding.rules import param_shardings
 from tests.tiny import BASE, SR, batch
 
 MEAN, STD = 0.2, 0.15
@@ -64,6 +66,20 @@ def _sr_params():
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, noisy)
+
+
+@pytest.mark.parametrize("num_images", [8, 3], ids=["some each", "all each"])
+def test_a_mesh_draws_what_one_device_does(num_images: int) -> None:
+    params, rows = _sr_params(), batch(SR, num_images)
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    sharded = jax.device_put(params, param_shardings(jax.eval_shape(SR.init, jax.random.key(0)), mesh))
+    config = SamplingConfig(num_steps=4, guidance_weight=2.0)
+
+    def draw(params, mesh):
+        given = (image_keys(5, jnp.arange(num_images)), rows["text"], rows["text_mask"], rows["low_res"])
+        return np.asarray(sample_stage(SR, config, params, *given, mesh=mesh))
+
+    np.testing.assert_allclose(draw(sharded, mesh), draw(params, None), atol=1e-5)
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:

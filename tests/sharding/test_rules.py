@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.sharding.rules import kernel_sharding, param_shardings, partition_spec, per_device_batch, unbox
+from imagen_jax.sharding.rules import param_shardings, partition_spec, per_device_batch, unbox
 
 CONV = ("conv_h", "conv_w", "conv_in", "conv_out")
 
@@ -29,13 +29,6 @@ CONV = ("conv_h", "conv_w", "conv_in", "conv_out")
 )
 def test_specs(names, shape, expected):
     assert partition_spec(names, shape, MeshConfig(data=2, fsdp=2, tensor=2).build()) == expected
-
-
-def test_a_kernel_in_use_is_whole_but_for_tensor():
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
-    assert partition_spec(("embed", "mlp"), (16, 64), mesh, in_use=True) == P(None, "tensor")
-    assert kernel_sharding(mesh, True, (3, 3, 16, 32), CONV).spec == P()
-    assert kernel_sharding(mesh, False, (3, 3, 16, 32), CONV).spec == P(None, None, None, "fsdp")
 
 
 def test_axes_of_size_one_shard_nothing():

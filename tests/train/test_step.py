@@ -47,7 +47,7 @@ def test_non_finite_loss_stays_in_its_bucket():
 class LinearStage(Stage):
     """A stage without randomness: per-example squared error of a linear map."""
 
-    def loss(self, params, batch, rng, null=None):
+    def loss(self, params, batch, rng, null=None, mesh=None):
         per_example = ((batch["x"] @ params - batch["y"]) ** 2).mean(-1)
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": batch["y"][:, 0]}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.data.pipeline import BatchIterator, DataConfig
+from imagen_jax.models.layers import conv, dense
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage import Stage
 from imagen_jax.text.encoder import TextConfig, TextEncoder
@@ -18,7 +19,6 @@ from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
 SIZE, TEXT_DIM, TEXT_LENGTH = 8, 16, 4
-KERNEL_AXES = ("conv_h", "conv_w", "conv_in", "conv_out")
 
 
 class TinyNet(nn.Module):
@@ -29,12 +29,10 @@ class TinyNet(nn.Module):
 
     @nn.compact
     def __call__(self, z_t, log_snr, cond):
-        kernel = nn.with_logical_partitioning(nn.initializers.lecun_normal(), KERNEL_AXES)
-        dense = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "mlp"))
         text = (cond.text * cond.text_mask[..., None]).sum(1)
-        context = nn.Dense(self.dim, kernel_init=dense)(jnp.concatenate([text, log_snr[:, None] / 10], -1))
-        hidden = nn.Conv(self.dim, (3, 3), kernel_init=kernel)(z_t) + context[:, None, None]
-        return nn.Conv(3, (3, 3), kernel_init=kernel)(nn.silu(hidden))
+        context = dense(self.dim, dtype=jnp.float32, name="Dense_0")(jnp.concatenate([text, log_snr[:, None] / 10], -1))
+        hidden = conv(self.dim, dtype=jnp.float32, name="Conv_0")(z_t) + context[:, None, None]
+        return conv(3, dtype=jnp.float32, name="Conv_1")(nn.silu(hidden))
 
 
 def tiny_stage(**changes: Any) -> Stage:
