@@ -6,6 +6,7 @@ never in code.
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -104,9 +105,19 @@ class Stage:
         Args:
           params: network parameters.
           mesh: where they lie, sharded by `sharding.rules`; None for one device.
+
+        Raises:
+          UserError: the mesh splits the height of the images more ways than the network's lowest level has rows.
         """
         if mesh is None or mesh.size == 1:
             return functools.partial(self.model.apply, {"params": params})
+        lowest, ways = self.image_size // self.model.size_factor, mesh.shape["spatial"]
+        if lowest % ways:
+            raise UserError(
+                f"mesh axis spatial ({ways}) must divide {lowest}, the height of the network's lowest level "
+                f"(image_size {self.image_size} / {self.model.size_factor}); choose {math.gcd(lowest, ways)}, "
+                f"or larger images"
+            )
         return functools.partial(on_mesh, self._apply_sharded, mesh, _param_shardings(self, mesh), params)
 
     def _apply_sharded(self, params: PyTree, *inputs: Any) -> Array:

@@ -11,6 +11,7 @@ import pytest
 from imagen_jax.diffusion import process
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage import Stage
 from tests.tiny import BASE, SR, batch
 
@@ -120,3 +121,9 @@ def test_impossible_stages_are_refused(change: dict, message: str) -> None:
     fields = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
     with pytest.raises(UserError, match=message):
         Stage(**{**fields, **change})
+
+
+def test_a_height_that_a_mesh_cannot_split_is_refused() -> None:
+    """Eight pixels, two levels: the lowest has two rows."""
+    with pytest.raises(UserError, match=r"spatial \(8\) must divide 2, the height.*choose 2"):
+        SR.network({}, MeshConfig(spatial=8).build())

@@ -1,4 +1,4 @@
-"""The device mesh: three named axes, `data`, `fsdp` and `tensor`."""
+"""The device mesh: four named axes, `data`, `fsdp`, `tensor` and `spatial`."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "tensor", "spatial")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class MeshConfig:
       data: replicas of the parameters; -1 takes the devices the other axes leave.
       fsdp: ways the parameters and the optimizer state are sharded; the batch is split along it too.
       tensor: ways attention heads and MLP widths are sharded.
+      spatial: ways the height of feature maps is sharded: for images so large that one must lie on several devices.
 
     Raises:
       UserError: an axis is neither -1 nor positive, or more than one is -1.
@@ -30,6 +31,7 @@ class MeshConfig:
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    spatial: int = 1
 
     def __post_init__(self) -> None:
         for name, size in self._sizes().items():
@@ -39,17 +41,18 @@ class MeshConfig:
             raise UserError(f"only one mesh axis may be -1; got {self._sizes()}: give the others a size")
 
     def _sizes(self) -> dict[str, int]:
-        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
+        return {axis: getattr(self, axis) for axis in AXES}
 
-    def shape(self, num_devices: int, num_slices: int = 1) -> tuple[int, int, int]:
-        """Sizes of (data, fsdp, tensor) on `num_devices` devices.
+    def shape(self, num_devices: int, num_slices: int = 1) -> tuple[int, ...]:
+        """Sizes of AXES on `num_devices` devices.
 
         Args:
           num_devices: devices of all slices.
           num_slices: TPU slices; `data` is what crosses between them.
 
         Raises:
-          UserError: the sizes do not multiply to `num_devices`, or `data` does not hold whole slices.
+          UserError: the sizes do not multiply to `num_devices`, `data` does not hold whole slices, or both tensor
+            and spatial are larger than one.
         """
         sizes = self._sizes()
         fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -64,13 +67,18 @@ class MeshConfig:
                 f"mesh {sizes} uses {math.prod(shape)} of {num_devices} devices; "
                 f"set one axis to -1 so that it takes the rest"
             )
+        if min(shape[2:]) > 1:
+            # XLA (jax 0.10.2, CPU) computes something else where fsdp is larger than one too.
+            raise UserError(
+                f"mesh {sizes}: one of tensor and spatial must be 1; give their devices to the other, or to fsdp"
+            )
         if shape[0] % num_slices:
             raise UserError(
                 f"mesh axis data ({shape[0]}) must be divisible by the {num_slices} slices of the {num_devices} "
-                f"devices, since no other axis may leave a slice; choose fsdp x tensor that divides "
+                f"devices, since no other axis may leave a slice; choose fsdp x tensor x spatial that divides "
                 f"{num_devices // num_slices}"
             )
-        return shape[0], shape[1], shape[2]
+        return shape
 
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over `devices` (all devices of all processes when None).
@@ -81,7 +89,7 @@ class MeshConfig:
         slices = len({getattr(device, "slice_index", None) for device in devices})
         shape = self.shape(len(devices), slices)
         if slices > 1:
-            inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+            inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
             return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES)
         if len(devices) == 1:
             return Mesh(np.asarray(devices).reshape(shape), AXES)

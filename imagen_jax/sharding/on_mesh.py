@@ -27,12 +27,14 @@ def on_mesh(network: Callable[..., Array], mesh: Mesh, param_shardings: PyTree, 
       rows: trees of arrays of the same number of rows. Where that does not divide over the devices, all compute all.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if ways == 1:
-        return network(params, *rows)
     whole = jax.tree.leaves(rows)[0].shape[0] % ways != 0
     row = PartitionSpec() if whole else PartitionSpec(BATCH_AXES)
+
+    def part(params: PyTree, *rows: Any) -> Array:
+        return _over_height(network(params, *jax.tree.map(_over_height, rows)))
+
     run = jax.shard_map(
-        network,
+        part,
         mesh=mesh,
         in_specs=(jax.tree.map(_along_batch_axes, param_shardings), *(row for _ in rows)),
         out_specs=row,
@@ -44,3 +46,8 @@ def on_mesh(network: Callable[..., Array], mesh: Mesh, param_shardings: PyTree, 
 
 def _along_batch_axes(sharding: NamedSharding) -> PartitionSpec:
     return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in sharding.spec))
+
+
+def _over_height(x: Array) -> Array:
+    """Images lie over `spatial` by their height; what is between them follows."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "spatial")) if x.ndim == 4 else x

@@ -20,9 +20,8 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("tensor", ("heads", "mlp")),
     ("fsdp", ("conv_out", "mlp", "embed", "conv_in", "time", "text", "heads", "head_dim", "vocab")),
 )
-# In this order: with `data` first, XLA gives wrong gradients on meshes whose three axes are all larger than one
-# (jax 0.10.2, CPU; tests/train/test_meshes.py finds it).
-BATCH_AXES = ("fsdp", "data")
+# The outer axis first, so that the rows of a host stay together.
+BATCH_AXES = ("data", "fsdp")
 
 
 def is_boxed(leaf: Any) -> bool:

@@ -68,16 +68,20 @@ def _sr_params():
     return jax.tree.unflatten(tree, noisy)
 
 
-@pytest.mark.parametrize("num_images", [8, 3], ids=["some each", "all each"])
-def test_a_mesh_draws_what_one_device_does(num_images: int) -> None:
+@pytest.mark.parametrize(
+    ("num_images", "config"),
+    [(8, MeshConfig(data=2, fsdp=2, tensor=2)), (3, MeshConfig(fsdp=4, spatial=2))],
+    ids=["some each", "all each"],
+)
+def test_a_mesh_draws_what_one_device_does(num_images: int, config: MeshConfig) -> None:
     params, rows = _sr_params(), batch(SR, num_images)
-    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    mesh = config.build()
     sharded = jax.device_put(params, param_shardings(jax.eval_shape(SR.init, jax.random.key(0)), mesh))
-    config = SamplingConfig(num_steps=4, guidance_weight=2.0)
+    sampling = SamplingConfig(num_steps=4, guidance_weight=2.0)
 
     def draw(params, mesh):
         given = (image_keys(5, jnp.arange(num_images)), rows["text"], rows["text_mask"], rows["low_res"])
-        return np.asarray(sample_stage(SR, config, params, *given, mesh=mesh))
+        return np.asarray(sample_stage(SR, sampling, params, *given, mesh=mesh))
 
     np.testing.assert_allclose(draw(sharded, mesh), draw(params, None), atol=1e-5)
 

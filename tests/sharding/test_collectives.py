@@ -8,8 +8,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from imagen_jax.sharding import hlo
 from imagen_jax.sharding.collectives import Collective, _groups, by_kind_and_axis, read_collectives
-from imagen_jax.sharding.mesh import AXES
 
+AXES = ("data", "fsdp", "tensor")
 ALL = PartitionSpec(AXES)
 N = 128  # float32 values of one device.
 BYTES = 4 * N

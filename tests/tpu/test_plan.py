@@ -41,7 +41,7 @@ def test_a_tpu_slice_that_is_too_small(tmp_path):
 def test_two_slices_meet_over_the_data_centre_network(tmp_path):
     config = tiny_config(tmp_path, mesh=MeshConfig(fsdp=4))
     found = plan(config, PlanOptions(topology="v5e-4", num_slices=2))
-    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1} and found["num_slices"] == 2
+    assert found["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "spatial": 1} and found["num_slices"] == 2
     # Every device sends its share of all gradients once: two slices, an all-reduce of what fsdp left to each.
     assert found["dcn_bytes_sent"] >= 4 * (27 * 16 + 144 * 3 + 17 * 16) / 4
     assert math.isclose(found["roofline"]["dcn_s"], found["dcn_bytes_sent"] / 3.125e9)

@@ -18,6 +18,8 @@ MESHES = {
     "fsdp": MeshConfig(fsdp=8),
     "fsdp and tensor": MeshConfig(data=2, fsdp=2, tensor=2),
     "data and fsdp": MeshConfig(data=2, fsdp=4),
+    "spatial": MeshConfig(data=4, spatial=2),
+    "fsdp and spatial": MeshConfig(data=2, fsdp=2, spatial=2),
 }
 
 
@@ -54,5 +56,6 @@ def test_loss_and_gradients_are_those_of_one_device(stage: Stage, mesh: str) -> 
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected_grads))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), grads, expected_grads)
     if "tensor" not in mesh:
-        # No device does the work of another: an eighth each, and what every row does not share.
-        assert compiled.cost_analysis()["flops"] < 1.3 * work / 8
+        # No device does the work of another: an eighth each, and what every row does not share. Along the height
+        # of these tiny pictures the text and the neighbours' edges count for more.
+        assert compiled.cost_analysis()["flops"] < (1.5 if "spatial" in mesh else 1.3) * work / 8

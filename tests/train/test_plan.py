@@ -50,7 +50,7 @@ def local(tmp_path_factory):
 
 def test_the_plan_holds_what_a_run_would_take(local):
     assert local.keys() >= KEYS
-    assert local["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1} and local["num_devices"] == 8
+    assert local["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "spatial": 1} and local["num_devices"] == 8
     assert (local["batch_size"], local["per_device_batch"], local["accumulate_steps"]) == (32, 2, 2)
     assert local["num_params"] == NUM_PARAMS
     assert local["model_flops"] == tiny_flops(32)
@@ -119,7 +119,12 @@ def test_other_failures_of_the_compiler_are_no_plan(tmp_path, monkeypatch):
 
 
 def test_a_state_that_fills_the_memory_is_to_be_sharded():
-    found = {"stage": "base", "topology": "v5e-8", "mesh": {"data": 8, "fsdp": 1, "tensor": 1}, "per_device_batch": 1}
+    found = {
+        "stage": "base",
+        "topology": "v5e-8",
+        "mesh": {"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1},
+        "per_device_batch": 1,
+    }
     found |= {"state_gib": 12.0, "hbm_limit_gib": 15.75, "peak_hbm_gib": 20.0, "accumulate_steps": 1}
     text = does_not_fit(found)
     assert "the state alone takes 12.00 GiB" in text and "fsdp=2" in text and "accumulate_steps" not in text

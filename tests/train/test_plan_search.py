@@ -33,7 +33,7 @@ def fake_plan(limit):
         return {
             "stage": "base",
             "topology": "local",
-            "mesh": {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor},
+            "mesh": {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor, "spatial": 1},
             "accumulate_steps": config.accumulate_steps,
             "per_device_batch": rows,
             "fits": rows <= limit,
@@ -55,7 +55,7 @@ def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
     times = [one["step_time_s"]["overlap"] for one in found if one["fits"]]
     assert times == sorted(times)
     # Eight rows a device are too many, so that two microbatches are needed.
-    assert found[0]["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1} and found[0]["accumulate_steps"] == 2
+    assert found[0]["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1} and found[0]["accumulate_steps"] == 2
 
 
 def test_a_batch_that_divides_nowhere_is_told(tmp_path):
