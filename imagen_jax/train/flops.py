@@ -106,6 +106,10 @@ def jaxpr_flops(jaxpr: Any) -> float:
             total += params["length"] * sum(map(jaxpr_flops, _bodies(params)))
         elif name == "cond":
             total += max(jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+        elif name == "shard_map":
+            # Its body is one device's program.
+            devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+            total += devices * sum(map(jaxpr_flops, _bodies(params)))
         else:
             total += sum(map(jaxpr_flops, _bodies(params)))
     return total

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec as P
 
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.flops import count_flops, model_flops, peak_flops
 
 
@@ -18,6 +20,16 @@ def test_matmul_scan_and_gradient():
     assert count_flops(jax.jit(repeated), x, w) == 5 * once
     # Backward: one matmul for the input's and one for the kernel's gradient.
     assert count_flops(jax.grad(lambda w, x: repeated(x, w).sum()), w, x) == 15 * once
+
+
+def test_one_devices_program_counts_for_all():
+    """Rows split eight ways are the same work; a matmul that every device repeats is eight times the work."""
+    mesh = MeshConfig(data=4, fsdp=2).build()
+    x, w = jnp.zeros((16, 8)), jnp.zeros((8, 8))
+    once = 2 * 16 * 8 * 8
+    for rows, times in ((P(("data", "fsdp")), 1), (P("data"), 2), (P(), 8)):
+        run = jax.shard_map(jnp.dot, mesh=mesh, in_specs=(rows, P()), out_specs=rows, check_vma=False)
+        assert count_flops(run, x, w) == times * once
 
 
 def test_convolution():
