@@ -18,6 +18,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 TEXT_LENGTH, TEXT_DIM, SIZE = 128, 512, 64
 
 
+def _nothing(name: str) -> type:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {"__init__": lambda self, *_, **__: None})
+
+
 def _imagen_pytorch() -> Any:
     """The package, which asks the Hub for a number when it is imported, and torchvision for what no network uses."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer  # noqa: F401
@@ -27,14 +33,13 @@ def _imagen_pytorch() -> Any:
     T5Config.from_pretrained = classmethod(lambda cls, *_, **__: T5Config(d_model=768))
     if importlib.util.find_spec("torchvision") is None:
         empty = types.ModuleType("torchvision")
-        empty.__getattr__ = lambda name: types.SimpleNamespace()  # type: ignore[method-assign]
-        for part in ("transforms", "utils", "datasets", "models"):
-            module = types.ModuleType(f"torchvision.{part}")
-            module.__getattr__ = lambda name: type(name, (), {"__init__": lambda self, *_, **__: None})  # type: ignore[method-assign]
-            sys.modules[module.__name__] = module
-            setattr(empty, part, module)
         empty.__spec__ = importlib.machinery.ModuleSpec("torchvision", None)
         sys.modules["torchvision"] = empty
+        for part in ("transforms", "utils", "datasets", "models"):
+            module = types.ModuleType(f"torchvision.{part}")
+            module.__getattr__ = _nothing  # type: ignore[method-assign]
+            sys.modules[module.__name__] = module
+            setattr(empty, part, module)
     import imagen_pytorch
 
     T5Config.from_pretrained = real
