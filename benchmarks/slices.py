@@ -54,6 +54,8 @@ def smallest(stage: str, kind: str, batch: int) -> dict[str, Any] | None:
                 f"{found['hbm_limit_gib']:.2f} GiB",
                 file=sys.stderr,
             )
+            if found["state_gib"] > 0.7 * found["hbm_limit_gib"]:
+                break  # Beside the state there are gradients: fewer rows will not help.
     return None
 
 

@@ -10,6 +10,8 @@ What a level of a U-Net attends to is one of
     self_cross   positions, then the text in a layer of its own (ablation of appendix D.3.1: cross-attention)
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,8 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.layers import Dtype, dense, group_norm, layer_norm, rematerialised
 from imagen_jax.typing import Array, Bool, Float
 
+# Added to the logits of keys that are not there; finite, so that a row without any key is no NaN.
+_MASKED = -1e30
 # Kind: the layers it is made of, as (suffix of the name, over positions, over text).
 KINDS: dict[str, tuple[tuple[str, bool, bool], ...]] = {
     "none": (),
@@ -79,16 +83,34 @@ class Attention(nn.Module):
         if self.over_image:
             keys, values = [*keys, own_key_value[0]], [*values, own_key_value[1]]
             masks.append(jnp.ones((b, h * w), bool))
-        out = jax.nn.dot_product_attention(
-            query,
-            jnp.concatenate(keys, axis=1),
-            jnp.concatenate(values, axis=1),
-            mask=jnp.concatenate(masks, axis=1)[:, None, None, :],
-        ).reshape(b, h * w, c)
+        key, value, mask = (jnp.concatenate(parts, axis=1) for parts in (keys, values, masks))
+        out = softmax_attention(query, key, value, mask, self.dtype).reshape(b, h * w, c)
         out = dense(c, axes=("heads", "embed"), zero=True, dtype=self.dtype, name="out")(out)
         if not self.over_image:
             out = out * text_mask.any(axis=1)[:, None, None]
         return x + out.reshape(b, h, w, c)
+
+
+def softmax_attention(
+    query: Float[Array, "b s k e"],
+    key: Float[Array, "b n k e"],
+    value: Float[Array, "b n k e"],
+    mask: Bool[Array, "b n"],
+    dtype: Dtype,
+) -> Float[Array, "b s k e"]:
+    """softmax(query keyᵀ / sqrt(e)) value over the keys that `mask` keeps, with a float32 softmax.
+
+    The weights are divided by their sum after they have met the values, where a column of ones gives that sum: so the
+    array of weights, by far the largest, is not read and written again for it. On CPU this is faster than
+    `jax.nn.dot_product_attention` (docs/performance.md).
+    """
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query / math.sqrt(query.shape[-1]), key, value))
+    logits = jnp.einsum("bkse,bkne->bksn", query, key, preferred_element_type=jnp.float32)
+    logits = logits + jnp.where(mask, 0.0, _MASKED)[:, None, None, :]
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))).astype(dtype)
+    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    summed = jnp.einsum("bksn,bkne->bkse", weights, value, preferred_element_type=jnp.float32)
+    return (summed[..., :-1] / summed[..., -1:]).astype(dtype).transpose(0, 2, 1, 3)
 
 
 def attend(

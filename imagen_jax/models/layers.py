@@ -11,6 +11,7 @@ from typing import Any, no_type_check
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
@@ -18,9 +19,11 @@ from imagen_jax.typing import Array, Float
 Dtype = Any
 Layer = Callable[[Array], Array]
 # What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
-# so that only norms and activations are computed again.
-REMATS = ("none", "block", "matmuls")
+# so that only norms and activations are computed again; what enters a block, and on the host what its layers give.
+REMATS = ("none", "block", "matmuls", "offload")
 _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+# What `offload` calls the output of a convolution or dense layer.
+_LAYER = "layer"
 _default_bias = nn.initializers.zeros_init()
 
 
@@ -68,6 +71,18 @@ def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("conv_general_dilated", "dot_general")
 
 
+_POLICIES = {
+    "block": None,
+    "matmuls": _save_matmuls,
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[_LAYER],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+}
+
+
 def check_remat(remat: str) -> None:
     """Raises UserError unless `remat` is one of REMATS."""
     if remat not in REMATS:
@@ -84,8 +99,7 @@ def rematerialised(block: type[nn.Module], remat: str, in_scan: bool = False) ->
     """
     if remat == "none":
         return block
-    policy = None if remat == "block" else _save_matmuls
-    return nn.remat(block, policy=policy, prevent_cse=not in_scan)
+    return nn.remat(block, policy=_POLICIES[remat], prevent_cse=not in_scan)
 
 
 def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False, dtype: Dtype, name: str) -> Layer:
@@ -95,7 +109,7 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
     """
     init = nn.initializers.zeros_init() if zero else _lecun
     axes = ("conv_h", "conv_w", "conv_in", "conv_out")
-    return _Conv(
+    layer = _Conv(
         features,
         (kernel, kernel),
         strides=(strides, strides),
@@ -105,6 +119,7 @@ def conv(features: int, kernel: int = 3, *, strides: int = 1, zero: bool = False
         bias_init=nn.with_logical_partitioning(_default_bias, axes[3:]),
         name=name,
     )
+    return lambda x: checkpoint_name(layer(x), _LAYER)
 
 
 def dense(
@@ -118,7 +133,7 @@ def dense(
 ) -> Layer:
     """A dense layer; `axes` are the logical names of its kernel."""
     init = nn.initializers.zeros_init() if zero else _lecun
-    return _Dense(
+    layer = _Dense(
         features,
         use_bias=use_bias,
         dtype=dtype,
@@ -126,6 +141,7 @@ def dense(
         bias_init=nn.with_logical_partitioning(_default_bias, axes[1:]),
         name=name,
     )
+    return lambda x: checkpoint_name(layer(x), _LAYER)
 
 
 def group_norm(channels: int, *, name: str) -> nn.GroupNorm:

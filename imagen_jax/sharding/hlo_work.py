@@ -7,6 +7,7 @@ iteration, and zeros of a convolution's padding count as multiplied, as in `trai
 import functools
 import math
 import re
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from imagen_jax.sharding.hlo import Computation, Instruction, Module
 
 # Instructions that move nothing themselves: names for other buffers, or what they call is counted instead.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all"}
+_MOVES = {"copy", "transpose"}
 
 
 def matmul_flops(module: Module) -> int:
@@ -82,7 +84,20 @@ def hbm_bytes(module: Module) -> int:
     slice counts. Arrays count with the padding of their tiles. Buffers that the compiler keeps in on-chip memory count
     nothing. A CPU has no HBM: all counts there.
     """
-    total = 0
+    return sum(times * _moved(module, computation, instruction) for times, computation, instruction in _unfused(module))
+
+
+def layout_bytes(module: Module) -> int:
+    """Of `hbm_bytes` those of instructions that only lay an array out anew: copies, transposes, and fusions of them."""
+    return sum(
+        times * _moved(module, computation, instruction)
+        for times, computation, instruction in _unfused(module)
+        if _only_moves(module, instruction)
+    )
+
+
+def _unfused(module: Module) -> Iterator[tuple[int, Computation, Instruction]]:
+    """What runs as an instruction of its own, and how often; a fusion is one."""
     counts = hlo.run_counts(module)
     fused = {
         called
@@ -93,8 +108,15 @@ def hbm_bytes(module: Module) -> int:
     }
     for name in counts.keys() - fused:
         computation = module.computations[name]
-        total += counts[name] * sum(_moved(module, computation, instruction) for instruction in computation.values())
-    return total
+        for instruction in computation.values():
+            yield counts[name], computation, instruction
+
+
+def _only_moves(module: Module, instruction: Instruction) -> bool:
+    if instruction.opcode != "fusion":
+        return instruction.opcode in _MOVES
+    inner = {i.opcode for i in module.computations[instruction.called()[0]].values()}
+    return bool(inner & _MOVES) and inner <= _MOVES | {"parameter", "bitcast", "reshape"}
 
 
 def _moved(module: Module, computation: Computation, instruction: Instruction) -> int:

@@ -69,9 +69,7 @@ class MeshConfig:
             )
         if min(shape[2:]) > 1:
             # XLA (jax 0.10.2, CPU) computes something else where fsdp is larger than one too.
-            raise UserError(
-                f"mesh {sizes}: one of tensor and spatial must be 1; give their devices to the other, or to fsdp"
-            )
+            raise UserError(f"mesh {sizes}: tensor or spatial must be 1; give its devices to the other, or to fsdp")
         if shape[0] % num_slices:
             raise UserError(
                 f"mesh axis data ({shape[0]}) must be divisible by the {num_slices} slices of the {num_devices} "

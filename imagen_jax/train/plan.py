@@ -22,7 +22,7 @@ from imagen_jax.sampling.stage_sampler import trace_sampler
 from imagen_jax.sharding import hlo, rules, topologies
 from imagen_jax.sharding.chips import Chip, chip_of
 from imagen_jax.sharding.collectives import by_kind_and_axis, read_collectives
-from imagen_jax.sharding.hlo_work import hbm_bytes, matmul_flops
+from imagen_jax.sharding.hlo_work import hbm_bytes, layout_bytes, matmul_flops
 from imagen_jax.sharding.roofline import Work, days, mfu, roofline
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.flops import jaxpr_flops, model_flops
@@ -37,6 +37,7 @@ LEVELS = ("O0", "O1", "O2", "O3", "default")
 _FROM_TEXT = (
     "hardware_flops",
     "hbm_bytes",
+    "layout_bytes",
     "collective_bytes",
     "ici_bytes_sent",
     "dcn_bytes_sent",
@@ -152,6 +153,7 @@ def measure(
         "hbm_limit_gib": limit and limit / GIB,
         "arguments_gib": memory.argument_size_in_bytes / GIB,
         "temporaries_gib": memory.temp_size_in_bytes / GIB,
+        "host_gib": memory.host_temp_size_in_bytes / GIB,
         "model_flops": useful,
         "compile_s": compile_s,
     }
@@ -177,6 +179,7 @@ def _work(
     found: dict[str, Any] = dict.fromkeys(_FROM_TEXT) | {
         "hardware_flops": work.hardware_flops * mesh.size,
         "hbm_bytes": work.hbm_bytes,
+        "layout_bytes": float(layout_bytes(module)),
         "collective_bytes": by_kind_and_axis(collectives),
         "ici_bytes_sent": work.ici_bytes,
         "dcn_bytes_sent": work.dcn_bytes,

@@ -36,6 +36,8 @@ def program_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     memory = f"peak {peak:.3f} GiB"
     if limit is not None:
         memory += f" of {limit:.2f} GiB" + (f", {limit - peak:.2f} GiB left" if found["fits"] else ": DOES NOT FIT")
+    if found.get("host_gib"):
+        memory += f"; {found['host_gib']:.3f} GiB of the host's"
     rows = [("memory a device", memory), ("model FLOPs", f"{found['model_flops']:.4g}")]
     if found["hardware_flops"] is None:
         reason = found.get("unreadable")
@@ -43,7 +45,10 @@ def program_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ratio = found["hardware_flops"] / max(found["model_flops"], 1)
     rows += [
         ("hardware FLOPs", f"{found['hardware_flops']:.4g}, {ratio:.2f} times the model's"),
-        ("HBM traffic", f"{found['hbm_bytes'] / MIB:,.1f} MiB a device and step"),
+        (
+            "HBM traffic",
+            f"{found['hbm_bytes'] / MIB:,.1f} MiB a device and step, {found['layout_bytes'] / MIB:,.1f} of it layouts",
+        ),
     ]
     for kind, axes in found["collective_bytes"].items():
         rows.append((kind, ", ".join(f"{axis} {size / MIB:,.2f} MiB" for axis, size in axes.items())))

@@ -80,8 +80,11 @@ def test_two_hosts_fill_one_store(root: Path, tmp_path: Path) -> None:
 
 
 def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
-    """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host."""
-    errors = _on_two_hosts("train", root, MODEL_DIR=tmp_path / "base")
+    """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host.
+
+    On a mesh of two by two, so that the rows of the hosts must stand in the order of one.
+    """
+    errors = _on_two_hosts("train", root, **{"MODEL_DIR": tmp_path / "base", "MeshConfig.fsdp": 2})
     assert ["4/4 step" in error for error in errors] == [True, False]
     one, two = ([json.loads(line) for line in (run / "base" / "metrics.jsonl").open()] for run in (root, tmp_path))
     assert [line["step"] for line in two] == [2, 4]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from imagen_jax.sharding import hlo
-from imagen_jax.sharding.hlo_work import _taps, hbm_bytes, matmul_flops
+from imagen_jax.sharding.hlo_work import _taps, hbm_bytes, layout_bytes, matmul_flops
 
 ROWS, WIDTH, LENGTH = 16, 32, 5
 ONE = 2 * ROWS * WIDTH * WIDTH
@@ -115,3 +115,15 @@ def test_sizes_with_and_without_tiles(shape, logical, in_hbm):
     arrays = hlo.parse_shape(shape)
     assert sum(array.num_bytes for array in arrays) == logical
     assert sum(array.hbm_bytes for array in arrays) == in_hbm
+
+
+def test_bytes_that_only_change_a_layout():
+    """A transposed product needs an array to be written anew; a sum that is read transposed does not."""
+    x = jnp.ones((64, 32, 16))
+
+    def layouts(function) -> int:
+        return layout_bytes(hlo.parse(jax.jit(function).lower(x).compile().as_text()))
+
+    assert layouts(lambda x: x.transpose(2, 0, 1)) == 2 * 4 * 64 * 32 * 16
+    assert layouts(lambda x: jnp.sin(x.transpose(2, 0, 1))) == 0
+    assert layouts(lambda x: jnp.sin(x)) == 0
