@@ -74,6 +74,7 @@ def line(found: dict[str, Any]) -> str:
         f"{found['peak_hbm_gib']:.1f} of {found['hbm_limit_gib']:.2f}",
         f"{found['hardware_flops'] / found['model_flops']:.2f}",
         traffic,
+        f"{found['largest_collective_bytes'].get('all-gather', 0) / 2**20:,.0f}",
         f"{found['ici_bytes_sent'] / 2**30:.2f}",
         f"{times['overlap']:.3g} to {times['no_overlap']:.3g}",
         f"{mfu['overlap']:.0%} to {mfu['no_overlap']:.0%}",
@@ -93,9 +94,9 @@ def main() -> None:
     args = parser.parse_args()
     print(
         "| stage | slice | mesh | batch | microbatches x rows | peak GiB | FLOPs, hardware / model "
-        "| collectives MiB | sent GiB | step s | MFU | days | compiled s |"
+        "| collectives MiB | largest gather MiB | sent GiB | step s | MFU | days | compiled s |"
     )
-    print("|---" * 13 + "|", flush=True)
+    print("|---" * 14 + "|", flush=True)
     for stage in args.stages:
         if args.table == "scaling":
             for chips in SCALING_CHIPS:

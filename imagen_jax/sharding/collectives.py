@@ -82,6 +82,14 @@ def by_kind_and_axis(collectives: Iterable[Collective]) -> dict[str, dict[str, i
     return {kind: dict(sorted(totals[kind].items())) for kind in KINDS if kind in totals}
 
 
+def largest_by_kind(collectives: Iterable[Collective]) -> dict[str, int]:
+    """The largest payload that one run of a collective of each kind brings; only what there is."""
+    largest: dict[str, int] = {}
+    for one in collectives:
+        largest[one.kind] = max(largest.get(one.kind, 0), one.payload)
+    return {kind: largest[kind] for kind in KINDS if kind in largest}
+
+
 def _fused_scatters(module: Module) -> set[str]:
     return {name for name in module.computations if name.startswith("all-reduce-scatter")}
 

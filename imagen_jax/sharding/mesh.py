@@ -88,7 +88,9 @@ class MeshConfig:
         shape = self.shape(len(devices), slices)
         if slices > 1:
             inner, outer = (shape[0] // slices, *shape[1:]), (slices, 1, 1, 1)
-            return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES)
+            made = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+            return Mesh(made, AXES)
         if len(devices) == 1:
             return Mesh(np.asarray(devices).reshape(shape), AXES)
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
+        # Splitting: an axis of 8 over a torus of 4 x 4 x 4 takes one side and half of another.
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True), AXES)

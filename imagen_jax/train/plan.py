@@ -21,7 +21,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.sampling.stage_sampler import trace_sampler
 from imagen_jax.sharding import hlo, rules, topologies
 from imagen_jax.sharding.chips import Chip, chip_of
-from imagen_jax.sharding.collectives import by_kind_and_axis, read_collectives
+from imagen_jax.sharding.collectives import by_kind_and_axis, largest_by_kind, read_collectives
 from imagen_jax.sharding.hlo_work import hbm_bytes, layout_bytes, matmul_flops
 from imagen_jax.sharding.roofline import Work, days, mfu, roofline
 from imagen_jax.train.config import TrainConfig
@@ -39,6 +39,7 @@ _FROM_TEXT = (
     "hbm_bytes",
     "layout_bytes",
     "collective_bytes",
+    "largest_collective_bytes",
     "ici_bytes_sent",
     "dcn_bytes_sent",
     "roofline",
@@ -181,6 +182,7 @@ def _work(
         "hbm_bytes": work.hbm_bytes,
         "layout_bytes": float(layout_bytes(module)),
         "collective_bytes": by_kind_and_axis(collectives),
+        "largest_collective_bytes": largest_by_kind(collectives),
         "ici_bytes_sent": work.ici_bytes,
         "dcn_bytes_sent": work.dcn_bytes,
     }

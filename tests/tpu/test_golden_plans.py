@@ -10,6 +10,8 @@ from tests.tpu.golden_plans import ROOT, planned
 SMALL, PODS = sorted(ROOT.glob("*.json")), sorted((ROOT / "pods").glob("*.json"))
 # A tenth of a percent of the traffic is scalars and norms, which XLA may lay out anew.
 SMALLEST_SHARE = 0.001
+# Share of all parameters, in bfloat16, that one gather may bring.
+LARGEST_GATHER = 0.1
 
 
 def _check(path: Path) -> None:
@@ -21,6 +23,8 @@ def _check(path: Path) -> None:
         assert found[name] == pytest.approx(kept[name], rel=0.03), name
     if kept["sampler_peak_hbm_gib"] is not None:
         assert found["sampler"]["peak_hbm_gib"] == pytest.approx(kept["sampler_peak_hbm_gib"], rel=0.03)
+    # Kernels are gathered a few at a time, never the whole parameter set.
+    assert found["largest_collective_bytes"].get("all-gather", 0) < LARGEST_GATHER * 2 * found["num_params"]
     here, there = (_flat(one["collective_bytes"]) for one in (found, kept))
     least = SMALLEST_SHARE * sum(there.values())
     for kind in here.keys() | there.keys():

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from imagen_jax.errors import UserError
+from imagen_jax.sharding import topologies
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.plan import PlanOptions, plan, run
 from imagen_jax.train.plan_text import plan_text
@@ -47,3 +48,12 @@ def test_two_slices_meet_over_the_data_centre_network(tmp_path):
     assert math.isclose(found["roofline"]["dcn_s"], found["dcn_bytes_sent"] / 3.125e9)
     with pytest.raises(UserError, match="must be divisible by the 2 slices"):
         plan(tiny_config(tmp_path, mesh=MeshConfig(fsdp=8)), PlanOptions(topology="v5e-4", num_slices=2))
+
+
+@pytest.mark.parametrize("name", [name for name in topologies.known_topologies() if name != topologies.LOCAL])
+def test_groups_of_eight_fit_every_slice(name):
+    """Whatever its torus: 8 chips along fsdp are no side of 4 x 4 x 4."""
+    devices = topologies.devices(name)
+    if len(devices) % 8 == 0:
+        mesh = MeshConfig(fsdp=8).build(devices)
+        assert mesh.shape["fsdp"] == 8 and len({device.id for device in mesh.devices.flat}) == len(devices)

@@ -25,6 +25,8 @@ KEYS = {
     "model_flops",
     "hardware_flops",
     "collective_bytes",
+    "largest_collective_bytes",
+    "layout_bytes",
     "roofline_mfu",
     "step_time_s",
     "days",
