@@ -41,6 +41,8 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Float[Array, "b d"]:
         b, n, d = tokens.shape
+        if d % self.head_dim:
+            raise UserError(f"head_dim ({self.head_dim}) must divide text_dim ({d}), whose tokens it pools")
         heads = d // self.head_dim
         mean = masked_mean(tokens, mask)
         query = dense(d, axes=("embed", "heads"), dtype=self.dtype, name="query")(mean)

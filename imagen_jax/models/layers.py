@@ -21,12 +21,10 @@ Layer = Callable[[Array], Array]
 # What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
 # so that only norms and activations are computed again; what enters a block, and on the host what its layers give.
 REMATS = ("none", "block", "matmuls", "offload")
-_lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # What `offload` calls the output of a convolution or dense layer.
 _LAYER = "layer"
+_lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
-
-
 _gather_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar("gather_axis", default=None)
 
 

@@ -3,7 +3,7 @@
 Rows lie over `data` and `fsdp`, and along both each device's program is written out (`jax.shard_map`): left to choose,
 XLA moves activations to where a kernel is sharded, does the same work on many devices, and sums whole gradients where a
 shard of them is wanted. Forward, a layer gathers its kernel over `fsdp`; backward, its gradient is summed and scattered
-over `fsdp`, and what is left of it summed over `data` in float32. `tensor` stays with XLA.
+over `fsdp`, and what is left of it summed over `data` in float32. `tensor` and `spatial` stay with XLA.
 """
 
 from collections.abc import Callable

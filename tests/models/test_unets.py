@@ -122,7 +122,8 @@ def test_settings_of_unequal_length_are_refused() -> None:
         (SR.copy(skips="all"), "skips .'all'. must be one of block, res_block"),
         (BASE.copy(remat="dots"), "remat .'dots'. must be one of none, block, matmuls, offload"),
         (BASE.copy(text_pooling="max"), "text_pooling .'max'. must be one of attention, mean"),
-        (BASE.copy(head_dim=5, text_dim=10), "head_dim"),
+        (BASE.copy(head_dim=5, text_dim=10), r"head_dim \(5\) must divide the channels"),
+        (BASE.copy(head_dim=5), r"head_dim \(5\) must divide text_dim"),
     ):
         with pytest.raises(UserError, match=message):
             jax.eval_shape(model.init, jax.random.key(0), z_t, jnp.zeros(2), cond)
