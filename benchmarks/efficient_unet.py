@@ -62,7 +62,7 @@ def worker(name: str, what: str) -> None:
     )
 
     def call(params: Any) -> Any:
-        return stage.denoise(params, x, jnp.zeros(rows), cond)[0]
+        return stage.network(params)(x, jnp.zeros(rows), cond)
 
     if what == "describe":
         leaves = jax.tree.leaves(params)

@@ -39,8 +39,7 @@ def ours(mode: str, dim: int, batch: int, what: str) -> None:
     import jax
     import jax.numpy as jnp
 
-    from imagen_jax.diffusion import guidance, thresholding
-    from imagen_jax.diffusion.samplers import DDPMSampler
+    from imagen_jax.diffusion import guidance, samplers, thresholding
     from imagen_jax.models.denoiser import Conditioning
     from imagen_jax.sharding.rules import unbox
     from imagen_jax.train.config import OptimizerConfig
@@ -77,12 +76,15 @@ def ours(mode: str, dim: int, batch: int, what: str) -> None:
 
         @jax.jit
         def sample(params: Any, x: Any, step: Any) -> Any:
-            twice = jnp.concatenate([x, x])
-            x0, _ = stage.denoise(params, twice, jnp.concatenate([log_snr, log_snr]), both)
-            x0 = guidance.guide(x0[:batch], x0[batch:], 5.0)
-            x0 = thresholding.threshold(x0, "dynamic", 95.0)
+            def predict(z_t: Any, log_snr: Any) -> samplers.Estimate:
+                twice, log_snr_twice = jnp.concatenate([z_t, z_t]), jnp.concatenate([log_snr, log_snr])
+                x0 = stage.estimate(stage.network(params)(twice, log_snr_twice, both), twice, log_snr_twice).x0
+                x0 = guidance.guide(x0[:batch], x0[batch:], 5.0)
+                return samplers.estimate_from_x0(thresholding.threshold(x0, "dynamic", 95.0), z_t, log_snr)
+
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(4), step), x.shape)
-            return DDPMSampler().step(x, x0, log_snr, log_snr + 0.01, noise)
+            ends = samplers.Step(log_snr, log_snr + 0.01, log_snr - 0.01)
+            return samplers.DDPMSampler().step(predict, x, ends, noise, x)[0]
 
         steps = iter(range(10**9))
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax.diffusion import losses, noise_conditioning, process, time_sampling
+from imagen_jax.diffusion.losses import SimpleWeighting, Weighting
+from imagen_jax.diffusion.samplers import Estimate
 from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, Denoiser, drop_text
@@ -32,16 +34,22 @@ class Stage:
     Args:
       name: "base", "sr256", …: names the run directory inside a cascade directory.
       model: the Linen network (models.unet.UNet, models.efficient_unet.EfficientUNet).
-      image_size: height and width of the images, in pixels.
+      image_size: height and width of the images it is trained on, in pixels.
       text_embed_dim: width of the text encoder's token embeddings.
       max_text_length: tokens of a padded caption.
       low_res_size: for super-resolution, size of the conditioning image; None for the base stage.
+      full_size: for a stage that is trained on crops: size of the whole images that it draws in a cascade (paper
+        appendix F.3: 256-pixel crops, 1024-pixel images); None is image_size.
       schedule: log-SNR over time.
-      prediction: what the network predicts: "eps" (the paper), "x0" or "v".
+      prediction: what the network predicts: "eps" (the paper), "x0", "v" or "flow".
+      weighting: of the loss by noise; simple is the paper's.
+      vlb_weight: of the variational bound, in the loss of a network with `learned_variance`.
       null_text: what stands for no text: "zeros", the paper's zero embeddings without a token, or "empty", the text
         encoder's output of "" (DeepFloyd IF).
       cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
       max_aug_level: super-resolution is trained with aug_level uniform in [0, max_aug_level] (paper: 1).
+      self_cond_rate: probability that a batch is trained with an estimate of x0 as a further input (self-conditioning,
+        arXiv 2208.04202, section 2.2, where it is 0.5); 0: there is no such input.
 
     Raises:
       UserError: for sizes that cannot work together.
@@ -53,11 +61,15 @@ class Stage:
     text_embed_dim: int
     max_text_length: int
     low_res_size: int | None = None
+    full_size: int | None = None
     schedule: Schedule = CosineSchedule()
     prediction: str = "eps"
+    weighting: Weighting = SimpleWeighting()
+    vlb_weight: float = 1.0
     null_text: str = "zeros"
     cond_drop_rate: float = 0.1
     max_aug_level: float = 1.0
+    self_cond_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("image_size", "text_embed_dim", "max_text_length"):
@@ -67,6 +79,12 @@ class Stage:
         process.check_prediction(self.prediction)
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
+        if not isinstance(self.weighting, Weighting):
+            raise UserError(f"Stage.weighting ({self.weighting!r}) must be a weighting, e.g. @losses.MinSNRWeighting()")
+        if not self.vlb_weight > 0:
+            raise UserError(f"Stage.vlb_weight ({self.vlb_weight}) must be positive; 1 is usual")
+        if not 0.0 <= self.self_cond_rate <= 1.0:
+            raise UserError(f"Stage.self_cond_rate ({self.self_cond_rate}) must be in [0, 1]; 0.5 is usual, 0 is off")
         if self.null_text not in NULL_TEXTS:
             raise UserError(f"Stage.null_text ({self.null_text!r}) must be one of {NULL_TEXTS}; the paper uses 'zeros'")
         if not 0.0 <= self.cond_drop_rate < 1.0:
@@ -89,6 +107,26 @@ class Stage:
                 f"Stage.low_res_size ({self.low_res_size}) must divide image_size ({self.image_size}); "
                 f"choose e.g. {self.image_size // 4}"
             )
+        if self.full_size is not None and (self.full_size < self.image_size or self.full_size % factor):
+            raise UserError(
+                f"Stage.full_size ({self.full_size}) must be at least image_size ({self.image_size}), a crop of it, "
+                f"and divisible by {factor}"
+            )
+
+    @property
+    def draw_size(self) -> int:
+        """Side of the images the stage draws unless another size is asked for."""
+        return self.full_size or self.image_size
+
+    @property
+    def scale(self) -> int:
+        """How many times larger than its low-resolution input an image is; 1 for the base stage."""
+        return self.image_size // self.low_res_size if self.low_res_size else 1
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives a variance beside its prediction."""
+        return bool(getattr(self.model, "learned_variance", False))
 
     def init(self, rng: PRNGKeyArray) -> PyTree:
         """Fresh float32 parameters, boxed with their logical axis names."""
@@ -97,6 +135,8 @@ class Stage:
         cond = Conditioning(text=text, text_mask=jnp.ones(text.shape[:2], bool))
         if self.low_res_size is not None:
             cond = dataclasses.replace(cond, low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
+        if self.self_cond_rate > 0:
+            cond = dataclasses.replace(cond, self_cond=jnp.zeros((1, size, size, 3)))
         return self.model.init(rng, jnp.zeros((1, size, size, 3)), jnp.zeros((1,)), cond)["params"]
 
     def network(self, params: PyTree, mesh: Mesh | None = None) -> Denoiser:
@@ -124,23 +164,18 @@ class Stage:
         with kernels_gathered_over("fsdp"):
             return self.model.apply({"params": params}, *inputs)
 
-    def denoise(
-        self,
-        params: PyTree,
-        z_t: Float[Array, "b h w c"],
-        log_snr: Float[Array, " b"],
-        cond: Conditioning,
-        mesh: Mesh | None = None,
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """One network call, turned into (x0_hat, eps_hat); `mesh` as in `network`."""
-        output = self.network(params, mesh)(z_t, log_snr, cond)
-        return process.to_x0_eps(self.prediction, output, z_t, log_snr)
+    def estimate(
+        self, output: Float[Array, "b h w c2"], z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"]
+    ) -> Estimate:
+        """What the network's output says of x0 and eps, and of the variance if it learns one."""
+        channels = z_t.shape[-1]
+        x0, eps = process.to_x0_eps(self.prediction, output[..., :channels], z_t, log_snr)
+        return Estimate(x0, eps, 0.5 * (output[..., channels:] + 1.0) if self.learned_variance else None)
 
     def upsample_low_res(self, low_res: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
-        """Resizes a low-resolution image to the size of this stage, bilinear (the paper does not state how)."""
+        """Resizes a low-resolution image by the scale of this stage, bilinear (the paper does not state how)."""
         b, h, w, c = low_res.shape
-        scale = self.image_size // (self.low_res_size or self.image_size)
-        return jax.image.resize(low_res, (b, h * scale, w * scale, c), "bilinear")
+        return jax.image.resize(low_res, (b, h * self.scale, w * self.scale, c), "bilinear")
 
     def loss(
         self,
@@ -150,13 +185,13 @@ class Stage:
         null: Conditioning | None = None,
         mesh: Mesh | None = None,
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
-        """Mean squared error of the network's prediction at random times (paper section 2.2, figure A.32).
+        """Weighted squared error of the network's prediction at random times (paper section 2.2, figure A.32).
 
         Args:
           params: network parameters.
           batch: "x0" [b, h, w, 3] in [-1, 1], "text" [b, n, d], "text_mask" [b, n]; for super-resolution
             "low_res" [b, h', w', 3].
-          rng: decides times, noise, dropped text and augmentation levels.
+          rng: decides times, noise, dropped text, augmentation levels and self-conditioning.
           null: the null text, one row; None is zeros. Whoever trains gives what `null_text` names.
           mesh: as in `network`.
 
@@ -165,7 +200,8 @@ class Stage:
         """
         x0 = batch["x0"]
         t_rng, eps_rng, drop_rng, aug_rng, aug_eps_rng = jax.random.split(rng, 5)
-        log_snr = self.schedule.log_snr(time_sampling.stratified(t_rng, x0.shape[0]))
+        t = time_sampling.stratified(t_rng, x0.shape[0])
+        log_snr = self.schedule.log_snr(t)
         eps = jax.random.normal(eps_rng, x0.shape)
         cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
         cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate, null)
@@ -175,9 +211,32 @@ class Stage:
             aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
             low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
             cond = dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
-        output = self.network(params, mesh)(process.diffuse(x0, eps, log_snr), log_snr, cond)
-        per_example = losses.per_example_mse(output, process.target(self.prediction, x0, eps, log_snr))
+        network, z_t = self.network(params, mesh), process.diffuse(x0, eps, log_snr)
+        if self.self_cond_rate > 0:
+            cond = self._self_conditioned(network, z_t, log_snr, cond, jax.random.fold_in(rng, 5))
+        output = network(z_t, log_snr, cond)
+        target = process.target(self.prediction, x0, eps, log_snr)
+        per_example = losses.per_example_mse(output[..., : x0.shape[-1]], target)
+        per_example *= self.weighting.weight(self.prediction, log_snr)
+        found = self.estimate(output, z_t, log_snr)
+        if found.fraction is not None:
+            bound = losses.variational_bound(x0, found.x0, found.fraction, t, self.schedule)
+            per_example += self.vlb_weight * bound
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}
+
+    def _self_conditioned(
+        self, network: Denoiser, z_t: Array, log_snr: Array, cond: Conditioning, rng: PRNGKeyArray
+    ) -> Conditioning:
+        """Adds the network's own estimate of x0, not differentiated, or zeros in its place."""
+        nothing = dataclasses.replace(cond, self_cond=jnp.zeros_like(z_t))
+
+        def first_look() -> Array:
+            found = self.estimate(network(z_t, log_snr, nothing), z_t, log_snr)
+            return jax.lax.stop_gradient(jnp.clip(found.x0, -1.0, 1.0))
+
+        # One coin for the batch: the rows that need no first look would cost one all the same.
+        known = jax.lax.cond(jax.random.uniform(rng) < self.self_cond_rate, first_look, lambda: jnp.zeros_like(z_t))
+        return dataclasses.replace(cond, self_cond=known)
 
 
 @functools.lru_cache(maxsize=8)

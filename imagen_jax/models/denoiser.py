@@ -1,7 +1,7 @@
 """What every denoising network takes and gives.
 
 A network is a Linen module called as `module.apply({"params": p}, z_t, log_snr, cond) -> output`; what the output
-means (eps, x0 or v) is the stage's business, not the network's.
+means (eps, x0, v or flow) is the stage's business, not the network's.
 """
 
 import dataclasses
@@ -23,12 +23,18 @@ class Conditioning:
       text_mask: True at real tokens.
       low_res: super-resolution only: the low-resolution image, resized to the size of z_t and corrupted.
       aug_level: super-resolution only: how far low_res was corrupted, in [0, 1].
+      self_cond: self-conditioning only: an estimate of x0 in [-1, 1], or zeros.
     """
 
     text: Float[Array, "b n d"]
     text_mask: Bool[Array, "b n"]
     low_res: Float[Array, "b h w c"] | None = None
     aug_level: Float[Array, " b"] | None = None
+    self_cond: Float[Array, "b h w c"] | None = None
+
+    def images(self) -> tuple[Float[Array, "b h w c"], ...]:
+        """The images among them, which a network reads beside z_t."""
+        return tuple(image for image in (self.low_res, self.self_cond) if image is not None)
 
 
 @runtime_checkable

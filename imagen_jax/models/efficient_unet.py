@@ -128,6 +128,7 @@ class EfficientUNet(nn.Module):
         its residual blocks reads its counterpart's output, concatenated. The paper's 600M parameters want the latter.
       scan_blocks: the residual blocks of a block are one compiled block run many times, their parameters stacked on
         a first axis: large networks compile in a fraction of the time.
+      learned_variance: the output has a variance for each value besides (`Stage.vlb_weight`), in as many channels more.
       dtype: compute type.
     """
 
@@ -142,6 +143,7 @@ class EfficientUNet(nn.Module):
     skips: str = "block"
     remat: str = "none"
     scan_blocks: bool = False
+    learned_variance: bool = False
     dtype: Dtype = jnp.float32
 
     @property
@@ -185,7 +187,7 @@ class EfficientUNet(nn.Module):
                 name=name,
             )(h, emb, text, cond.text_mask, inner)
 
-        x = z_t if cond.low_res is None else jnp.concatenate([z_t, cond.low_res], axis=-1)
+        x = jnp.concatenate([z_t, *cond.images()], axis=-1)
         h = conv(self.dims[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         first, skips, inner = h, [], []
         for level, features in enumerate(self.dims):
@@ -199,4 +201,4 @@ class EfficientUNet(nn.Module):
         # No norm here: it would take the picture's mean and contrast away, which x0 and v have to carry. The gain
         # on z_t that a prediction needs depends on the noise level alone, which is what the embedding tells.
         h = scale_shift(h + first / math.sqrt(2), emb, jnp.float32)
-        return conv(z_t.shape[-1], 1, zero=True, dtype=jnp.float32, name="conv_out")(h)
+        return conv((1 + self.learned_variance) * z_t.shape[-1], 1, zero=True, dtype=jnp.float32, name="conv_out")(h)

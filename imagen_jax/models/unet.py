@@ -44,6 +44,7 @@ class UNet(nn.Module):
       text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
       text_norm: LayerNorm on the text wherever it enters; the paper finds that it "considerably improves" results.
       remat: what the backward pass computes again: one of `layers.REMATS`.
+      learned_variance: the output has a variance for each value besides (`Stage.vlb_weight`), in as many channels more.
       dtype: compute type, "float32" or "bfloat16".
     """
 
@@ -57,6 +58,7 @@ class UNet(nn.Module):
     text_pooling: str = "attention"
     text_norm: bool = True
     remat: str = "none"
+    learned_variance: bool = False
     dtype: Dtype = jnp.float32
 
     @property
@@ -90,7 +92,7 @@ class UNet(nn.Module):
         def block(h: Array, features: int, name: str, resample=None) -> Array:
             return res_block(features, resample, self.dtype, name=name)(h, emb)
 
-        x = z_t if cond.low_res is None else jnp.concatenate([z_t, cond.low_res], axis=-1)
+        x = jnp.concatenate([z_t, *cond.images()], axis=-1)
         h = conv(self.dim, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         skips = [h]
         last = len(self.dim_mults) - 1
@@ -115,4 +117,4 @@ class UNet(nn.Module):
                 h = block(h, self.dim * mult, f"up_{level}_resample", upsample)
 
         h = jax.nn.swish(group_norm(h.shape[-1], name="norm_out")(h))
-        return conv(z_t.shape[-1], zero=True, dtype=jnp.float32, name="conv_out")(h)
+        return conv((1 + self.learned_variance) * z_t.shape[-1], zero=True, dtype=jnp.float32, name="conv_out")(h)

@@ -1,181 +1,350 @@
-"""The cascade: captions → base image → super-resolution → … → final image.
+"""The cascade: captions → base image → super-resolution → … → final image, and the changes of given images.
 
-A cascade directory holds one run directory a stage (base/, sr/, …); a stage's run directory alone is a cascade of
-one. Each stage is rebuilt from the operative config in its newest checkpoint, with the averaged parameters.
+cascade = Cascade.load("runs/demo")
+*_, images = cascade.sample(["a red cube", "a blue ring"])        # uint8 [2, 64, 64, 3]
+*_, images = cascade.inpaint(["a red cube"], photo, mask)         # photo float [1, 64, 64, 3] in [-1, 1]
 """
 
 import dataclasses
-import hashlib
-import os
-from collections.abc import Callable, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from imagen_jax import gin_config
 from imagen_jax.errors import UserError
-from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
+from imagen_jax.sampling import memory
+from imagen_jax.sampling.drawing import Programs, as_trained, draw_all, estimate_bytes, prepare
 from imagen_jax.sampling.images import to_uint8
-from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
-from imagen_jax.sharding import rules
+from imagen_jax.sampling.loading import LoadedStage, load_stages, stage_sizes
+from imagen_jax.sampling.request import (
+    EditRequest,
+    Request,
+    check_images,
+    reduce_images,
+    seeds_and_ids,
+    with_border,
+)
+from imagen_jax.sampling.stage_sampler import Given, SamplingConfig
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage import Stage
-from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.train import checkpoints
-from imagen_jax.train.config import TrainConfig
-from imagen_jax.typing import Float, PyTree, UInt8
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.typing import Array, Bool, Float, UInt8
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadedStage:
-    """A trained stage.
-
-    Args:
-      stage: network and diffusion.
-      sampling: its settings, as configured in its run.
-      params: averaged parameters.
-      text: the text encoder it was trained with.
-      config_hash: first digits of the digest of its operative config.
-    """
-
-    stage: Stage
-    sampling: SamplingConfig
-    params: PyTree
-    text: TextConfig
-    config_hash: str
-
-    @classmethod
-    def load(cls, model_dir: str) -> "LoadedStage":
-        """Rebuilds a stage from its newest checkpoint."""
-        step = checkpoints.latest_step(model_dir)
-        text = checkpoints.load_config_text(model_dir, step)
-        path = checkpoints.checkpoint_dir(model_dir, step or 0)
-        config = gin_config.load(TrainConfig, [str(path / "config.gin")])
-        params = checkpoints.load_params(model_dir, step)
-        abstract = jax.eval_shape(config.stage.init, jax.random.key(0))
-        checkpoints.check_same({"params": rules.unbox(abstract)}, {"params": params}, path)
-        return cls(
-            stage=config.stage,
-            sampling=config.sampling,
-            params=params,
-            text=config.text,
-            config_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
-        )
+WEIGHTS = ("auto", "resident", "offload")
+Images = UInt8[np.ndarray, "b _h _w 3"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cascade:
-    """Stages in the order they run, and the text encoder they share."""
+    """Stages in the order they run, and the text encoder they share.
+
+    Args:
+      stages: at least one; each draws from what the one before drew.
+      encoder: of their text.
+      mesh: devices that draw; None is the first local one.
+      weights: "resident": all stages in one program, their parameters on the devices; "offload": stage by stage, each
+        stage's parameters on the devices while it runs; "auto": resident if `drawing.estimate_bytes` says that it fits.
+    """
 
     stages: tuple[LoadedStage, ...]
     encoder: TextEncoder
+    mesh: Mesh | None = None
+    weights: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise UserError(f"weights ({self.weights!r}) must be one of {', '.join(WEIGHTS)}")
 
     @classmethod
-    def load(cls, directory: str) -> "Cascade":
-        """Loads a cascade directory, or the run directory of one stage.
+    def load(cls, path: str, *, mesh: MeshConfig | None = None, weights: str = "auto") -> "Cascade":
+        """Loads a cascade directory, the run directory of one stage, or a gin file (see `loading`).
+
+        Args:
+          path: where the trained stages are.
+          mesh: how the local devices share the work; None: `data` over all of them.
+          weights: see the class.
 
         Raises:
-          UserError: no checkpoint there, stages that do not fit each other, or another text encoder a stage.
+          UserError: nothing trained there, or stages that do not fit each other.
         """
-        if checkpoints.latest_step(directory) is not None:
-            found = [LoadedStage.load(directory)]
-        else:
-            names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-            runs = [os.path.join(directory, name) for name in names]
-            found = [LoadedStage.load(run) for run in runs if checkpoints.latest_step(run) is not None]
-        if not found:
-            raise UserError(
-                f"no trained stage under {directory!r}: expected checkpoints/checkpoint_N in it or in its "
-                "sub-directories (base/, sr/, …); train first, or check the path"
-            )
-        found.sort(key=lambda loaded: loaded.stage.image_size)
-        for below, above in zip(found, found[1:], strict=False):
-            if above.stage.low_res_size != below.stage.image_size:
-                raise UserError(
-                    f"stage {above.stage.name!r} expects {above.stage.low_res_size}-pixel images below it, but stage "
-                    f"{below.stage.name!r} draws {below.stage.image_size}; the cascade directory must hold one chain"
-                )
-            if above.text != below.text:
-                raise UserError(
-                    f"stages {below.stage.name!r} and {above.stage.name!r} were trained with different text encoders: "
-                    f"{below.text} and {above.text}; retrain one of them"
-                )
-        return cls(stages=tuple(found), encoder=TextEncoder(found[0].text))
+        stages = load_stages(path)
+        devices = jax.local_devices()
+        built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
+        return cls(stages=tuple(stages), encoder=TextEncoder(stages[0].text), mesh=built, weights=weights)
 
     @property
     def config_hash(self) -> str:
         """One word that changes when the config of any stage does."""
         return "-".join(loaded.config_hash for loaded in self.stages)
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the stages."""
+        return [loaded.stage.name for loaded in self.stages]
+
     def configure(self, change: Callable[[Stage, SamplingConfig], SamplingConfig]) -> "Cascade":
         """The same cascade with every stage's sampling settings passed through `change`."""
         stages = [dataclasses.replace(one, sampling=change(one.stage, one.sampling)) for one in self.stages]
         return dataclasses.replace(self, stages=tuple(stages))
 
+    def only(self, first: str | None = None, last: str | None = None) -> "Cascade":
+        """The stages from the one named `first` to the one named `last`, both included.
+
+        Raises:
+          UserError: there is no such stage, or they are the wrong way round.
+        """
+        for name in (first, last):
+            if name is not None and name not in self.names:
+                raise UserError(f"no stage {name!r} in this cascade; it has {', '.join(self.names)}")
+        begin = 0 if first is None else self.names.index(first)
+        end = len(self.stages) if last is None else self.names.index(last) + 1
+        if begin >= end:
+            raise UserError(f"stage {first!r} comes after {last!r}; the order is {', '.join(self.names)}")
+        return dataclasses.replace(self, stages=self.stages[begin:end])
+
+    def above_base(self) -> "Cascade":
+        """The super-resolution stages alone.
+
+        Raises:
+          UserError: there is none.
+        """
+        above = [one.stage.name for one in self.stages if one.stage.low_res_size is not None]
+        if not above:
+            raise UserError(f"no super-resolution stage in this cascade; it has {', '.join(self.names)}")
+        return self.only(first=above[0])
+
     def sample(
         self,
         prompts: Sequence[str],
         *,
-        seed: int = 0,
-        low_res: Float[np.ndarray, "b h w 3"] | None = None,
+        seed: int | Sequence[int] = 0,
         negative_prompts: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+        low_res: Float[np.ndarray, "b h w 3"] | None = None,
         batch_size: int = 64,
         label: str = "sample",
-    ) -> list[UInt8[np.ndarray, "b _h _w 3"]]:
+    ) -> list[Images]:
         """Draws one image a prompt through every stage.
-
-        Image i depends on the seed, i and prompt i alone, whatever the batch size.
 
         Args:
           prompts: captions; "" is each stage's null text and draws unconditionally.
-          seed: of the noise.
-          low_res: needed where the first stage is a super-resolution stage: its inputs, in [-1, 1].
+          seed: of the noise, one for all or one an image. Image i depends on prompt i, and on the seed and i or on its
+            own seed, whatever the batch size.
           negative_prompts: what guidance leads away from in place of the null text, one a prompt; "" is the null text.
+          size: height and width of the last stage's images; None: the stages' own.
+          low_res: needed where the first stage is a super-resolution stage: its inputs, in [-1, 1].
           batch_size: images drawn at a time; the last batch is filled up so that nothing compiles twice.
           label: what the progress shows.
 
         Returns:
           For each stage, its images as uint8.
         """
-        if not prompts:
-            raise UserError("no prompts to draw; give at least one caption")
-        first = self.stages[0].stage
-        if (first.low_res_size is None) != (low_res is None):
-            raise UserError(
-                f"the first stage ({first.name!r}) has low_res_size {first.low_res_size}: "
-                f"low-resolution images are {'not taken' if first.low_res_size is None else 'needed'}"
-            )
-        if low_res is not None and low_res.shape[0] != len(prompts):
-            raise UserError(f"low_res has {low_res.shape[0]} images for {len(prompts)} prompts; give one each")
-        if negative_prompts is not None and len(negative_prompts) != len(prompts):
-            raise UserError(f"{len(negative_prompts)} negative prompts for {len(prompts)} prompts; give one each")
-        if negative_prompts is not None and all(one.sampling.guidance_weight == 1.0 for one in self.stages):
-            raise UserError("negative prompts do nothing at guidance_weight 1; set a larger one, e.g. 3")
-        batch_size = min(batch_size, len(prompts))
+        request = Request(prompts=prompts, seed=seed, negative_prompts=negative_prompts, size=size, low_res=low_res)
+        return self._all(request, batch_size, label)
+
+    def upscale(
+        self,
+        prompts: Sequence[str],
+        images: Float[np.ndarray, "b h w 3"],
+        *,
+        aug_level: float | None = None,
+        **options: Any,
+    ) -> list[Images]:
+        """Super-resolution only: the user's images through the stages above the base.
+
+        Args:
+          prompts: what they show.
+          images: in [-1, 1]; any height and width that the networks can take, times the scales of the stages.
+          aug_level: of every stage; None: as configured.
+          options: seed, negative_prompts, batch_size and label of `sample`.
+        """
+        above = self.above_base()
+        if aug_level is not None:
+            above = above.configure(lambda _, sampling: dataclasses.replace(sampling, aug_level=aug_level))
+        return above.sample(prompts, low_res=images, **options)
+
+    def vary(
+        self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], *, aug_level: float = 0.3, **options: Any
+    ) -> list[Images]:
+        """Variations: images made small, corrupted and drawn large again (paper section 2.4, figure A.32).
+
+        Args:
+          prompts: what they show.
+          images: in [-1, 1], of the size that the last stage draws.
+          aug_level: in [0, 1]; the larger, the less of the image is left.
+          options: seed, negative_prompts, batch_size and label of `sample`.
+        """
+        check_images("images", images)
+        above = self.above_base()
+        stages = [one.stage for one in above.stages]
+        stage_sizes(stages, images.shape[1:3])
+        small = reduce_images(images, math.prod(stage.scale for stage in stages))
+        return above.upscale(prompts, small, aug_level=aug_level, **options)
+
+    def image_to_image(
+        self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], *, strength: float = 0.6, **options: Any
+    ) -> list[Images]:
+        """Changes images: each stage diffuses them to time `strength` and draws from there.
+
+        Args:
+          prompts: what to make of them.
+          images: in [-1, 1], of the size that the last stage is to draw.
+          strength: time in (0, 1]: near 0 keeps the image, 1 keeps nothing of it.
+          options: seed, negative_prompts, batch_size and label of `sample`.
+        """
+        edit = EditRequest(images=images, strength=strength)
+        return self._edited(prompts, edit, **options)
+
+    def inpaint(
+        self,
+        prompts: Sequence[str],
+        images: Float[np.ndarray, "b h w 3"],
+        masks: Bool[np.ndarray, "b h w"],
+        *,
+        num_resamples: int = 4,
+        jump_length: int = 4,
+        strength: float = 1.0,
+        **options: Any,
+    ) -> list[Images]:
+        """Draws the masked part of images anew, so that it fits the rest (RePaint, arXiv 2201.09865).
+
+        Args:
+          prompts: what the whole shows.
+          images: in [-1, 1], of the size that the last stage is to draw.
+          masks: True where to draw; what is False comes back as it was.
+          num_resamples, jump_length: every stretch of jump_length steps is gone through num_resamples times; RePaint
+            has 10 of each, at as many times the cost.
+          strength: time that the masked part is diffused to first; 1 keeps nothing of it.
+          options: seed, negative_prompts, batch_size and label of `sample`.
+        """
+        edit = EditRequest(
+            images=images,
+            masks=np.asarray(masks, bool),
+            strength=strength,
+            num_resamples=num_resamples,
+            jump_length=jump_length,
+        )
+        return self._edited(prompts, edit, **options)
+
+    def outpaint(
+        self,
+        prompts: Sequence[str],
+        images: Float[np.ndarray, "b h w 3"],
+        border: tuple[int, int, int, int],
+        **options: Any,
+    ) -> list[Images]:
+        """Draws what lies around images.
+
+        Args:
+          prompts: what the larger picture shows.
+          images: in [-1, 1].
+          border: pixels to add at top, bottom, left and right; the result must be a size that the stages can draw.
+          options: those of `inpaint`.
+        """
+        canvas, masks = with_border(images, border)
+        return self.inpaint(prompts, canvas, masks, **options)
+
+    def stream(
+        self, request: Request, *, rows: Sequence[int] | None = None, batch_size: int = 64, label: str = "sample"
+    ) -> Iterator[tuple[list[int], list[Images]]]:
+        """Draws batch after batch, holding one at a time.
+
+        Args:
+          request: what to draw.
+          rows: which of its images; None: all.
+          batch_size: images drawn at a time.
+          label: what the progress shows.
+
+        Yields:
+          Numbers of some images, and for each stage those images.
+
+        Raises:
+          UserError: the request does not fit the stages; before anything is drawn.
+        """
+        rows = list(range(len(request.prompts))) if rows is None else list(rows)
+        programs = prepare(self.stages, request)
+        ways = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        batch_size = -(-min(batch_size, len(rows)) // ways) * ways
+        self._tell_truncated([request.prompts[i] for i in rows])
+        resident = self._stays(programs, batch_size)
+        with Progress(len(rows), label, "image") as progress:
+            for start in range(0, len(rows), batch_size):
+                chosen = rows[start : start + batch_size]
+                padded = np.asarray([*chosen, *[chosen[-1]] * (batch_size - len(chosen))])
+                drawn = self._batch(request, programs, padded, resident)
+                yield chosen, [to_uint8(np.asarray(images))[: len(chosen)] for images in drawn]
+                progress.update(len(chosen))
+
+    def _all(self, request: Request, batch_size: int, label: str) -> list[Images]:
         drawn: list[list[np.ndarray]] = [[] for _ in self.stages]
-        with Progress(len(prompts), label, "image") as progress:
-            for start in range(0, len(prompts), batch_size):
-                ids = np.arange(start, start + batch_size)
-                rows = np.minimum(ids, len(prompts) - 1)
-                count = min(batch_size, len(prompts) - start)
-                chosen = [prompts[i] for i in rows]
-                avoided = [""] * len(rows) if negative_prompts is None else [negative_prompts[i] for i in rows]
-                below = None if low_res is None else jnp.asarray(low_res[rows])
-                for number, one in enumerate(self.stages):
-                    keys = image_keys(seed, jnp.asarray(ids))
-                    keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, number))(keys)
-                    cond, null = (self._encode(one.stage, captions) for captions in (chosen, avoided))
-                    text = (cond.text, cond.text_mask)
-                    below = sample_stage(one.stage, one.sampling, one.params, keys, *text, below, null)
-                    drawn[number].append(to_uint8(np.asarray(below))[:count])
-                progress.update(count)
+        for _, images in self.stream(request, batch_size=batch_size, label=label):
+            for parts, part in zip(drawn, images, strict=True):
+                parts.append(part)
         return [np.concatenate(parts) for parts in drawn]
 
-    def _encode(self, stage: Stage, captions: Sequence[str]) -> Conditioning:
-        """Text of each caption, and of an empty one what the stage was trained with in its place."""
-        text, text_mask = self.encoder.encode(captions)
-        cond = Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(text_mask))
-        if stage.null_text == "empty":
-            return cond
-        return drop_text(cond, jnp.asarray([bool(caption.strip()) for caption in captions]))
+    def _edited(
+        self,
+        prompts: Sequence[str],
+        edit: EditRequest,
+        *,
+        seed: int | Sequence[int] = 0,
+        negative_prompts: Sequence[str] | None = None,
+        batch_size: int = 64,
+        label: str = "sample",
+    ) -> list[Images]:
+        size = edit.images.shape[1:3]
+        request = Request(prompts=prompts, seed=seed, negative_prompts=negative_prompts, size=size, edit=edit)
+        return self._all(request, batch_size, label)
+
+    def _stays(self, programs: Programs, batch_size: int) -> bool:
+        if self.weights != "auto":
+            return self.weights == "resident"
+        return estimate_bytes(self.stages, programs, batch_size, self.mesh) <= 0.9 * memory.device_bytes()
+
+    def _tell_truncated(self, prompts: Sequence[str]) -> None:
+        most = self.encoder.config.max_length
+        long = [i for i, count in enumerate(self.encoder.count_tokens(prompts)) if count > most]
+        if long:
+            print(
+                f"warning: {len(long)} of {len(prompts)} prompts are longer than the {most} tokens that the text "
+                f"encoder takes and are cut there; the first: {prompts[long[0]]!r}",
+                file=sys.stderr,
+            )
+
+    def _batch(self, request: Request, programs: Programs, rows: np.ndarray, resident: bool) -> list[Array]:
+        prompts = [request.prompts[i] for i in rows]
+        seeds, ids = (values[rows] for values in seeds_and_ids(request.seed, len(request.prompts)))
+        cond = Conditioning(*map(jnp.asarray, self.encoder.encode(prompts)))
+        avoided = [""] * len(rows)
+        if request.negative_prompts is not None:
+            avoided = [request.negative_prompts[i] for i in rows]
+        null = Conditioning(*map(jnp.asarray, self.encoder.encode(avoided)))
+        stages = [one.stage for one in self.stages]
+        texts = [(as_trained(stage, cond, prompts), as_trained(stage, null, avoided)) for stage in stages]
+        givens = []
+        for own in programs.sizes:
+            edit = None if request.edit is None else request.edit.at(rows, programs.sizes[-1][0] // own[0])
+            givens.append(None if edit is None else Given(edit.image, edit.mask))
+        low_res = None if request.low_res is None else np.asarray(request.low_res[rows], np.float32)
+        levels = [np.float32(one.sampling.aug_level) for one in self.stages]
+        inputs = (programs.plans, levels, texts, givens)
+        if resident:
+            params = [one.weights.on_devices(one.stage, self.mesh) for one in self.stages]
+            return draw_all(programs.stages, programs.hows, self.mesh, params, seeds, ids, low_res, *inputs)
+        drawn: list[Array] = []
+        for number, one in enumerate(self.stages):
+            alone = ([values[number]] for values in inputs)
+            params = [one.weights.on_devices(one.stage, self.mesh)]
+            kind = (programs.stages[number : number + 1], programs.hows[number : number + 1], self.mesh)
+            below = drawn[-1] if drawn else low_res
+            drawn += draw_all(*kind, params, seeds, ids, below, *alone, first=np.int32(number))
+            drawn[-1].block_until_ready()
+            one.weights.release()
+        return drawn

@@ -166,7 +166,7 @@ def restore_params(
 
 
 def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema: bool = True) -> PyTree:
-    """Parameters of a run on the first local device, for sampling; the optimizer state is not read.
+    """Parameters of a run on the host, for sampling; the optimizer state is not read.
 
     Args:
       model_dir: run directory.
@@ -178,7 +178,7 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     """
     path, item = _existing(model_dir, step), "ema_params" if ema else "params"
     verify(path)
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(_host_device())
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
     )
@@ -279,6 +279,14 @@ def _saver() -> ocp.Checkpointer:
     for item in ITEMS:
         registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=types))
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+
+
+def _host_device() -> jax.Device:
+    """A CPU device where there is one, which is nearly always: an accelerator may not have room for every stage."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
 
 
 def _metadata(path: Path, item: str) -> PyTree:

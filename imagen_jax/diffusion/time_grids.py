@@ -1,0 +1,98 @@
+"""The times at which a sampler calls the network: decreasing, the last one the clean image.
+
+    uniform    1, 1 - 1/N, …, 1/N, 0
+    respaced   of T discrete times, cut into equal sections, so many from each section as `sections` says
+
+A section of `size` entries gives `count` of them evenly from its first to its last, rounded; a count of 1 gives the
+first. This is the rule of improved diffusion (arXiv 2102.09672, section 4) that DeepFloyd IF's tables follow.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from imagen_jax.diffusion.schedules import DiscreteSchedule, Schedule
+from imagen_jax.errors import UserError
+
+
+@runtime_checkable
+class TimeGrid(Protocol):
+    """Chooses num_steps + 1 times."""
+
+    def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
+        """float64 [num_steps + 1], decreasing, from t_start to 0.
+
+        A grid with times of its own leaves out those before t_start.
+        """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UniformGrid:
+    """Evenly spaced from t_start to 0."""
+
+    def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
+        """float64 [num_steps + 1]."""
+        return np.linspace(t_start, 0.0, num_steps + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RespacedGrid:
+    """Times of a discrete schedule, so many from each of its sections.
+
+    DeepFloyd IF's tables: smart27 is (7, 4, 2, 1, 2, 4, 7), fast27 (10, 10, 3, 2, 2), super27
+    (1, 1, 1, 1, 1, 1, 1, 2, 5, 13), super40 (2, 2, 2, 2, 2, 2, 3, 4, 6, 15), smart50
+    (10, 6, 4, 3, 2, 2, 3, 4, 6, 10).
+
+    Args:
+      sections: how many times from each section, from the clean end to the noisy one; their sum is the number of steps.
+      num_timesteps: of the discrete schedule.
+    """
+
+    sections: Sequence[int]
+    num_timesteps: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sections", tuple(self.sections))
+        if not self.sections or not all(isinstance(count, int) and count >= 1 for count in self.sections):
+            raise UserError(f"RespacedGrid.sections ({self.sections}) must be whole numbers of at least 1")
+        for count, size in zip(self.sections, self._sizes(), strict=True):
+            if count > size:
+                raise UserError(
+                    f"RespacedGrid.sections asks for {count} times of a section that has {size}: "
+                    f"{self.num_timesteps} timesteps in {len(self.sections)} sections; ask for fewer"
+                )
+
+    def _sizes(self) -> list[int]:
+        size, extra = divmod(self.num_timesteps, len(self.sections))
+        return [size + (i < extra) for i in range(len(self.sections))]
+
+    def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
+        """float64 [n + 1], n at most num_steps: those of the times that are not before t_start.
+
+        Raises:
+          UserError: num_steps is not the sum of the sections.
+        """
+        if num_steps != sum(self.sections):
+            raise UserError(
+                f"num_steps ({num_steps}) must be the sum of the grid's sections {self.sections}, {sum(self.sections)}"
+            )
+        entries, start = [0], 0
+        for count, size in zip(self.sections, self._sizes(), strict=True):
+            strides = [(size - 1) / max(count - 1, 1)] * (count - 1)
+            # Added up rather than multiplied: so IF's tables round their halves.
+            entries += [start + round(position) + 1 for position in itertools.accumulate(strides, initial=0.0)]
+            start += size
+        times = np.asarray(entries[::-1]) / self.num_timesteps
+        return times[times <= t_start]
+
+
+def check_steps(schedule: Schedule, num_steps: int) -> None:
+    """Raises UserError where a discrete schedule has fewer times than steps are asked for."""
+    if isinstance(schedule, DiscreteSchedule) and num_steps > schedule.num_timesteps:
+        raise UserError(
+            f"num_steps ({num_steps}) is more than the schedule has: {schedule.num_timesteps} discrete times; "
+            f"choose at most {schedule.num_timesteps}"
+        )

@@ -1,0 +1,141 @@
+"""The programs of a cascade: every stage's steps laid out, all stages in one jit, and what memory that takes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.sampling import memory
+from imagen_jax.sampling.loading import LoadedStage, stage_sizes
+from imagen_jax.sampling.request import Request
+from imagen_jax.sampling.stage_sampler import Given, How, draw, how_to_draw, image_keys
+from imagen_jax.sharding import rules
+from imagen_jax.stage import Stage
+from imagen_jax.typing import Array, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Programs:
+    """What every stage is to do."""
+
+    stages: tuple[Stage, ...]
+    hows: tuple[How, ...]
+    plans: list[Any]
+    sizes: list[tuple[int, int]]
+
+
+def prepare(loaded: Sequence[LoadedStage], request: Request) -> Programs:
+    """The program of every stage; raises UserError where the request does not fit them."""
+    first = loaded[0].stage
+    if (first.low_res_size is None) != (request.low_res is None):
+        what = "not taken" if first.low_res_size is None else "needed"
+        raise UserError(
+            f"the first stage ({first.name!r}) has low_res_size {first.low_res_size}: low-resolution images are {what}"
+        )
+    guided = [one.sampling.guidance_weight != 1.0 for one in loaded]
+    if request.negative_prompts is not None and not any(guided):
+        raise UserError("negative prompts do nothing at guidance_weight 1; set a larger one, e.g. 3")
+    stages = [one.stage for one in loaded]
+    size = request.size
+    if request.low_res is not None:
+        scale = math.prod(stage.scale for stage in stages)
+        size = (request.low_res.shape[1] * scale, request.low_res.shape[2] * scale)
+    sizes = stage_sizes(stages, size)
+    edit = request.edit
+    plans, hows = [], []
+    for one, own in zip(loaded, sizes, strict=True):
+        small = None if edit is None else edit.at(np.zeros(1, int), sizes[-1][0] // own[0])
+        plan, how = how_to_draw(one.stage, one.sampling, own, small)
+        plans.append(plan)
+        hows.append(how)
+    return Programs(stages=tuple(stages), hows=tuple(hows), plans=plans, sizes=sizes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def draw_all(
+    stages: tuple[Stage, ...],
+    hows: tuple[How, ...],
+    mesh: Mesh | None,
+    params: Sequence[PyTree],
+    seeds: Array,
+    ids: Array,
+    low_res: Array | None,
+    plans: Sequence[Any],
+    levels: Sequence[Array],
+    texts: Sequence[tuple[Conditioning, Conditioning]],
+    givens: Sequence[Given | None],
+    first: Array | int = 0,
+) -> list[Array]:
+    """All stages in one program; `first` is the number of the first of them in the cascade."""
+    drawn: list[Array] = []
+    keys = image_keys(seeds, ids)
+    for number, (stage, how) in enumerate(zip(stages, hows, strict=True)):
+        own_keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, first + number))(keys)
+        cond, null = texts[number]
+        below = drawn[-1] if drawn else low_res
+        text = (cond.text, cond.text_mask)
+        image = draw(
+            stage,
+            how,
+            mesh,
+            params[number],
+            plans[number],
+            levels[number],
+            own_keys,
+            *text,
+            below,
+            null,
+            givens[number],
+        )
+        drawn.append(image if mesh is None else jax.lax.with_sharding_constraint(image, rules.replicated(mesh)))
+    return drawn
+
+
+def as_trained(stage: Stage, cond: Conditioning, captions: Sequence[str]) -> Conditioning:
+    """Text of each caption, and of an empty one what the stage was trained with in its place."""
+    if stage.null_text == "empty":
+        return cond
+    return drop_text(cond, jnp.asarray([bool(caption.strip()) for caption in captions]))
+
+
+def activation_bytes(stage: Stage, how: How, rows: int) -> int:
+    """Widest moment of one network call."""
+    height, width = how.size if how.tile_size is None else (min(side, how.tile_size) for side in how.size)
+    rows *= 1 if how.guided == "never" else 2
+
+    def shape(*dims: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *dims), dtype)
+
+    def call(params: PyTree, z_t: Array, level: Array, text: Array, text_mask: Array) -> Array:
+        cond = Conditioning(
+            text=text,
+            text_mask=text_mask,
+            low_res=None if stage.low_res_size is None else z_t,
+            aug_level=None if stage.low_res_size is None else level,
+            self_cond=z_t if stage.self_cond_rate > 0 else None,
+        )
+        return stage.model.apply({"params": params}, z_t, level, cond)
+
+    tokens = stage.max_text_length
+    text = (shape(tokens, stage.text_embed_dim), shape(tokens, dtype=jnp.bool_))
+    params = rules.unbox(jax.eval_shape(stage.init, jax.random.key(0)))
+    return memory.peak_bytes(call, params, shape(height, width, 3), shape(), *text)
+
+
+def estimate_bytes(loaded: Sequence[LoadedStage], programs: Programs, batch_size: int, mesh: Mesh | None) -> int:
+    """Memory of one device with all stages' parameters and the widest moment of any stage's network."""
+    total, widest = 0, 0
+    ways = 1 if mesh is None else mesh.size
+    for one, how in zip(loaded, programs.hows, strict=True):
+        shardings = None if mesh is None else one.weights.shardings(one.stage, mesh)
+        total += memory.tree_bytes(one.weights.host, shardings)
+        widest = max(widest, activation_bytes(one.stage, how, batch_size) // ways)
+    return total + widest

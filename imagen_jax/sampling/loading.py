@@ -1,0 +1,194 @@
+"""Trained stages from their run directories, and how they form a chain.
+
+A cascade directory holds one run directory a stage (base/, sr/, …); a stage's run directory alone is a cascade of one;
+a gin file that binds a `CascadeConfig` names the run directories, in order, and how each is sampled:
+
+    from __gin__ import dynamic_registration
+    from imagen_jax.sampling import loading
+    loading.CascadeConfig.stages = (@base/loading.StageSource(), @sr/loading.StageSource())
+    base/loading.StageSource.model_dir = 'runs/x/base'
+    …
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax import gin_config
+from imagen_jax.errors import UserError
+from imagen_jax.sampling.stage_sampler import SamplingConfig
+from imagen_jax.sharding import rules
+from imagen_jax.stage import Stage
+from imagen_jax.text.encoder import TextConfig
+from imagen_jax.train import checkpoints
+from imagen_jax.train.config import TrainConfig
+from imagen_jax.typing import PyTree
+
+
+class Weights:
+    """Parameters of a stage on the host, and a copy on the devices for as long as it is wanted.
+
+    Args:
+      host: arrays on the host.
+    """
+
+    def __init__(self, host: PyTree):
+        self.host = host
+        self._placed: tuple[Mesh | None, PyTree] | None = None
+
+    def on_devices(self, stage: Stage, mesh: Mesh | None) -> PyTree:
+        """The parameters where the stage runs; kept there until `release`."""
+        if self._placed is None or self._placed[0] != mesh:
+            where = jax.local_devices()[0] if mesh is None else self.shardings(stage, mesh)
+            self._placed = (mesh, jax.device_put(self.host, where))
+        return self._placed[1]
+
+    def shardings(self, stage: Stage, mesh: Mesh) -> PyTree:
+        """How they lie on a mesh."""
+        return rules.param_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
+
+    def release(self) -> None:
+        """Gives the devices' memory back."""
+        self._placed = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedStage:
+    """A trained stage.
+
+    Args:
+      stage: network and diffusion.
+      sampling: its settings, as configured in its run.
+      weights: averaged parameters.
+      text: the text encoder it was trained with.
+      config_hash: first digits of the digest of its operative config.
+    """
+
+    stage: Stage
+    sampling: SamplingConfig
+    weights: Weights
+    text: TextConfig
+    config_hash: str
+
+    @classmethod
+    def load(cls, model_dir: str) -> "LoadedStage":
+        """Rebuilds a stage from its newest checkpoint.
+
+        Raises:
+          UserError: there is none, it is damaged, or it does not fit its own config.
+        """
+        step = checkpoints.latest_step(model_dir)
+        text = checkpoints.load_config_text(model_dir, step)
+        path = checkpoints.checkpoint_dir(model_dir, step or 0)
+        config = gin_config.load(TrainConfig, [str(path / "config.gin")])
+        host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
+        abstract = jax.eval_shape(config.stage.init, jax.random.key(0))
+        checkpoints.check_same({"params": rules.unbox(abstract)}, {"params": host}, path)
+        return cls(
+            stage=config.stage,
+            sampling=config.sampling,
+            weights=Weights(host),
+            text=config.text,
+            config_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSource:
+    """One stage of a `CascadeConfig`.
+
+    Args:
+      model_dir: run directory with a checkpoint.
+      sampling: how it is sampled; None: as configured in its run.
+    """
+
+    model_dir: str
+    sampling: SamplingConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CascadeConfig:
+    """Stages in the order they run, at least one."""
+
+    stages: tuple[StageSource, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages or not all(isinstance(one, StageSource) for one in self.stages):
+            raise UserError(
+                f"CascadeConfig.stages ({self.stages!r}) must be a tuple of @SCOPE/StageSource(), one for each stage"
+            )
+
+
+def load_stages(path: str) -> list[LoadedStage]:
+    """The stages that a cascade directory, a run directory or a gin file of a `CascadeConfig` names, in order.
+
+    Raises:
+      UserError: nothing trained there, or stages that do not fit each other.
+    """
+    if path.endswith(".gin"):
+        stages = []
+        for source in gin_config.load(CascadeConfig, [path]).stages:
+            if checkpoints.latest_step(source.model_dir) is None:
+                raise UserError(f"{path} names {source.model_dir!r}, where no checkpoint is; train that stage first")
+            one = LoadedStage.load(source.model_dir)
+            stages.append(one if source.sampling is None else dataclasses.replace(one, sampling=source.sampling))
+        check_chain(stages)
+        return stages
+    if checkpoints.latest_step(path) is not None:
+        return [LoadedStage.load(path)]
+    runs = [os.path.join(path, name) for name in sorted(os.listdir(path))] if os.path.isdir(path) else []
+    stages = [LoadedStage.load(run) for run in runs if checkpoints.latest_step(run) is not None]
+    if not stages:
+        raise UserError(
+            f"no trained stage under {path!r}: expected checkpoints/checkpoint_N in it or in its "
+            "sub-directories (base/, sr/, …); train first, or check the path"
+        )
+    stages.sort(key=lambda loaded: loaded.stage.draw_size)
+    check_chain(stages)
+    return stages
+
+
+def check_chain(stages: Sequence[LoadedStage]) -> None:
+    """Raises UserError unless each stage takes what the one below draws, and all read the same text."""
+    for below, above in zip(stages, stages[1:], strict=False):
+        drawn, wanted = below.stage.draw_size, above.stage.draw_size // above.stage.scale
+        if above.stage.low_res_size is None or wanted != drawn:
+            takes = "no images" if above.stage.low_res_size is None else f"{wanted}-pixel images"
+            raise UserError(
+                f"stage {above.stage.name!r} takes {takes} from below, but stage {below.stage.name!r} draws {drawn}; "
+                "a cascade must be one chain (a stage trained on crops needs Stage.full_size)"
+            )
+        if above.text != below.text:
+            raise UserError(
+                f"stages {below.stage.name!r} and {above.stage.name!r} were trained with different text encoders: "
+                f"{below.text} and {above.text}; retrain one of them"
+            )
+
+
+def stage_sizes(stages: Sequence[Stage], size: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """Height and width of every stage's images, when the last one's are `size` (None: the first draws its own).
+
+    Raises:
+      UserError: a network or a scale cannot do it; names the sizes nearby that work.
+    """
+    scales = [math.prod(stage.scale for stage in stages[number + 1 :]) for number in range(len(stages))]
+    unit = math.lcm(*(scale * stage.model.size_factor for stage, scale in zip(stages, scales, strict=True)))
+    unit = math.lcm(unit, scales[0] * stages[0].scale)
+    if size is None:
+        side = stages[0].draw_size * scales[0]
+        size = (side, side)
+    for name, length in zip(("height", "width"), size, strict=True):
+        if length < 1 or length % unit:
+            near = max(length // unit, 1) * unit
+            raise UserError(
+                f"{name} ({length}) must be a multiple of {unit}, which the networks' down-samplings and the scales of "
+                f"the stages ask for; choose {near} or {near + unit}"
+            )
+    return [(size[0] // scale, size[1] // scale) for scale in scales]
