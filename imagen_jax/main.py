@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from imagen_jax.errors import UserError, exit_code
+from imagen_jax.sampling.flags import add_sample_flags, captions_of, options_of
 
 # What a gin mode builds and what it calls with it: MODE: (config class, function).
 GIN_TARGETS = {
@@ -30,7 +31,7 @@ HELP = {
     "validate_cache": "check stored embeddings against their digests, and some against the encoder",
     "train": "train one stage of the cascade, or continue its run",
     "plan": "what a training run would take on a TPU slice: memory, collectives, step time; needs no TPU",
-    "sample": "draw images from captions with a trained cascade",
+    "sample": "draw images from captions, or change images, with a trained cascade",
     "eval": "measure how well a cascade's images match their captions",
     "report": "write one page with the curves, samples and figures of a run",
 }
@@ -44,7 +45,7 @@ GIN_FLAGS = """\
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; --gin.X=… flags are taken out before it is used."""
     parser = argparse.ArgumentParser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
-    modes = parser.add_subparsers(dest="mode", required=True, metavar="MODE")
+    modes = parser.add_subparsers(dest="command", required=True, metavar="MODE")
     for mode, summary in HELP.items():
         takes_gin = mode in GIN_TARGETS
         sub = modes.add_parser(
@@ -150,20 +151,6 @@ def _add_plan_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", metavar="PATH", help="also write the plan as JSON")
 
 
-def _add_sample_flags(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
-    sub.add_argument("--checkpoint", required=True, metavar="DIR", help="run directory of a cascade or one stage")
-    sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
-    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
-    sub.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
-    sub.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from; default: the null text")
-    sub.add_argument("--aug_level", type=float, metavar="A", help="noise on the low-resolution input, 0 to 1")
-    sub.add_argument("--num_steps", type=int, metavar="N", help="denoising steps of each stage")
-    sub.add_argument("--seed", type=int, default=0, help="same seed, same images (default 0)")
-    sub.add_argument("--stage", metavar="NAME", help="stop after this stage, e.g. base")
-    sub.add_argument("--overwrite", action="store_true", help="replace images that are already in the folder")
-
-
 def _add_report_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--run_dir", required=True, metavar="DIR", help="cascade run directory, e.g. runs/demo")
 
@@ -174,7 +161,7 @@ FLAGS = {
     "cache_text": _add_distributed_flags,
     "train": _add_train_flags,
     "plan": _add_plan_flags,
-    "sample": _add_sample_flags,
+    "sample": add_sample_flags,
     "report": _add_report_flags,
 }
 
@@ -201,15 +188,15 @@ def _run(arguments: list[str]) -> None:
         bindings, arguments = split_gin_flags(arguments)
     parser = build_parser()
     args = parser.parse_args(arguments)
-    if bindings and args.mode not in GIN_TARGETS:
-        parser.error(f"{args.mode} takes no --gin flags")
+    if bindings and args.command not in GIN_TARGETS:
+        parser.error(f"{args.command} takes no --gin flags")
     if hasattr(args, "coordinator_address"):
         _start_distributed(args)
-    if args.mode in GIN_TARGETS:
+    if args.command in GIN_TARGETS:
         _run_gin_mode(args, bindings)
     else:
         handlers = {"build_corpus": _build_corpus, "import_text": _import_text, "sample": _sample, "report": _report}
-        handlers[args.mode](args)
+        handlers[args.command](args)
 
 
 def load_gin(mode: str, args: argparse.Namespace, bindings: Sequence[str]) -> tuple[Any, str]:
@@ -227,11 +214,11 @@ def load_gin(mode: str, args: argparse.Namespace, bindings: Sequence[str]) -> tu
 
 
 def _run_gin_mode(args: argparse.Namespace, bindings: Sequence[str]) -> None:
-    config, operative = load_gin(args.mode, args, bindings)
-    function = GIN_TARGETS[args.mode][1]
-    if args.mode == "plan":
+    config, operative = load_gin(args.command, args, bindings)
+    function = GIN_TARGETS[args.command][1]
+    if args.command == "plan":
         _load(function)(config, args)
-    elif args.mode != "train":
+    elif args.command != "train":
         _load(function)(config)
     elif args.dry_run:
         print(operative)
@@ -306,29 +293,8 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    captions = list(args.captions)
-    if args.prompts_file:
-        try:
-            with open(args.prompts_file, encoding="utf-8") as file:
-                captions += [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error
-    if not captions:
-        raise UserError('nothing to draw; give captions ("a red cube") or --prompts_file=FILE')
-    options = {
-        name: getattr(args, name)
-        for name in (
-            "output",
-            "guidance_weight",
-            "aug_level",
-            "num_steps",
-            "negative_prompt",
-            "seed",
-            "stage",
-            "overwrite",
-        )
-    }
-    _load(SAMPLE)(args.checkpoint, captions, **options)
+    captions = captions_of(args)
+    _load(SAMPLE)(args.checkpoint, captions, **options_of(args))
 
 
 def _start_distributed(args: argparse.Namespace) -> None:

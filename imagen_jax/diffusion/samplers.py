@@ -188,7 +188,8 @@ class DPMSolverSampler:
         alpha_s, sigma_s = alpha_sigma(step.log_snr_s, z_t.ndim)
         h = (0.5 * (step.log_snr_s - step.log_snr_t)).reshape(sigma_t.shape)
         h_before = (0.5 * (step.log_snr_t - step.log_snr_before)).reshape(sigma_t.shape)
-        extrapolated = x0 + h / (2.0 * h_before) * (x0 - x0_before)
+        # Where the schedule is clipped a step may have no length: then there is no slope to go by.
+        extrapolated = x0 + jnp.where(h_before > 0, h / (2.0 * h_before), 0.0) * (x0 - x0_before)
         z_s = (sigma_s / sigma_t) * jnp.exp(-self.eta * h) * z_t
         z_s += alpha_s * -jnp.expm1(-(1.0 + self.eta) * h) * extrapolated
         if self.eta > 0:

@@ -38,6 +38,16 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
 WEIGHTS = ("auto", "resident", "offload")
+# What can be asked of a cascade, and the settings of each that the others do not have.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "text": ("low_res",),
+    "image_to_image": ("strength",),
+    "inpaint": ("masks", "strength", "num_resamples", "jump_length"),
+    "outpaint": ("border", "strength", "num_resamples", "jump_length"),
+    "vary": ("aug_level",),
+    "upscale": ("aug_level",),
+}
+MODES = tuple(SETTINGS)
 Images = UInt8[np.ndarray, "b _h _w 3"]
 
 
@@ -146,47 +156,29 @@ class Cascade:
         Returns:
           For each stage, its images as uint8.
         """
-        request = Request(prompts=prompts, seed=seed, negative_prompts=negative_prompts, size=size, low_res=low_res)
-        return self._all(request, batch_size, label)
+        options = {"seed": seed, "negative_prompts": negative_prompts, "size": size, "low_res": low_res}
+        return self._run("text", prompts, None, batch_size=batch_size, label=label, **options)
 
-    def upscale(
-        self,
-        prompts: Sequence[str],
-        images: Float[np.ndarray, "b h w 3"],
-        *,
-        aug_level: float | None = None,
-        **options: Any,
-    ) -> list[Images]:
+    def upscale(self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], **options: Any) -> list[Images]:
         """Super-resolution only: the user's images through the stages above the base.
 
         Args:
           prompts: what they show.
-          images: in [-1, 1]; any height and width that the networks can take, times the scales of the stages.
-          aug_level: of every stage; None: as configured.
-          options: seed, negative_prompts, batch_size and label of `sample`.
+          images: in [-1, 1], of any height and width that the networks can take.
+          options: aug_level of every stage (None: as configured); seed, negative_prompts, batch_size and label of
+            `sample`.
         """
-        above = self.above_base()
-        if aug_level is not None:
-            above = above.configure(lambda _, sampling: dataclasses.replace(sampling, aug_level=aug_level))
-        return above.sample(prompts, low_res=images, **options)
+        return self._run("upscale", prompts, images, **options)
 
-    def vary(
-        self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], *, aug_level: float = 0.3, **options: Any
-    ) -> list[Images]:
+    def vary(self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], **options: Any) -> list[Images]:
         """Variations: images made small, corrupted and drawn large again (paper section 2.4, figure A.32).
 
         Args:
           prompts: what they show.
           images: in [-1, 1], of the size that the last stage draws.
-          aug_level: in [0, 1]; the larger, the less of the image is left.
-          options: seed, negative_prompts, batch_size and label of `sample`.
+          options: aug_level (0.3), in [0, 1]: the larger, the less of the image is left; those of `upscale`.
         """
-        check_images("images", images)
-        above = self.above_base()
-        stages = [one.stage for one in above.stages]
-        stage_sizes(stages, images.shape[1:3])
-        small = reduce_images(images, math.prod(stage.scale for stage in stages))
-        return above.upscale(prompts, small, aug_level=aug_level, **options)
+        return self._run("vary", prompts, images, **options)
 
     def image_to_image(
         self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], *, strength: float = 0.6, **options: Any
@@ -199,18 +191,13 @@ class Cascade:
           strength: time in (0, 1]: near 0 keeps the image, 1 keeps nothing of it.
           options: seed, negative_prompts, batch_size and label of `sample`.
         """
-        edit = EditRequest(images=images, strength=strength)
-        return self._edited(prompts, edit, **options)
+        return self._run("image_to_image", prompts, images, strength=strength, **options)
 
     def inpaint(
         self,
         prompts: Sequence[str],
         images: Float[np.ndarray, "b h w 3"],
         masks: Bool[np.ndarray, "b h w"],
-        *,
-        num_resamples: int = 4,
-        jump_length: int = 4,
-        strength: float = 1.0,
         **options: Any,
     ) -> list[Images]:
         """Draws the masked part of images anew, so that it fits the rest (RePaint, arXiv 2201.09865).
@@ -219,19 +206,11 @@ class Cascade:
           prompts: what the whole shows.
           images: in [-1, 1], of the size that the last stage is to draw.
           masks: True where to draw; what is False comes back as it was.
-          num_resamples, jump_length: every stretch of jump_length steps is gone through num_resamples times; RePaint
-            has 10 of each, at as many times the cost.
-          strength: time that the masked part is diffused to first; 1 keeps nothing of it.
-          options: seed, negative_prompts, batch_size and label of `sample`.
+          options: num_resamples (4) and jump_length (4): every stretch of jump_length steps is gone through
+            num_resamples times; RePaint has 10 of each, at as many times the cost. strength (1): time that the masked
+            part is diffused to first; 1 keeps nothing of it. Besides, those of `image_to_image`.
         """
-        edit = EditRequest(
-            images=images,
-            masks=np.asarray(masks, bool),
-            strength=strength,
-            num_resamples=num_resamples,
-            jump_length=jump_length,
-        )
-        return self._edited(prompts, edit, **options)
+        return self._run("inpaint", prompts, images, masks=masks, **options)
 
     def outpaint(
         self,
@@ -248,8 +227,60 @@ class Cascade:
           border: pixels to add at top, bottom, left and right; the result must be a size that the stages can draw.
           options: those of `inpaint`.
         """
-        canvas, masks = with_border(images, border)
-        return self.inpaint(prompts, canvas, masks, **options)
+        return self._run("outpaint", prompts, images, border=border, **options)
+
+    def job(
+        self,
+        mode: str,
+        prompts: Sequence[str],
+        images: Float[np.ndarray, "b h w 3"] | None = None,
+        *,
+        seed: int | Sequence[int] = 0,
+        negative_prompts: Sequence[str] | None = None,
+        size: tuple[int, int] | None = None,
+        **settings: Any,
+    ) -> tuple["Cascade", Request]:
+        """The stages that a mode runs, and what is asked of them: what the methods above give to `stream`.
+
+        Args:
+          mode: one of MODES: the name of a method above; "text" is `sample`.
+          prompts, images, seed, negative_prompts, size, settings: arguments of that method.
+
+        Raises:
+          UserError: they do not agree with each other or with the stages.
+        """
+        if mode not in MODES:
+            raise UserError(f"mode ({mode!r}) must be one of {', '.join(MODES)}")
+        if (images is None) != (mode == "text"):
+            raise UserError(f"mode {mode!r} takes {'no image' if mode == 'text' else 'images to work on'}")
+        known = SETTINGS[mode]
+        for name in settings:
+            if name not in known:
+                takes = ", ".join(known) or "no settings of its own"
+                raise UserError(f"mode {mode!r} does not take {name}; it takes {takes}")
+        for name in ("masks", "border"):
+            if name in known and name not in settings:
+                raise UserError(f"mode {mode!r} needs {name}")
+        common: dict[str, Any] = {"prompts": prompts, "seed": seed, "negative_prompts": negative_prompts}
+        if images is None:
+            return self, Request(**common, size=size, low_res=settings.get("low_res"))
+        check_images("images", images)
+        if mode in ("upscale", "vary"):
+            above = self.above_base()
+            level = settings.get("aug_level", 0.3 if mode == "vary" else None)
+            if level is not None:
+                above = above.configure(lambda _, sampling: dataclasses.replace(sampling, aug_level=level))
+            if mode == "vary":
+                stages = [one.stage for one in above.stages]
+                stage_sizes(stages, images.shape[1:3])
+                images = reduce_images(images, math.prod(stage.scale for stage in stages))
+            return above, Request(**common, low_res=images)
+        if mode == "outpaint":
+            images, settings["masks"] = with_border(images, settings.pop("border"))
+        if mode != "image_to_image":
+            settings = {"num_resamples": 4, "jump_length": 4, **settings}
+            settings["masks"] = np.asarray(settings["masks"], bool)
+        return self, Request(**common, size=images.shape[1:3], edit=EditRequest(images=images, **settings))
 
     def stream(
         self, request: Request, *, rows: Sequence[int] | None = None, batch_size: int = 64, label: str = "sample"
@@ -282,26 +313,22 @@ class Cascade:
                 yield chosen, [to_uint8(np.asarray(images))[: len(chosen)] for images in drawn]
                 progress.update(len(chosen))
 
-    def _all(self, request: Request, batch_size: int, label: str) -> list[Images]:
-        drawn: list[list[np.ndarray]] = [[] for _ in self.stages]
-        for _, images in self.stream(request, batch_size=batch_size, label=label):
-            for parts, part in zip(drawn, images, strict=True):
-                parts.append(part)
-        return [np.concatenate(parts) for parts in drawn]
-
-    def _edited(
+    def _run(
         self,
+        mode: str,
         prompts: Sequence[str],
-        edit: EditRequest,
+        images: Any,
         *,
-        seed: int | Sequence[int] = 0,
-        negative_prompts: Sequence[str] | None = None,
         batch_size: int = 64,
         label: str = "sample",
+        **options: Any,
     ) -> list[Images]:
-        size = edit.images.shape[1:3]
-        request = Request(prompts=prompts, seed=seed, negative_prompts=negative_prompts, size=size, edit=edit)
-        return self._all(request, batch_size, label)
+        cascade, request = self.job(mode, prompts, images, **options)
+        drawn: list[list[np.ndarray]] = [[] for _ in cascade.stages]
+        for _, batch in cascade.stream(request, batch_size=batch_size, label=label):
+            for parts, part in zip(drawn, batch, strict=True):
+                parts.append(part)
+        return [np.concatenate(parts) for parts in drawn]
 
     def _stays(self, programs: Programs, batch_size: int) -> bool:
         if self.weights != "auto":

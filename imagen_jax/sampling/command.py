@@ -1,4 +1,9 @@
-"""`imagen_jax sample`: captions to PNG files."""
+"""`imagen_jax sample`: captions, and images to be changed, to PNG files.
+
+Images are written as they are drawn. An image that is there already and says of itself that it was drawn from the same
+caption, seed, settings and checkpoint is left as it is, so that a long list goes on where it stopped; one that says
+otherwise stops the command before anything is drawn.
+"""
 
 import dataclasses
 import math
@@ -6,91 +11,195 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, HeunSampler, Sampler
+from imagen_jax.diffusion.schedules import EDMSchedule
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.images import enlarge, grid, write_png
+from imagen_jax.sampling.cascade import SETTINGS, Cascade
+from imagen_jax.sampling.images import (
+    as_info,
+    enlarge,
+    fitted,
+    fitted_mask,
+    grid,
+    read_image,
+    read_info,
+    read_mask,
+    write_png,
+)
+from imagen_jax.sampling.loading import size_unit, stage_sizes
 from imagen_jax.sampling.stage_sampler import SamplingConfig
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage import Stage
 
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": DDPMSampler(),
+    "ddim": DDIMSampler(),
+    "dpm++": DPMSolverSampler(),
+    "dpm++sde": DPMSolverSampler(eta=1.0),
+    "heun": HeunSampler(),
+}
+MAX_SHOWN = 64
 
-def run(
-    directory: str,
-    prompts: Sequence[str],
-    *,
-    output: str,
-    guidance_weight: float | None = None,
-    aug_level: float | None = None,
-    num_steps: int | None = None,
-    negative_prompt: str | None = None,
-    seed: int = 0,
-    stage: str | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Draws every prompt and writes OUTPUT/NNNNN.png, OUTPUT/NNNNN_STAGE.png of the stages below, and OUTPUT.png.
+
+def run(checkpoint: str, captions: Sequence[str], **options: Any) -> None:
+    """Writes OUTPUT/NNNNN.png, OUTPUT/NNNNN_STAGE.png of the stages below, and OUTPUT.png, which shows the first ones.
 
     Args:
-      directory: cascade directory, or run directory of one stage.
-      prompts: captions.
-      output: folder for the images; OUTPUT.png beside it shows them all.
-      guidance_weight: of the base stage; None keeps every stage's own setting.
-      aug_level: of the super-resolution stages; None keeps their own.
-      num_steps: of every stage; None keeps their own.
-      negative_prompt: what guidance leads every image away from; None is the null text.
-      seed: of the noise.
-      stage: stop after the stage of this name.
-      overwrite: whether images that are already there may be replaced.
+      checkpoint: cascade directory, run directory of one stage, or gin file of a cascade.
+      captions: one image each.
+      options: flags of `sampling.flags` by name; `output` is needed.
 
     Raises:
-      UserError: nothing trained there, an unknown stage, or images in the way.
+      UserError: flags that do not agree with each other or with the stages, or images in the way.
     """
-    planned = [os.path.join(output, f"{i:05d}.png") for i in range(len(prompts))]
-    in_the_way = [path for path in planned if os.path.exists(path)]
-    if in_the_way and not overwrite:
-        raise UserError(
-            f"{len(in_the_way)} images exist already, the first is {in_the_way[0]}; "
-            "choose another --output or add --overwrite"
+    output, overwrite, mode = options["output"], options.get("overwrite", False), options.get("mode", "text")
+    spatial = options.get("spatial", 1)
+    mesh = MeshConfig(spatial=spatial) if spatial != 1 else None
+    cascade = Cascade.load(checkpoint, mesh=mesh, weights=options.get("weights", "auto"))
+    cascade = cascade.only(options.get("first_stage"), options.get("stage"))
+    cascade = cascade.configure(lambda stage, sampling: _changed(stage, sampling, options))
+    images, settings = _images(cascade, mode, len(captions), options)
+    negative = options.get("negative_prompt")
+    if negative is not None:
+        settings["negative_prompts"] = [negative] * len(captions)
+    if "size" in options and mode == "text":
+        settings["size"] = options["size"]
+    cascade, request = cascade.job(mode, captions, images, seed=options.get("seed", 0), **settings)
+
+    told = _told(cascade, mode, options)
+    seeds = request.seed if not isinstance(request.seed, int) else [request.seed] * len(captions)
+    infos = [
+        {"prompt": caption, "index": i, "seed": int(seed), **told}
+        for i, (caption, seed) in enumerate(zip(captions, seeds, strict=True))
+    ]
+    paths = [os.path.join(output, f"{i:05d}.png") for i in range(len(captions))]
+    sheet_path = output.rstrip("/") + ".png"
+    sheet_info = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.get("seed", 0), **told}
+    done = set() if overwrite else _already_drawn(paths, infos, sheet_path)
+    rows = [i for i in range(len(captions)) if i not in done]
+    if done:
+        print(f"{len(done)} of {len(captions)} images are there already")
+    if rows:
+        stream = cascade.stream(
+            request, rows=rows, batch_size=options.get("batch_size", 64), label=f"sample {checkpoint}"
         )
-    cascade = _up_to(Cascade.load(directory), stage)
+        for chosen, drawn in stream:
+            for place, i in enumerate(chosen):
+                for name, part in zip(cascade.names[:-1], drawn[:-1], strict=True):
+                    write_png(paths[i].replace(".png", f"_{name}.png"), part[place], infos[i])
+                # Last, because it is by this one that an image counts as drawn.
+                write_png(paths[i], drawn[-1][place], infos[i])
+    _write_sheet(sheet_path, paths[:MAX_SHOWN], sheet_info)
+    print(f"{len(captions)} images in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
 
-    def change(one: Stage, sampling: SamplingConfig) -> SamplingConfig:
-        changes: dict[str, Any] = {}
-        if num_steps is not None:
-            changes["num_steps"] = num_steps
-        if guidance_weight is not None and one.low_res_size is None:
-            changes["guidance_weight"] = guidance_weight
-        if aug_level is not None and one.low_res_size is not None:
-            changes["aug_level"] = aug_level
-        return dataclasses.replace(sampling, **changes)
 
-    cascade = cascade.configure(change)
-    avoided = None if negative_prompt is None else [negative_prompt] * len(prompts)
-    images = cascade.sample(prompts, seed=seed, negative_prompts=avoided, label=f"sample {directory}")
-    names = [one.stage.name for one in cascade.stages]
-    settings = {
-        **({} if negative_prompt is None else {"negative_prompt": negative_prompt}),
-        "seed": seed,
-        "guidance_weight": [one.sampling.guidance_weight for one in cascade.stages],
-        "num_steps": [one.sampling.num_steps for one in cascade.stages],
-        "aug_level": [one.sampling.aug_level for one in cascade.stages],
-        "stages": names,
+def _changed(stage: Stage, sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
+    """A stage's settings with those of the flags."""
+    same = ("num_steps", "thresholding", "percentile")
+    changes: dict[str, Any] = {name: options[name] for name in same if name in options}
+    if "guidance_weight" in options and stage.low_res_size is None:
+        changes["guidance_weight"] = options["guidance_weight"]
+    if "aug_level" in options and stage.low_res_size is not None:
+        changes["aug_level"] = options["aug_level"]
+    if "sampler" in options:
+        changes["sampler"] = SAMPLERS[options["sampler"]]
+        changes["schedule"] = EDMSchedule() if options["sampler"] == "heun" else sampling.schedule
+    if "tile_overlap" in options and "tile_size" not in options:
+        raise UserError("--tile_overlap needs --tile_size")
+    if "tile_size" in options:
+        changes["tile_size"] = options["tile_size"]
+        changes["tile_overlap"] = options.get("tile_overlap", options["tile_size"] // 4)
+    return dataclasses.replace(sampling, **changes)
+
+
+def _images(
+    cascade: Cascade, mode: str, number: int, options: dict[str, Any]
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """The given image, once for each caption and at a size that the stages draw, and the mode's settings."""
+    names = {"mask": "masks", "border": "border", "strength": "strength"}
+    names |= {name: name for name in ("num_resamples", "jump_length")}
+    settings = {to: options[name] for name, to in names.items() if name in options}
+    if mode in ("vary", "upscale") and "aug_level" in options:
+        settings["aug_level"] = options["aug_level"]
+    for flag, to in names.items():
+        if flag in options and to not in SETTINGS[mode]:
+            raise UserError(f"--{flag} does nothing with --mode={mode}")
+    for flag, modes in (("mask", ("inpaint",)), ("border", ("outpaint",))):
+        if mode in modes and flag not in options:
+            raise UserError(f"--mode={mode} needs --{flag}")
+    if mode == "text":
+        if "image" in options:
+            raise UserError("--image needs a --mode: image_to_image, inpaint, outpaint, vary or upscale")
+        return None, settings
+    if "image" not in options:
+        raise UserError(f"--mode={mode} needs --image=FILE")
+    image = read_image(options["image"])
+    size = _nearest_size(cascade, mode, image, options.get("size"))
+    if size != (image.height, image.width):
+        print(
+            f"{options['image']} is {image.height}x{image.width} and is drawn as {size[0]}x{size[1]} (height x width)"
+        )
+    if "mask" in options:
+        mask = fitted_mask(read_mask(options["mask"], image), size)
+        settings["masks"] = np.broadcast_to(mask, (number, *size))
+    return np.broadcast_to(fitted(image, size), (number, *size, 3)), settings
+
+
+def _nearest_size(cascade: Cascade, mode: str, image: Image.Image, asked: tuple[int, int] | None) -> tuple[int, int]:
+    """The size to give an image: the one asked for, or with its own proportions one that the stages can draw."""
+    stages = [one.stage for one in (cascade.above_base() if mode in ("vary", "upscale") else cascade).stages]
+    scale = math.prod(stage.scale for stage in stages) if mode == "upscale" else 1
+    if asked is not None:
+        stage_sizes(stages, asked)
+        return asked[0] // scale, asked[1] // scale
+    if mode == "outpaint":
+        return image.height, image.width
+    # Of the last stage's size, by its shorter side; an image to be enlarged stays as large as it is.
+    enlarged = 1.0 if mode == "upscale" else stage_sizes(stages, None)[-1][0] / min(image.size)
+    unit = size_unit(stages) // scale
+    height, width = (max(round(side * enlarged / unit), 1) * unit for side in (image.height, image.width))
+    return height, width
+
+
+def _told(cascade: Cascade, mode: str, options: dict[str, Any]) -> dict[str, Any]:
+    """What an image says of how it was drawn, besides its caption and seed."""
+    told: dict[str, Any] = {} if mode == "text" else {"mode": mode}
+    kept = ("negative_prompt", "image", "mask", "border", "strength", "num_resamples", "jump_length", "size")
+    told |= {name: options[name] for name in kept if name in options}
+    samplings = [one.sampling for one in cascade.stages]
+    return {
+        **told,
+        "guidance_weight": [sampling.guidance_weight for sampling in samplings],
+        "num_steps": [sampling.num_steps for sampling in samplings],
+        "sampler": [repr(sampling.sampler) for sampling in samplings],
+        "thresholding": [sampling.thresholding for sampling in samplings],
+        "percentile": [sampling.percentile for sampling in samplings],
+        "aug_level": [sampling.aug_level for sampling in samplings],
+        "stages": cascade.names,
         "config_hash": cascade.config_hash,
     }
-    for i, (path, prompt) in enumerate(zip(planned, prompts, strict=True)):
-        info = {"prompt": prompt, "index": i, **settings}
-        for name, drawn in zip(names[:-1], images[:-1], strict=True):
-            write_png(path.replace(".png", f"_{name}.png"), drawn[i], info)
-        write_png(path, images[-1][i], info)
-    final = list(images[-1])
-    columns = min(8, math.ceil(math.sqrt(len(final))))
-    sheet = enlarge(grid(final, columns), max(1, 128 // final[0].shape[0]))
-    write_png(output.rstrip("/") + ".png", sheet, {"prompts": list(prompts), **settings})
-    print(f"{len(final)} images in {output}, all of them in {output.rstrip('/')}.png")
 
 
-def _up_to(cascade: Cascade, name: str | None) -> Cascade:
-    if name is None:
-        return cascade
-    names = [one.stage.name for one in cascade.stages]
-    if name not in names:
-        raise UserError(f"no stage {name!r} in this cascade; it has {', '.join(names)}")
-    return dataclasses.replace(cascade, stages=cascade.stages[: names.index(name) + 1])
+def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: str) -> set[int]:
+    """Numbers of the images that are there as they would be drawn; an image of other settings is in the way."""
+    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    other = [i for i in there if read_info(paths[i]) != as_info(infos[i])]
+    if other:
+        raise UserError(
+            f"{len(other)} images exist already that were drawn otherwise, the first is {paths[other[0]]}; "
+            "choose another --output or add --overwrite"
+        )
+    if os.path.exists(sheet_path) and not there:
+        raise UserError(f"{sheet_path} exists already; choose another --output or add --overwrite")
+    return set(there)
+
+
+def _write_sheet(path: str, images: Sequence[str], info: dict[str, Any]) -> None:
+    """One picture of the first images."""
+    pictures = [np.asarray(read_image(image)) for image in images]
+    columns = min(8, math.ceil(math.sqrt(len(pictures))))
+    sheet = enlarge(grid(pictures, columns), max(1, 128 // pictures[0].shape[0]))
+    write_png(path, sheet, info)

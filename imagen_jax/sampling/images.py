@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from imagen_jax.typing import Float, UInt8
+from imagen_jax.errors import UserError
+from imagen_jax.image_files import DECODE_ERRORS, decode_image
+from imagen_jax.typing import Bool, Float, UInt8
 
 
 def to_uint8(images: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
@@ -41,8 +43,8 @@ def grid(images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: in
 def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, object] | None = None) -> None:
     """Writes a PNG whose text chunks hold `info` (strings as they are, the rest as JSON); whole or not at all."""
     chunks = PngImagePlugin.PngInfo()
-    for key, value in (info or {}).items():
-        chunks.add_itxt(key, value if isinstance(value, str) else json.dumps(value))
+    for key, value in as_info(info or {}).items():
+        chunks.add_itxt(key, value)
     # Encoded in memory first: a full disk then leaves the temporary file, never a torn picture.
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
@@ -50,3 +52,58 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, o
     with open(path + ".tmp", "wb") as file:
         file.write(buffer.getvalue())
     os.replace(path + ".tmp", path)
+
+
+def read_info(path: str) -> dict[str, str]:
+    """The text chunks of a PNG file; empty where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return dict(getattr(image, "text", {}))
+    except DECODE_ERRORS:
+        return {}
+
+
+def as_info(info: Mapping[str, object]) -> dict[str, str]:
+    """`info` as `write_png` stores it and `read_info` gives it back."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
+
+
+def read_image(path: str) -> Image.Image:
+    """Any image file as upright RGB: transparency on white, 16 bits scaled to 8, grey repeated.
+
+    Raises:
+      UserError: it is missing or cannot be decoded.
+    """
+    try:
+        return decode_image(path)
+    except DECODE_ERRORS as error:
+        raise UserError(f"image {path!r} cannot be read: {error}") from error
+
+
+def read_mask(path: str, image: Image.Image) -> Image.Image:
+    """A mask file as grey, as large as its image: white where to draw, black where the image stays.
+
+    Raises:
+      UserError: it cannot be read, or has another size than the image.
+    """
+    mask = read_image(path).convert("L")
+    if mask.size != image.size:
+        raise UserError(
+            f"mask {path!r} is {mask.width}x{mask.height} pixels, the image {image.width}x{image.height}; "
+            "a mask must be as large as its image"
+        )
+    return mask
+
+
+def fitted(image: Image.Image, size: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
+    """An image at (height, width) in [-1, 1]."""
+    resized = image if (image.height, image.width) == size else image.resize(size[::-1], Image.Resampling.LANCZOS)
+    return from_uint8(np.asarray(resized))
+
+
+def fitted_mask(mask: Image.Image, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """A mask at (height, width): True where anything under a pixel is light."""
+    marked = mask.point(lambda value: 255 if value >= 128 else 0)
+    if (mask.height, mask.width) != size:
+        marked = marked.resize(size[::-1], Image.Resampling.BOX)
+    return np.asarray(marked) > 0

@@ -178,9 +178,7 @@ def stage_sizes(stages: Sequence[Stage], size: tuple[int, int] | None) -> list[t
     Raises:
       UserError: a network or a scale cannot do it; names the sizes nearby that work.
     """
-    scales = [math.prod(stage.scale for stage in stages[number + 1 :]) for number in range(len(stages))]
-    unit = math.lcm(*(scale * stage.model.size_factor for stage, scale in zip(stages, scales, strict=True)))
-    unit = math.lcm(unit, scales[0] * stages[0].scale)
+    scales, unit = _scales_above(stages), size_unit(stages)
     if size is None:
         side = stages[0].draw_size * scales[0]
         size = (side, side)
@@ -192,3 +190,14 @@ def stage_sizes(stages: Sequence[Stage], size: tuple[int, int] | None) -> list[t
                 f"the stages ask for; choose {near} or {near + unit}"
             )
     return [(size[0] // scale, size[1] // scale) for scale in scales]
+
+
+def size_unit(stages: Sequence[Stage]) -> int:
+    """What height and width of the last stage's images must be multiples of."""
+    pairs = zip(stages, _scales_above(stages), strict=True)
+    return math.lcm(*(above * math.lcm(stage.model.size_factor, stage.scale) for stage, above in pairs))
+
+
+def _scales_above(stages: Sequence[Stage]) -> list[int]:
+    """How many times larger than each stage's images the last one's are."""
+    return [math.prod(stage.scale for stage in stages[number + 1 :]) for number in range(len(stages))]

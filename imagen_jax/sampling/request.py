@@ -86,8 +86,9 @@ def check_images(name: str, images: np.ndarray) -> None:
             f"{name} are {images.dtype} {images.shape}; expected float [n, h, w, 3] in [-1, 1] "
             "(images.from_uint8 turns 0..255 into that)"
         )
-    if not np.abs(images).max(initial=0.0) <= 1.0 + 1e-3:
-        raise UserError(f"{name} reach {np.abs(images).max():.3g}; expected values in [-1, 1]")
+    low, high = images.min(initial=0.0), images.max(initial=0.0)
+    if not (-1.001 <= low and high <= 1.001):
+        raise UserError(f"{name} go from {low:.3g} to {high:.3g}; expected values in [-1, 1]")
 
 
 def seeds_and_ids(seed: int | Sequence[int], number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from imagen_jax.data.raw import Prepared, RawExample, Rejection, decode_image, prepare
+from imagen_jax.data.raw import Prepared, RawExample, Rejection, prepare
+from imagen_jax.image_files import decode_image
 
 
 def _encoded(image: Image.Image, kind: str, **options) -> bytes:

@@ -1,0 +1,37 @@
+"""Image files of any kind → upright RGB: what corpora are built from and what the user gives to be changed."""
+
+import io
+import os
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# What Pillow raises on files that are missing, cut short, of an unknown format or absurdly large.
+DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Image:
+    """Decodes an image of any mode to upright RGB: transparency on white, 16 bits scaled to 8.
+
+    Raises:
+      OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be decoded.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+            raise ValueError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
+        opened = Image.fromarray(image)
+    else:
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        opened.load()
+    opened = ImageOps.exif_transpose(opened)
+    if opened.mode.startswith("I"):
+        wide = np.asarray(opened).astype(np.int64)
+        opened = Image.fromarray((np.clip(wide, 0, 65535) / 257 + 0.5).astype(np.uint8))
+    elif opened.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
+    if opened.has_transparency_data:
+        with_alpha = opened.convert("RGBA")
+        opened = Image.new("RGBA", with_alpha.size, "white")
+        opened.alpha_composite(with_alpha)
+    return opened.convert("RGB")
