@@ -155,7 +155,7 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
     captions = ["a red cube", "a cat"]
     flags = (
         "--checkpoint runs/demo --output out --prompts_file prompts.txt --guidance_weight 3 --seed 5 "
-        "--stage base --num_steps 32 --negative_prompt grey --aug_level 0.1 --overwrite"
+        "--stage base --num_steps 32 --negative_prompt grey --aug_level 0.1 --overwrite --size 64x96 --border 1,2,3,4"
     ).split()
     assert main(["sample", *(captions + flags if captions_first else flags + captions)]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -169,7 +169,19 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
         "seed": 5,
         "stage": "base",
         "overwrite": True,
+        "size": [64, 96],
+        "border": [1, 2, 3, 4],
+        "mode": "text",
+        "batch_size": 64,
+        "weights": "auto",
+        "spatial": 1,
     }
+
+
+def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
+    from imagen_jax.sampling import cascade, command, flags
+
+    assert cascade.MODES == flags.MODES and tuple(command.SAMPLERS) == flags.SAMPLERS
 
 
 def test_plan_passes_its_flags_on(monkeypatch, tmp_path):
@@ -221,7 +233,10 @@ def test_mistakes_end_with_code_2_and_plain_words(joined, capsys, words, expecte
     assert captured.err.startswith("error: ") and expected in captured.err and captured.out == ""
 
 
-@pytest.mark.parametrize("words", [["paint"], [], ["train", "--gin_fil=x"], ["report", "--run_dir=x", "--gin.SIZE=3"]])
+@pytest.mark.parametrize(
+    "words",
+    [["paint"], [], ["train", "--gin_fil=x"], ["report", "--run_dir=x", "--gin.SIZE=3"], ["sample", "--size=64"]],
+)
 def test_unknown_words_show_the_usage(joined, capsys, words):
     with pytest.raises(SystemExit) as exit:
         main(words)

@@ -216,7 +216,7 @@ class Cascade:
         self,
         prompts: Sequence[str],
         images: Float[np.ndarray, "b h w 3"],
-        border: tuple[int, int, int, int],
+        border: Sequence[int],
         **options: Any,
     ) -> list[Images]:
         """Draws what lies around images.
@@ -224,7 +224,7 @@ class Cascade:
         Args:
           prompts: what the larger picture shows.
           images: in [-1, 1].
-          border: pixels to add at top, bottom, left and right; the result must be a size that the stages can draw.
+          border: four numbers, pixels to add at top, bottom, left and right; the result must be a size that the stages can draw.
           options: those of `inpaint`.
         """
         return self._run("outpaint", prompts, images, border=border, **options)

@@ -152,7 +152,7 @@ class Request:
 
 
 def with_border(
-    images: Float[np.ndarray, "b h w 3"], border: tuple[int, int, int, int]
+    images: Float[np.ndarray, "b h w 3"], border: Sequence[int]
 ) -> tuple[Float[np.ndarray, "b h2 w2 3"], Bool[np.ndarray, "b h2 w2"]]:
     """Images on a larger canvas, and the mask of what is to be drawn around them.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.errors import UserError
 from imagen_jax.sampling import images
 
 
@@ -55,3 +56,46 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch) -> None:
     with pytest.raises(OSError, match="No space"):
         images.write_png(str(path), image + 9)
     assert path.read_bytes() == before
+
+
+def test_any_kind_of_file_becomes_three_channels_of_the_asked_size(tmp_path) -> None:
+    grey = np.linspace(0, 255, 48 * 64).reshape(48, 64)
+    colour = np.stack([grey, grey[::-1], np.full_like(grey, 90)], axis=-1).astype(np.uint8)
+    half = np.full((48, 64), 51, np.uint8)
+    kinds = {
+        "plain": (Image.fromarray(colour), colour),
+        # A fifth of the colour, four fifths of white.
+        "alpha": (Image.fromarray(np.dstack([colour, half])), 0.2 * colour + 0.8 * 255),
+        "deep": (Image.fromarray((grey * 257).astype(np.uint16)), np.dstack([grey] * 3)),
+        "grey": (Image.fromarray(grey.astype(np.uint8)), np.dstack([grey] * 3)),
+    }
+    for kind, (image, expected) in kinds.items():
+        path = str(tmp_path / f"{kind}.png")
+        image.save(path)
+        read = images.fitted(images.read_image(path), (48, 64))
+        assert read.dtype == np.float32
+        np.testing.assert_allclose((read + 1) * 127.5, expected, atol=1.01)
+        assert images.fitted(images.read_image(path), (32, 40)).shape == (32, 40, 3)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for name in ("broken.png", "absent.png"):
+        with pytest.raises(UserError, match="cannot be read"):
+            images.read_image(str(tmp_path / name))
+
+
+def test_a_mask_made_smaller_marks_whatever_was_marked(tmp_path) -> None:
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[11, 29] = 255
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    image = Image.new("RGB", (60, 40))
+    mask = images.read_mask(str(tmp_path / "mask.png"), image)
+    assert np.argwhere(images.fitted_mask(mask, (40, 60))).tolist() == [[11, 29]]
+    assert np.argwhere(images.fitted_mask(mask, (4, 6))).tolist() == [[1, 2]]
+    with pytest.raises(UserError, match="is 60x40 pixels, the image 60x41"):
+        images.read_mask(str(tmp_path / "mask.png"), Image.new("RGB", (60, 41)))
+
+
+def test_what_an_image_says_of_itself_reads_back(tmp_path) -> None:
+    info = {"prompt": "a “red” cube", "seed": 3, "stages": ["base"], "size": (4, 6)}
+    images.write_png(str(tmp_path / "x.png"), np.zeros((4, 6, 3), np.uint8), info)
+    assert images.read_info(str(tmp_path / "x.png")) == images.as_info(info)
+    assert images.read_info(str(tmp_path / "none.png")) == {}

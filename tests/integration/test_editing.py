@@ -1,0 +1,240 @@
+"""The `sample` command on a tiny cascade: changing images, going on, sizes, and what people get wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.errors import UserError
+from imagen_jax.main import main
+from imagen_jax.sampling import drawing
+from imagen_jax.sampling.cascade import Cascade
+from imagen_jax.sampling.images import from_uint8
+from imagen_jax.sampling.loading import check_chain, load_stages
+from imagen_jax.sharding.mesh import MeshConfig
+from tests.integration.running import one_error
+
+STEPS = ["--num_steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and masks."""
+    folder = tmp_path_factory.mktemp("images")
+    grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
+    colour = np.stack([grey, grey[::-1], np.full_like(grey, 90)], axis=-1).astype(np.uint8)
+    Image.fromarray(colour).save(folder / "plain.png")
+    Image.fromarray(colour[:37, :51]).save(folder / "odd.png")
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, 32:] = 255
+    Image.fromarray(mask).save(folder / "mask.png")
+    Image.fromarray(mask[:32]).save(folder / "small_mask.png")
+    Image.fromarray(np.zeros_like(mask)).save(folder / "nothing.png")
+    Image.fromarray(np.full_like(mask, 255)).save(folder / "everything.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+def _sample(root: Path, out: Path, *words: str) -> int:
+    return main(["sample", "--checkpoint", str(root), "--output", str(out), *STEPS, *words])
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def test_an_image_of_odd_size_is_drawn_at_the_nearest_one(root: Path, files: Path, tmp_path: Path, capsys) -> None:
+    words = ("--mode", "image_to_image", "--strength", "0.02", "--image", str(files / "odd.png"), "a red cube")
+    assert _sample(root, tmp_path / "out", *words) == 0
+    # Of 37 x 51 pixels the shorter side becomes the stage's, the longer the nearest that the networks can take.
+    assert _pixels(tmp_path / "out" / "00000.png").shape == (64, 88, 3)
+    assert "odd.png is 37x51 and is drawn as 64x88" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "00000.png").text["mode"] == "image_to_image"  # type: ignore[attr-defined]
+
+
+def test_inpainting_leaves_the_rest_as_it_was(root: Path, files: Path, tmp_path: Path) -> None:
+    words = ("--mode", "inpaint", "--image", str(files / "plain.png"), "--mask", str(files / "mask.png"), "a red cube")
+    assert _sample(root, tmp_path / "out", *words, "--num_resamples", "2", "--jump_length", "1") == 0
+    drawn, given = _pixels(tmp_path / "out" / "00000.png"), _pixels(files / "plain.png")
+    np.testing.assert_array_equal(drawn[:, :32], given[:, :32])
+    assert abs(drawn[:, 32:] - given[:, 32:]).mean() > 5
+
+
+def test_outpainting_and_enlarging_and_varying_have_the_sizes_they_should(
+    root: Path, files: Path, tmp_path: Path
+) -> None:
+    plain = ("--image", str(files / "plain.png"), "a red cube")
+    assert _sample(root, tmp_path / "wider", "--mode", "outpaint", "--border", "0,16,0,32", *plain) == 0
+    drawn = _pixels(tmp_path / "wider" / "00000.png")
+    assert drawn.shape == (80, 96, 3)
+    np.testing.assert_array_equal(drawn[:64, :64], _pixels(files / "plain.png"))
+    assert _sample(root, tmp_path / "large", "--mode", "upscale", *plain) == 0
+    assert _pixels(tmp_path / "large" / "00000.png").shape == (256, 256, 3)
+    assert not (tmp_path / "large" / "00000_base.png").exists()
+    assert _sample(root, tmp_path / "varied", "--mode", "vary", "--seed", "1,2", *plain, "a red cube") == 0
+    both = [_pixels(tmp_path / "varied" / f"0000{i}.png") for i in (0, 1)]
+    assert both[0].shape == (64, 64, 3) and abs(both[0] - both[1]).max() > 0
+    assert _sample(root, tmp_path / "text", "--size", "32x80", "--sampler", "dpm++", "a red cube") == 0
+    assert _pixels(tmp_path / "text" / "00000.png").shape == (32, 80, 3)
+    assert _pixels(tmp_path / "text" / "00000_base.png").shape == (8, 20, 3)
+
+
+def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a red cube {i}\n" for i in range(7)))
+    words = ("--prompts_file", str(prompts), "--batch_size", "2")
+    drawn: list[int] = []
+    whole = drawing.draw_all
+
+    def stops_at_the_third(*args, **options):
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise OSError("no space left")
+        return whole(*args, **options)
+
+    monkeypatch.setattr("imagen_jax.sampling.cascade.draw_all", stops_at_the_third)
+    one_at_a_time = MeshConfig(data=1, fsdp=1, tensor=8)  # Eight devices would draw eight images at a time.
+    monkeypatch.setattr("imagen_jax.sampling.cascade.MeshConfig", lambda **_: one_at_a_time)
+    assert _sample(root, tmp_path / "out", *words) == 2
+    assert len(list((tmp_path / "out").glob("*[0-9].png"))) == 4
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
+    capsys.readouterr()
+    assert _sample(root, tmp_path / "out", *words) == 0
+    assert "4 of 7 images are there already" in capsys.readouterr().out
+    assert len(drawn) == 3 + 2 and all(path.read_bytes() == data for path, data in before.items())
+    # The same list drawn in one go gives the same images.
+    assert _sample(root, tmp_path / "again", *words) == 0
+    for i in range(7):
+        name = f"{i:05d}.png"
+        assert abs(_pixels(tmp_path / "out" / name) - _pixels(tmp_path / "again" / name)).max() <= 1
+    # Other settings do not mix with what is there.
+    assert _sample(root, tmp_path / "out", *words, "--seed", "5") == 2
+    assert "were drawn otherwise" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--guidance_weight", "-1"), "guidance_weight (-1.0) must be >= 0"),
+        (("--percentile", "0.995"), "the scale is 0-100"),
+        (("--size", "60x64"), "height (60) must be a multiple of 8"),
+        (("--mode", "inpaint"), "needs --mask"),
+        (("--image", "{plain}"), "--image needs a --mode"),
+        (("--mode", "image_to_image"), "needs --image=FILE"),
+        (("--mode", "image_to_image", "--image", "{broken}"), "cannot be read"),
+        (("--mode", "image_to_image", "--image", "absent.png"), "cannot be read"),
+        (("--mode", "image_to_image", "--image", "{plain}", "--strength", "1.5"), "strength (1.5)"),
+        (("--mode", "image_to_image", "--image", "{plain}", "--mask", "{mask}"), "--mask does nothing"),
+        (("--mode", "inpaint", "--image", "{plain}", "--mask", "{small_mask}"), "is 64x32 pixels, the image 64x64"),
+        (("--mode", "inpaint", "--image", "{plain}", "--mask", "{nothing}"), "all zeros"),
+        (("--mode", "inpaint", "--image", "{plain}", "--mask", "{everything}"), "all ones"),
+        (("--mode", "outpaint", "--image", "{plain}", "--border", "0,0,0,5"), "width (69)"),
+        (("--mode", "outpaint", "--image", "{plain}", "--border", "0,0"), "four numbers"),
+        (("--mode", "vary", "--image", "{plain}", "--aug_level", "2"), "aug_level (2.0)"),
+        (("--tile_overlap", "8"), "needs --tile_size"),
+        (("--seed", "-4"), "seed (-4)"),
+        (("--seed", "1,2,3"), "3 seeds for 1 images"),
+        (("--first_stage", "top"), "no stage 'top'"),
+        (("--first_stage", "sr"), "low-resolution images are needed"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    root: Path, files: Path, tmp_path: Path, capsys, words: tuple[str, ...], message: str
+) -> None:
+    names = {path.stem: str(path) for path in files.iterdir()}
+    assert _sample(root, tmp_path / "out", *(word.format(**names) for word in words), "a red cube") == 2
+    assert message in one_error(capsys)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.png").exists()
+
+
+def test_long_captions_are_told(root: Path, tmp_path: Path, capsys) -> None:
+    assert _sample(root, tmp_path / "out", "--stage", "base", "a red cube", "a red cube " * 40) == 0
+    told = capsys.readouterr().err
+    assert "1 of 2 prompts are longer than the 24 tokens" in told and "'a red cube a red cube" in told
+
+
+def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:
+    prompts = ["a red cube", "", "a blue ring"]
+    whole = Cascade.load(str(root), weights="resident")
+    in_turn = dataclasses.replace(whole, weights="offload")
+    resident, offloaded = whole.sample(prompts, seed=4), in_turn.sample(prompts, seed=4)
+    for one, other in zip(resident, offloaded, strict=True):
+        assert abs(one.astype(int) - other).max() <= 1
+    assert all(stage.weights._placed is None for stage in in_turn.stages)
+    automatic = dataclasses.replace(whole, weights="auto")
+    programs = drawing.prepare(automatic.stages, automatic.job("text", prompts)[1])
+    bytes_needed = drawing.estimate_bytes(automatic.stages, programs, 8, automatic.mesh)
+    for memory_bytes, stays in ((2 * bytes_needed, True), (bytes_needed, False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("imagen_jax.sampling.memory.device_bytes", lambda value=memory_bytes: value)
+            assert automatic._stays(programs, 8) is stays
+
+
+def test_prompts_of_the_same_number_compile_nothing_new(root: Path) -> None:
+    cascade = Cascade.load(str(root))
+    cascade.sample(["a red cube"], seed=1)
+    compiled = drawing.draw_all._cache_size()
+    cascade.sample(["two blue rings"], seed=2)
+    assert drawing.draw_all._cache_size() == compiled
+
+
+def test_a_gin_file_names_the_stages_and_how_they_are_sampled(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "cascade.gin"
+    file.write_text(
+        f"""
+from __gin__ import dynamic_registration
+from imagen_jax.sampling import loading
+from imagen_jax.sampling import stage_sampler
+loading.CascadeConfig.stages = (@base/loading.StageSource(), @sr/loading.StageSource())
+base/loading.StageSource.model_dir = '{root}/base'
+base/loading.StageSource.sampling = @base/stage_sampler.SamplingConfig()
+base/stage_sampler.SamplingConfig.num_steps = 2
+base/stage_sampler.SamplingConfig.guidance_weight = 1.5
+sr/loading.StageSource.model_dir = '{root}/sr'
+"""
+    )
+    cascade = Cascade.load(str(file))
+    assert cascade.names == ["base", "sr"] and cascade.stages[0].sampling.num_steps == 2
+    assert cascade.stages[1].sampling == load_stages(str(root))[1].sampling
+    assert main(["sample", "--checkpoint", str(file), "--output", str(tmp_path / "out"), "a red cube"]) == 0
+    assert json.loads(Image.open(tmp_path / "out" / "00000.png").text["guidance_weight"]) == [1.5, 1.0]  # type: ignore[attr-defined]
+    file.write_text(file.read_text().replace(f"{root}/sr", f"{root}/none"))
+    with pytest.raises(UserError, match="where no checkpoint is"):
+        Cascade.load(str(file))
+
+
+def test_stages_must_form_a_chain(root: Path) -> None:
+    base, sr = load_stages(str(root))
+    with pytest.raises(UserError, match="takes no images from below"):
+        check_chain([sr, base])
+    crops = dataclasses.replace(sr, stage=dataclasses.replace(sr.stage, full_size=256))
+    with pytest.raises(UserError, match="takes 64-pixel images from below, but stage 'base' draws 16"):
+        check_chain([base, crops])
+    check_chain([base, sr, crops])
+
+
+def test_the_methods_take_arrays_and_say_what_they_do_not_take(root: Path, files: Path) -> None:
+    cascade = Cascade.load(str(root)).configure(lambda _, s: dataclasses.replace(s, num_steps=2))
+    image = from_uint8(np.asarray(Image.open(files / "plain.png")))[None]
+    mask = np.zeros((1, 64, 64), bool)
+    mask[:, :8] = True
+    *_, drawn = cascade.inpaint(["a red cube"], image, mask, num_resamples=1)
+    assert drawn.shape == (1, 64, 64, 3) and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(drawn[0, 8:], np.asarray(Image.open(files / "plain.png"))[8:])
+    with pytest.raises(UserError, match="does not take masks"):
+        cascade.job("image_to_image", ["a red cube"], image, masks=mask)
+    with pytest.raises(UserError, match="needs border"):
+        cascade.job("outpaint", ["a red cube"], image)
+    with pytest.raises(UserError, match="mode \\('paint'\\) must be one of"):
+        cascade.job("paint", ["a red cube"])
+    with pytest.raises(UserError, match="takes images to work on"):
+        cascade.job("vary", ["a red cube"])
+    with pytest.raises(UserError, match="no super-resolution stage"):
+        cascade.only(last="base").upscale(["a red cube"], image)
+    with pytest.raises(UserError, match="comes after"):
+        cascade.only(first="sr", last="base")
+    assert len(jax.local_devices()) == 8 and cascade.mesh is not None
