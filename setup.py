@@ -48,7 +48,7 @@ setup(
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         # Tests that compare with a peer written in another framework.
-        "parity": ["torch==2.13.0", "transformers>=5.10,<6"],
+        "parity": ["diffusers>=0.42,<0.43", "torch==2.13.0", "transformers>=5.10,<6"],
         # Corpora and embedding stores by Apache Beam; its pins disagree with constraints.txt, see constraints-beam.txt.
         "beam": ["apache-beam>=2.77,<2.78", "google-crc32c>=1.5"],
     },

@@ -45,6 +45,33 @@ def test_any_prediction_satisfies_the_process_equation(prediction: str) -> None:
     np.testing.assert_allclose(process.diffuse(x0_hat, eps_hat, LOG_SNR), z_t, atol=1e-4)
 
 
+def test_flow_is_the_velocity_of_a_straight_line() -> None:
+    """z / (alpha + sigma) is (1 - r) x0 + r eps at r = sigma / (alpha + sigma); its derivative in r is the target."""
+    with jax.enable_x64(True):
+        x0, eps = np.random.default_rng(0).normal(size=(2, 5, 3))
+        # r from 0.1 to 0.9, and a step on from each.
+        ratio, step = np.linspace(0.1, 0.9, 5), 1e-6
+        points = []
+        for r in (ratio, ratio + step):
+            alpha, sigma = (1 - r) / np.hypot(1 - r, r), r / np.hypot(1 - r, r)
+            z_t = process.diffuse(jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(2 * np.log(alpha / sigma)))
+            points.append(np.asarray(z_t) / (alpha + sigma)[:, None])
+        velocity = process.target("flow", jnp.asarray(x0), jnp.asarray(eps), jnp.asarray(2 * np.log(alpha / sigma)))
+    np.testing.assert_allclose(points[0], (1 - ratio)[:, None] * x0 + ratio[:, None] * eps, rtol=1e-12)
+    np.testing.assert_allclose((points[1] - points[0]) / step, velocity, atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+def test_error_of_x0_for_an_error_of_the_prediction(prediction: str) -> None:
+    """x0_hat moves with the output as the scale says, measured by moving the output by one unit."""
+    with jax.enable_x64(True):
+        log_snr = jnp.asarray(LOG_SNR, jnp.float64)
+        z_t = jnp.zeros((5, 1))
+        low, high = (process.to_x0_eps(prediction, jnp.full((5, 1), value), z_t, log_snr)[0] for value in (2.0, 3.0))
+        scale = process.x0_error_scale(prediction, log_snr)
+        np.testing.assert_allclose(np.square(high - low)[:, 0], scale, rtol=1e-12)
+
+
 def test_noising_and_velocity_match_diffusers() -> None:
     steps = np.load(GOLDEN / "steps.npz")
     for name in ("squaredcos_cap_v2", "linear", "scaled_linear"):
@@ -60,5 +87,7 @@ def test_noising_and_velocity_match_diffusers() -> None:
 
 
 def test_unknown_prediction_is_refused() -> None:
-    with pytest.raises(UserError, match="one of eps, x0, v"):
+    with pytest.raises(UserError, match="one of eps, x0, v, flow"):
         process.check_prediction("noise")
+    with pytest.raises(UserError, match="'noise'"):
+        process.x0_error_scale("noise", LOG_SNR)

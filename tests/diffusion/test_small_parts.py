@@ -1,25 +1,16 @@
-"""Guidance, thresholding, noise conditioning, times and loss: properties and closed forms."""
+"""Thresholding, noise conditioning and random times: properties and closed forms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion import guidance, losses, noise_conditioning, thresholding, time_sampling
+from imagen_jax.diffusion import noise_conditioning, thresholding, time_sampling
 from imagen_jax.errors import UserError
 
 
 def _images(scale: float = 1.0) -> jax.Array:
     return scale * jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
-
-
-def test_guidance_is_the_papers_line() -> None:
-    cond, null = _images(), _images(0.3)
-    np.testing.assert_allclose(guidance.guide(cond, null, 1.0), cond, atol=1e-6)
-    np.testing.assert_allclose(guidance.guide(cond, null, 0.0), null, atol=1e-6)
-    np.testing.assert_allclose(guidance.guide(cond, null, 7.5), 7.5 * cond - 6.5 * null, atol=1e-5)
-    with pytest.raises(UserError, match="guidance_weight"):
-        guidance.check_guidance_weight(-0.1)
 
 
 def test_dynamic_threshold_rescales_by_the_percentile_of_each_image() -> None:
@@ -29,6 +20,26 @@ def test_dynamic_threshold_rescales_by_the_percentile_of_each_image() -> None:
         s = np.percentile(np.abs(image), 90.0)
         np.testing.assert_allclose(result, np.clip(image, -s, s) / s, atol=1e-5)
         assert (np.abs(result) >= 1 - 1e-6).mean() == pytest.approx(0.1, abs=0.01)
+
+
+def test_dynamic_threshold_is_capped() -> None:
+    """A cap the percentile does not reach changes nothing; one below it takes its place; 1 is the static rule."""
+    x = _images(3.0)
+    percentiles = np.percentile(np.abs(np.asarray(x)).reshape(3, -1), 95.0, axis=1)
+    assert percentiles.min() > 5
+    loose = thresholding.dynamic_threshold(x, 95.0, 1000.0)
+    np.testing.assert_array_equal(loose, thresholding.dynamic_threshold(x, 95.0))
+    np.testing.assert_allclose(thresholding.threshold(x, "dynamic", 95.0, 1.5), np.clip(x, -1.5, 1.5) / 1.5, atol=1e-6)
+    np.testing.assert_array_equal(thresholding.dynamic_threshold(x, 95.0, 1.0), thresholding.static_threshold(x))
+
+
+def test_each_image_is_capped_by_itself() -> None:
+    x = jnp.stack([jnp.full((4, 4, 3), 1.2), jnp.full((4, 4, 3), 4.0)])
+    got = thresholding.dynamic_threshold(x, 95.0, 1.5)
+    np.testing.assert_allclose(got[0], 1.0, atol=1e-6)
+    np.testing.assert_allclose(got[1], 1.0, atol=1e-6)
+    half = thresholding.dynamic_threshold(0.5 * x, 95.0, 1.5)
+    np.testing.assert_allclose(half[:, 0, 0, 0], [0.6, 1.0], atol=1e-6)
 
 
 def test_dynamic_threshold_leaves_images_inside_the_range_alone() -> None:
@@ -45,9 +56,16 @@ def test_static_and_no_threshold() -> None:
 @pytest.mark.parametrize("percentile", [0.995, 0.0, 101.0])
 def test_a_percentile_on_the_wrong_scale_is_refused(percentile: float) -> None:
     with pytest.raises(UserError, match="0-100"):
-        thresholding.check_thresholding("dynamic", percentile)
+        thresholding.check_thresholding("dynamic", percentile, 1.5)
+
+
+def test_an_unknown_rule_and_a_cap_within_the_range_are_refused() -> None:
     with pytest.raises(UserError, match="must be one of"):
-        thresholding.check_thresholding("dynamical", 99.5)
+        thresholding.check_thresholding("dynamical", 99.5, 1.5)
+    for cap in (0.9, float("nan")):
+        with pytest.raises(UserError, match="threshold_cap"):
+            thresholding.check_thresholding("dynamic", 99.5, cap)
+    thresholding.check_thresholding("dynamic", 99.5, float("inf"))
 
 
 def test_corruption_goes_from_clean_to_noise_and_keeps_variance() -> None:
@@ -65,9 +83,3 @@ def test_stratified_times_cover_every_interval_once_and_are_uniform() -> None:
     np.testing.assert_array_equal(np.sort((times * 32).astype(int)), np.arange(32))
     first = np.array([float(time_sampling.stratified(jax.random.key(i), 4)[0]) for i in range(400)])
     assert abs(first.mean() - 0.5) < 0.05 and abs(first.var() - 1 / 12) < 0.015
-
-
-def test_loss_is_the_mean_of_squares_of_each_example() -> None:
-    output, target = _images(), _images(0.5)
-    expected = ((np.asarray(output, np.float64) - np.asarray(target)) ** 2).reshape(3, -1).mean(1)
-    np.testing.assert_allclose(losses.per_example_mse(output, target), expected, rtol=1e-5)
