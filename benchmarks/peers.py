@@ -1,4 +1,4 @@
-"""A base U-Net's train step and guided sampling step beside imagen-pytorch's and diffusers', stepped in turn.
+"""A base U-Net's train step, guided sampling step and whole sampling beside imagen-pytorch's and diffusers', in turn.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install torch==2.13.0 diffusers==0.42.1 imagen-pytorch==2.1.0
@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import turns
 
 TEXT_LENGTH, TEXT_DIM, SIZE = 128, 512, 64
+LOOP_STEPS = 16  # Of a whole sampling.
 PEERS = ("imagen-pytorch", "diffusers")
 
 
@@ -41,6 +42,7 @@ def ours(mode: str, dim: int, batch: int, what: str) -> None:
 
     from imagen_jax.diffusion import guidance, samplers, thresholding
     from imagen_jax.models.denoiser import Conditioning
+    from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
     from imagen_jax.sharding.rules import unbox
     from imagen_jax.train.config import OptimizerConfig
     from imagen_jax.train.flops import count_flops
@@ -71,6 +73,22 @@ def ours(mode: str, dim: int, batch: int, what: str) -> None:
             nonlocal state
             state, loss = run(state, next(steps))
             loss.block_until_ready()
+    elif mode == "loop":
+        config = SamplingConfig(
+            num_steps=LOOP_STEPS, sampler=samplers.DDPMSampler(), guidance_weight=5.0, percentile=95.0
+        )
+        seeds = iter(range(10**9))
+
+        def step() -> None:
+            keys = image_keys(next(seeds), jnp.arange(batch))
+            sample_stage(stage, config, params, keys, text, mask).block_until_ready()
+    elif mode == "calls":
+        call = jax.jit(lambda params, *inputs: stage.network(params)(*inputs))
+        both = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, log_snr, cond))
+
+        def step() -> None:
+            for _ in range(LOOP_STEPS):
+                call(params, *both).block_until_ready()
     else:
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cond, Conditioning(text=0 * text, text_mask=~mask))
 
@@ -97,7 +115,7 @@ def ours(mode: str, dim: int, batch: int, what: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("peers_python", help="interpreter of the environment that holds the peers")
-    parser.add_argument("--mode", nargs="+", choices=("train", "sample"), default=("train", "sample"))
+    parser.add_argument("--mode", nargs="+", choices=("train", "sample", "loop"), default=("train", "sample"))
     parser.add_argument("--dim", default="64")
     parser.add_argument("--batch", default="4")
     parser.add_argument("--rounds", type=int, default=11)
@@ -106,6 +124,8 @@ def main() -> None:
     threads = str(len(os.sched_getaffinity(0)))
     for mode in args.mode:
         programs = {"imagen_jax": [sys.executable, "-m", "benchmarks.peers", "ours", mode, args.dim, args.batch]}
+        if mode == "loop":
+            programs["its network calls alone"] = [*programs["imagen_jax"][:4], "calls", args.dim, args.batch]
         for peer in PEERS:
             for how in ("eager", "compiled") if args.compiled else ("eager",):
                 programs[f"{peer}, {how}"] = [
@@ -123,15 +143,17 @@ def main() -> None:
             args.rounds,
             dict.fromkeys(programs, environment),
         )
-        print(f"{mode}, batch {args.batch}, {threads} threads")
+        print(f"{mode}, batch {args.batch}, {threads} threads" + (f", {LOOP_STEPS} steps" if mode == "loop" else ""))
         for name, values in seconds.items():
             median, about = statistics.median(values), described[name]
             print(
                 f"  {name:26s} {about['params'] / 1e6:5.1f}M parameters, {about['flops'] / 1e9:6.1f} GFLOP forward, "
-                f"{1e3 * median:7.1f} ms a step ({1e3 * min(values):.1f} at best)"
+                f"{1e3 * median:7.1f} ms ({1e3 * min(values):.1f} at best)"
             )
         for name in programs:
-            if name != "imagen_jax":
+            if name == "its network calls alone":
+                print(f"  {turns.ratio(seconds, 'imagen_jax', name)}")
+            elif name != "imagen_jax":
                 print(f"  {turns.ratio(seconds, name, 'imagen_jax')}")
 
 

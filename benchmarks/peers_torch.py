@@ -1,7 +1,8 @@
 """The peers of benchmarks.peers, in an environment of their own: imagen-pytorch, and diffusers with IF's blocks.
 
 A train step draws noise, runs the loss forward and backward and takes a step of Adam. A guided sampling step is two
-network evaluations (diffusers: as one batch), dynamic thresholding, and a step of the peer's own scheduler.
+network evaluations (diffusers: as one batch), dynamic thresholding, and a step of the peer's own scheduler. A whole
+sampling is LOOP_STEPS of these; imagen-pytorch runs its own loop.
 """
 
 import importlib.machinery
@@ -15,7 +16,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-TEXT_LENGTH, TEXT_DIM, SIZE = 128, 512, 64
+TEXT_LENGTH, TEXT_DIM, SIZE, LOOP_STEPS = 128, 512, 64, 16
 
 
 def _nothing(name: str) -> type:
@@ -61,7 +62,7 @@ def imagen_pytorch(dim: int, batch: int, mode: str, compiled: bool) -> tuple[Any
         (network,),
         image_sizes=(SIZE,),
         text_embed_dim=TEXT_DIM,
-        timesteps=1000,
+        timesteps=LOOP_STEPS if mode == "loop" else 1000,
         cond_drop_prob=0.1,
         pred_objectives="noise",
     )
@@ -93,8 +94,13 @@ def imagen_pytorch(dim: int, batch: int, mode: str, compiled: bool) -> tuple[Any
         )  # fmt: skip
         drawn.mean().item()
 
+    @torch.no_grad()
+    def loop() -> None:
+        drawn = imagen.sample(text_embeds=text, text_masks=mask, cond_scale=5.0, use_tqdm=False)
+        drawn.mean().item()
+
     imagen.train(mode == "train")
-    return network, train if mode == "train" else sample, forward
+    return network, {"train": train, "sample": sample, "loop": loop}[mode], forward
 
 
 def diffusers(dim: int, batch: int, mode: str, compiled: bool) -> tuple[Any, Callable, Callable]:
@@ -123,9 +129,9 @@ def diffusers(dim: int, batch: int, mode: str, compiled: bool) -> tuple[Any, Cal
     x = torch.randn(batch, 3, SIZE, SIZE)
     images = torch.rand(batch, 3, SIZE, SIZE) * 2 - 1
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    if mode == "sample":
-        scheduler.set_timesteps(100)
-    time = scheduler.timesteps[50]
+    if mode != "train":
+        scheduler.set_timesteps(LOOP_STEPS if mode == "loop" else 100)
+    time = scheduler.timesteps[LOOP_STEPS // 2]
 
     def forward() -> Any:
         return network(x, time, encoder_hidden_states=text, return_dict=False)[0]
@@ -141,15 +147,25 @@ def diffusers(dim: int, batch: int, mode: str, compiled: bool) -> tuple[Any, Cal
         optimizer.step()
         loss.item()
 
-    @torch.no_grad()
-    def sample() -> None:
+    def guided_step(x: Any, time: Any) -> Any:
         output = network(torch.cat([x, x]), time, encoder_hidden_states=both, return_dict=False)[0]
         (null_eps, _), (eps, variance) = (half.split(3, 1) for half in output.chunk(2))
         guided = torch.cat([null_eps + 5.0 * (eps - null_eps), variance], 1)
-        scheduler.step(guided, time, x, return_dict=False)[0].mean().item()
+        return scheduler.step(guided, time, x, return_dict=False)[0]
+
+    @torch.no_grad()
+    def sample() -> None:
+        guided_step(x, time).mean().item()
+
+    @torch.no_grad()
+    def loop() -> None:
+        drawn = torch.randn_like(x)
+        for one in scheduler.timesteps:
+            drawn = guided_step(drawn, one)
+        drawn.mean().item()
 
     network.train(mode == "train")
-    return network, train if mode == "train" else sample, forward
+    return network, {"train": train, "sample": sample, "loop": loop}[mode], forward
 
 
 def describe(peer: str, network: Any, forward: Callable) -> dict[str, Any]:

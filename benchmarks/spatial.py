@@ -1,9 +1,10 @@
-"""One 1024x1024 image drawn by eight devices that share its height, beside one device: memory of each, and the difference.
+"""One 1024x1024 image drawn by eight devices that share its height, beside one device: memory, and the difference.
 
     python -m benchmarks.spatial [--dims 32 64 128 256] [--size 1024] [--num_steps 2]
 
-The stage has the shape of the paper's 256→1024 stage (cross-attention alone), narrower. The devices are virtual: eight parts of one
-CPU. Memory is what the compiler assigns to one device's program: arguments, results and the most that is alive at once.
+The stage has the shape of the paper's 256→1024 stage (cross-attention alone), narrower. The devices are virtual: eight
+parts of one CPU. Memory is what the compiler assigns to one device's program: arguments, results and the most that is
+alive at once.
 """
 
 import argparse

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import process
+from imagen_jax.diffusion.losses import EDMWeighting, MinSNRWeighting
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding.mesh import MeshConfig
@@ -127,3 +128,67 @@ def test_a_height_that_a_mesh_cannot_split_is_refused() -> None:
     """Eight pixels, two levels: the lowest has two rows."""
     with pytest.raises(UserError, match=r"spatial \(8\) must divide 2, the height.*choose 2"):
         SR.network({}, MeshConfig(spatial=8).build())
+
+
+@pytest.mark.parametrize("weighting", [MinSNRWeighting(), EDMWeighting(sigma_data=0.3)])
+def test_a_weighting_weighs_each_example_by_its_noise(weighting) -> None:
+    params = jax.tree.map(lambda p: p + 0.05, _params(BASE))
+    rows, rng = batch(BASE, 8), jax.random.key(3)
+    _, plain = _loss(BASE, params, rows, rng)
+    _, weighted = _loss(dataclasses.replace(BASE, weighting=weighting), params, rows, rng)
+    snr = np.exp(np.asarray(plain["log_snr"], np.float64))
+    # BASE predicts eps, whose squared error is SNR times that of x0.
+    of_x0 = {MinSNRWeighting: np.minimum(snr, 5.0), EDMWeighting: 1 / 0.3**2 + snr}[type(weighting)]
+    np.testing.assert_allclose(weighted["per_example_loss"] / plain["per_example_loss"], of_x0 / snr, rtol=1e-4)
+
+
+class _Halfway(nn.Module):
+    """x0_hat = (1 + self_cond) / 2."""
+
+    size_factor = 1
+
+    @nn.compact
+    def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
+        gain = self.param("gain", nn.initializers.ones, ())
+        return gain * (0.5 + 0.5 * cond.self_cond)
+
+
+@pytest.mark.parametrize(("rate", "x0_hat", "slope"), [(1.0, 0.75, 0.75), (1e-9, 0.5, 0.5)])
+def test_self_conditioning_is_a_first_look_that_is_not_differentiated(rate: float, x0_hat: float, slope: float) -> None:
+    stage = dataclasses.replace(BASE, model=_Halfway(), prediction="x0", self_cond_rate=rate)
+    rows, params = batch(BASE, 4), {"gain": jnp.float32(1.0)}
+    (loss, _), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, rows, jax.random.key(0))
+    x0 = np.asarray(rows["x0"], np.float64)
+    np.testing.assert_allclose(loss, ((x0_hat - x0) ** 2).mean(), rtol=1e-5)
+    # d x0_hat / d gain is the second look's own, 0.5 + 0.5 self_cond, with self_cond held fixed.
+    np.testing.assert_allclose(grads["gain"], (2 * (x0_hat - x0) * slope).mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [BASE, SR])
+def test_a_learned_variance_is_trained_by_the_bound_and_the_prediction_is_not(stage: Stage) -> None:
+    both = dataclasses.replace(stage, model=stage.model.clone(learned_variance=True))
+    params = jax.tree.map(lambda p: p + 0.02, _params(both))
+    rows, rng = batch(stage, 4), jax.random.key(1)
+
+    def last_layer(vlb_weight: float) -> np.ndarray:
+        one = dataclasses.replace(both, vlb_weight=vlb_weight)
+        grads = jax.jit(jax.grad(lambda p: one.loss(p, rows, rng)[0]))(params)
+        return np.asarray(grads["conv_out"]["kernel"])
+
+    little, much = last_layer(1e-6), last_layer(1.0)
+    assert little.shape[-1] == 6
+    np.testing.assert_allclose(much[..., :3], little[..., :3], rtol=1e-4, atol=1e-7)
+    assert abs(much[..., 3:]).min() > 0
+    np.testing.assert_allclose(much[..., 3:], 1e6 * little[..., 3:], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vlb_weight": 0.0}, "vlb_weight"),
+        ({"self_cond_rate": 1.5}, "self_cond_rate"),
+    ],
+)
+def test_impossible_loss_settings_are_refused(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(BASE, **change)

@@ -43,8 +43,8 @@ class Denoiser(Protocol):
 
     def __call__(
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
-    ) -> Float[Array, "b h w c"]:
-        """One prediction for every row of z_t."""
+    ) -> Float[Array, "b h w c2"]:
+        """One prediction for every row of z_t, c channels or, with a learned variance, 2 c."""
 
 
 def zero_text(like: Conditioning) -> Conditioning:

@@ -154,7 +154,7 @@ class EfficientUNet(nn.Module):
     @nn.compact
     def __call__(
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w c2"]:
         check_size(z_t.shape[1], z_t.shape[2], self.size_factor)
         if len(self.dims) != len(self.num_res_blocks):
             raise UserError(

@@ -69,7 +69,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, "b h w c2"]:
         check_size(z_t.shape[1], z_t.shape[2], self.size_factor)
         check_kinds(self.attention, len(self.dim_mults))
         check_remat(self.remat)
