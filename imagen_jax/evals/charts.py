@@ -75,6 +75,8 @@ class Chart:
         series: lines; each as long as x.
         percentages: values are fractions 0..1, drawn on a fixed 0–100% axis.
         log: logarithmic y, used where every value is positive.
+        log_x: logarithmic x; every position is positive.
+        joined: lines go on across positions where they have no value.
         markers: draw a mark at each point (for few points).
         references: (label, value) drawn as dashed level lines.
         best_x: a position to mark with a vertical line.
@@ -88,6 +90,8 @@ class Chart:
     series: Sequence[Series]
     percentages: bool = False
     log: bool = False
+    log_x: bool = False
+    joined: bool = False
     markers: bool = False
     references: Sequence[tuple[str, float]] = ()
     best_x: float | None = None
@@ -168,7 +172,7 @@ def scales(chart: Chart) -> tuple[Scale, Scale]:
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     return (
-        Scale(low=x_low, high=x_high, start=MARGIN_LEFT, end=chart.width - MARGIN_RIGHT),
+        Scale(low=x_low, high=x_high, start=MARGIN_LEFT, end=chart.width - MARGIN_RIGHT, log=chart.log_x),
         Scale(low=low, high=high, start=chart.height - MARGIN_BOTTOM, end=MARGIN_TOP, log=log),
     )
 
@@ -219,7 +223,7 @@ def _axes(chart: Chart, x_scale: Scale, y_scale: Scale) -> Html:
         shown = f"{100 * value:.0f}%" if chart.percentages else number(value)
         parts.append(tag("line", class_="gridline", x1=MARGIN_LEFT, x2=right, y1=y, y2=y))
         parts.append(tag("text", shown, class_="tick", x=MARGIN_LEFT - 9, y=y + 4, text_anchor="end"))
-    for value in linear_ticks(x_scale.low, x_scale.high, 6):
+    for value in log_ticks(x_scale.low, x_scale.high) if x_scale.log else linear_ticks(x_scale.low, x_scale.high, 6):
         x = round(x_scale(value), 2)
         parts.append(tag("line", class_="axis", x1=x, x2=x, y1=bottom, y2=bottom + 5))
         parts.append(tag("text", number(value), class_="tick", x=x, y=bottom + 19, text_anchor="middle"))
@@ -282,7 +286,7 @@ def _line(chart: Chart, index: int, x_scale: Scale, y_scale: Scale) -> Html:
     pen_down = False
     for position, value in zip(chart.x, series.values, strict=True):
         if value is None or not math.isfinite(value):
-            pen_down = False
+            pen_down = pen_down and chart.joined
             continue
         x, y = x_scale(position), y_scale(value)
         commands.append(f"{'L' if pen_down else 'M'}{x:.2f} {y:.2f}")

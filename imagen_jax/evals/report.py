@@ -11,6 +11,7 @@ from pathlib import Path
 
 from imagen_jax.evals.markup import Child, Html, join, table, tag
 from imagen_jax.evals.report_data import CascadeRun, read_run
+from imagen_jax.evals.report_samplers import Study, read_samplers, read_thresholds
 from imagen_jax.evals.report_sections import Section, facts, missing_notes, result_line, sections
 from imagen_jax.evals.report_style import style_sheet
 
@@ -31,8 +32,9 @@ def write_report(run_dir: str) -> str:
     """Writes RUN_DIR/report.html from whatever the cascade run directory holds.
 
     Read are samples.png, samples/*.png with their text chunks, samples/*_base.png, eval.json, metrics.json,
-    photos.json (its paths are relative to run_dir), commands.json and, of each stage, metrics.jsonl,
-    config.gin and samples/step_N.png. A section whose input is missing is named in a note at the end.
+    samplers.json, thresholds.json with eval/thresholds.png, photos.json (its paths are relative to run_dir),
+    commands.json and, of each stage, metrics.jsonl, config.gin and samples/step_N.png. A section whose input is missing
+    is named in a note at the end.
 
     Args:
         run_dir: a cascade directory, such as runs/demo, that holds the stages' run directories.
@@ -44,7 +46,7 @@ def write_report(run_dir: str) -> str:
         UserError: run_dir is missing, holds nothing to report on, or one of its files is malformed.
     """
     folder = Path(run_dir)
-    content = page(read_run(folder))
+    content = page(read_run(folder), read_samplers(folder), read_thresholds(folder))
     path = folder / "report.html"
     beside = folder / f".report.html.{os.getpid()}"
     try:
@@ -55,9 +57,9 @@ def write_report(run_dir: str) -> str:
     return str(path)
 
 
-def page(run: CascadeRun) -> str:
-    """The whole HTML document of a run."""
-    every = sections(run)
+def page(run: CascadeRun, steps: Study | None = None, rules: Study | None = None) -> str:
+    """The whole HTML document of a run, with its sampler and thresholding sweeps."""
+    every = sections(run, steps, rules)
     every.append(Section(anchor="versions", title="Versions", body=_versions(run), missing=""))
     shown = [section for section in every if section.body is not None]
     absent = [section for section in every if section.body is None]

@@ -111,11 +111,11 @@ def read_run(run_dir: Path) -> CascadeRun:
         pairs=[(read_picture(b), s) for b, s in zip(bases, samples, strict=True) if b.is_file()],
         evaluation=_read_evaluation(run_dir / "eval.json"),
         stages=_read_stages(run_dir),
-        metrics=_read_json(run_dir / "metrics.json", dict),
+        metrics=read_json(run_dir / "metrics.json", dict),
         photos=_read_photos(run_dir),
         commands=[
             (_field(item, "phase", str, "commands.json"), _field(item, "command", str, "commands.json"))
-            for item in _read_json(run_dir / "commands.json", list) or []
+            for item in read_json(run_dir / "commands.json", list) or []
         ],
     )
     if run.empty:
@@ -201,7 +201,12 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_json(path: Path, kind: type) -> Any:
+def read_json(path: Path, kind: type) -> Any:
+    """A JSON file's content, None where there is no file.
+
+    Raises:
+        UserError: it is not JSON, or not of this kind.
+    """
     if not path.is_file():
         return None
     try:
@@ -227,7 +232,7 @@ def _optional(content: Mapping[str, Any], key: str) -> float | None:
 
 
 def _read_evaluation(path: Path) -> Evaluation | None:
-    content = _read_json(path, dict)
+    content = read_json(path, dict)
     if content is None:
         return None
     by_weight = _field(content, "alignment", dict, str(path))
@@ -274,7 +279,7 @@ def _read_stages(run_dir: Path) -> list[StageRun]:
                 records=records,
                 grids=[(step, read_picture(path)) for step, path in sorted(numbered)],
                 config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
-                versions=_read_json(folder / "versions.json", dict),
+                versions=read_json(folder / "versions.json", dict),
                 cut_short=cut_short,
             )
         )
@@ -291,5 +296,5 @@ def _read_photos(run_dir: Path) -> list[Photo]:
             original=read_picture(Path(os.path.join(run_dir, _field(item, "original", str, file)))),
             drawn=read_picture(Path(os.path.join(run_dir, _field(item, "drawn", str, file)))),
         )
-        for item in _read_json(run_dir / file, list) or []
+        for item in read_json(run_dir / file, list) or []
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from imagen_jax.evals.markup import Child, Html, duration, join, number, percent, table, tag
 from imagen_jax.evals.report_data import CascadeRun, Picture, is_number
+from imagen_jax.evals.report_samplers import Study, samplers, thresholds
 from imagen_jax.evals.report_scores import alignment, at_best, held_out
 from imagen_jax.evals.report_training import pick, training
 
@@ -16,7 +17,8 @@ _CHUNK_NAMES = {
     "aug_level": "augmentation",
     "config_hash": "config",
 }
-_UNTOLD = frozenset({"prompt", "index", "stages"})  # the caption, the file's name, the cascade's own names
+# The caption, the file's name, the cascade's own names, and what seldom differs.
+_UNTOLD = frozenset({"prompt", "index", "stages", "thresholding", "percentile"})
 _PIXEL_SIDE = 128
 _MOST_SAMPLES = 96
 _MOST_PAIRS = 16
@@ -39,8 +41,8 @@ class Section:
     missing: str
 
 
-def sections(run: CascadeRun) -> list[Section]:
-    """All sections in page order."""
+def sections(run: CascadeRun, steps: Study | None, rules: Study | None) -> list[Section]:
+    """All sections in page order; `steps` and `rules` are the sampler and thresholding sweeps."""
     samples, with_bases = bool(run.grid or run.samples), bool(run.pairs)
     score = run.evaluation
     unseen = score is not None and "heldout_both" in score.alignment
@@ -63,6 +65,8 @@ def sections(run: CascadeRun) -> list[Section]:
             held_out(score) if score and unseen else None,
             "no heldout_both scores in eval.json",
         ),
+        ("samplers", "Samplers", samplers(steps) if steps else None, "no samplers.json"),
+        ("thresholding", "Thresholding", thresholds(rules) if rules else None, "no thresholds.json"),
         (
             "super-resolution",
             "Low resolution beside super-resolved",

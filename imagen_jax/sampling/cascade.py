@@ -51,6 +51,11 @@ MODES = tuple(SETTINGS)
 Images = UInt8[np.ndarray, "b _h _w 3"]
 
 
+def drawing_devices() -> list[jax.Device]:
+    """The devices that a cascade draws on: all of this process."""
+    return jax.local_devices()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cascade:
     """Stages in the order they run, and the text encoder they share.
@@ -85,7 +90,7 @@ class Cascade:
           UserError: nothing trained there, or stages that do not fit each other.
         """
         stages = load_stages(path)
-        devices = jax.local_devices()
+        devices = drawing_devices()
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
         return cls(stages=tuple(stages), encoder=TextEncoder(stages[0].text), mesh=built, weights=weights)
 
@@ -224,7 +229,8 @@ class Cascade:
         Args:
           prompts: what the larger picture shows.
           images: in [-1, 1].
-          border: four numbers, pixels to add at top, bottom, left and right; the result must be a size that the stages can draw.
+          border: four numbers, pixels to add at top, bottom, left and right; the result must be a size that the stages
+            can draw.
           options: those of `inpaint`.
         """
         return self._run("outpaint", prompts, images, border=border, **options)

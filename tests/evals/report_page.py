@@ -114,6 +114,23 @@ def build_run(root: Path) -> Path:
             "num_prompts": 1512,
         },
     )
+    write_json(
+        root / "samplers.json",
+        {
+            "guidance_weight": 2.0,
+            "num_prompts": 320,
+            "samplers": {
+                "2M": {"calls": [4, 8], "alignment": [0.5, 0.75], "image_error": [9.25, 0.0]},
+                "Heun": {"calls": [7], "alignment": [0.625], "image_error": [3.5]},
+            },
+        },
+    )
+    rules = {
+        rule: {"alignment": [0.9, 0.7 - 0.1 * i], "saturated": [0.01, 0.1 * i]}
+        for i, rule in enumerate(("dynamic", "static", "none"))
+    }
+    write_json(root / "thresholds.json", {"guidance_weights": [1.0, 8.0], "rules": rules, "num_prompts": 320})
+    save_picture(root / "eval/thresholds.png", (77, 7, 7), 64)
     write_stage(root / "sr", 3)
     write_stage(root / "base", 12)
     write_json(

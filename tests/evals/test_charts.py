@@ -66,6 +66,18 @@ def test_gaps_break_the_line() -> None:
     assert re.sub(r"[\d. ]", "", path) == "MML"
 
 
+def test_joined_lines_go_on_over_gaps() -> None:
+    drawing = render(chart([1.0, None, 2.0, 3.0], [0, 1, 2, 3], joined=True))
+    path = re.findall(r'<path d="([^"]*)"', drawing)[-1]
+    assert path.count("M") == 1 and path.count("L") == 2
+
+
+def test_positions_on_a_log_axis_are_linear_in_the_logarithm() -> None:
+    pixels = [x for x, _ in points(render(chart([1.0, 2.0, 3.0], [4, 16, 256], log_x=True)))]
+    # Two doublings of six, then four.
+    assert pixels == pytest.approx([66.0, 66 + 476 / 3, 542.0], abs=0.01)
+
+
 def test_ticks() -> None:
     assert linear_ticks(0.0, 1.0) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert linear_ticks(1.0, 8.0, 6) == [1, 2, 3, 4, 5, 6, 7, 8]

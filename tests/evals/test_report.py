@@ -19,6 +19,8 @@ def test_sections_in_order(page: Page) -> None:
         "samples",
         "alignment",
         "held-out",
+        "samplers",
+        "thresholding",
         "super-resolution",
         "training",
         "cost",
@@ -84,6 +86,40 @@ def test_alignment_table(page: Page) -> None:
 def test_held_out_differences(page: Page) -> None:
     rows = cells(section(page, "held-out"))[1:]
     assert [row[3] for row in rows] == ["−5.0 points", "−11.8 points", "−15.0 points"]
+
+
+def test_samplers_stand_beside_each_other_by_network_calls(page: Page) -> None:
+    part = section(page, "samplers")
+    assert cells(part)[1:] == [
+        ["2M", "4", "50.0%", "9.25"],
+        ["2M", "8", "75.0%", "0.00"],
+        ["Heun", "7", "62.5%", "3.50"],
+    ]
+    assert "320 prompts, guidance weight 2" in part.text("p") and "Heun" in part.text("li")
+
+
+def test_thresholding_by_rule_and_weight(page: Page) -> None:
+    part = section(page, "thresholding")
+    assert cells(part)[1:] == [
+        ["1", "90.0%", "90.0%", "90.0%", "1.0%", "1.0%", "1.0%"],
+        ["8", "70.0%", "60.0%", "50.0%", "0.0%", "10.0%", "20.0%"],
+    ]
+    assert colours(part) == [(77, 7, 7)]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("samplers.json", '{"samplers": {"2M": {"calls": [1, 2], "alignment": [0.5], "image_error": [1, 2]}}}'),
+        ("samplers.json", '{"samplers": 3}'),
+        ("thresholds.json", '{"guidance_weights": [1, 2], "rules": {"none": {"alignment": [1], "saturated": [1]}}}'),
+        ("thresholds.json", "{}"),
+    ],
+)
+def test_a_malformed_sweep_is_named(run_dir: Path, file: str, content: str) -> None:
+    (run_dir / file).write_text(content)
+    with pytest.raises(UserError, match=f"{file} is malformed"):
+        write_report(str(run_dir))
 
 
 def test_pairs_stand_base_first(page: Page) -> None:

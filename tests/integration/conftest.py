@@ -2,11 +2,19 @@
 
 from pathlib import Path
 
+import jax
 import pytest
 
 from imagen_jax.data.corpora import build_shapes
 from imagen_jax.main import main
 from tests.integration.running import flags_of, train_stage
+
+
+@pytest.fixture(autouse=True)
+def one_drawing_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing on the eight devices of the tests takes eight times as long; a test that is about them asks for it."""
+    if "eight_devices" not in request.keywords:
+        monkeypatch.setattr("imagen_jax.sampling.cascade.drawing_devices", lambda: jax.local_devices()[:1])
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_sampling_writes_pictures_that_carry_their_origin(root: Path, tmp_path: 
     with Image.open(out / "00001_base.png") as image:
         assert image.size == (16, 16)
     assert (tmp_path / "drawn.png").is_file()
-    assert main([*draw, "a red cube"]) == 2  # Nothing is overwritten unasked.
+    assert main([*draw, "a green cube"]) == 2  # Nothing is overwritten unasked.
     assert main([*draw, "--overwrite", "--stage", "base", "a red cube"]) == 0
     with Image.open(out / "00000.png") as image:
         assert image.size == (16, 16)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +14,6 @@ from imagen_jax.sampling import drawing
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import from_uint8
 from imagen_jax.sampling.loading import check_chain, load_stages
-from imagen_jax.sharding.mesh import MeshConfig
 from tests.integration.running import one_error
 
 STEPS = ["--num_steps", "2"]
@@ -97,8 +95,6 @@ def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch
         return whole(*args, **options)
 
     monkeypatch.setattr("imagen_jax.sampling.cascade.draw_all", stops_at_the_third)
-    one_at_a_time = MeshConfig(data=1, fsdp=1, tensor=8)  # Eight devices would draw eight images at a time.
-    monkeypatch.setattr("imagen_jax.sampling.cascade.MeshConfig", lambda **_: one_at_a_time)
     assert _sample(root, tmp_path / "out", *words) == 2
     assert len(list((tmp_path / "out").glob("*[0-9].png"))) == 4
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.png")}
@@ -174,6 +170,16 @@ def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:
             assert automatic._stays(programs, 8) is stays
 
 
+@pytest.mark.eight_devices
+def test_eight_devices_draw_what_one_does(root: Path) -> None:
+    prompts = ["a red cube", "", "a blue ring"]
+    eight = Cascade.load(str(root))
+    assert eight.mesh is not None and eight.mesh.shape["data"] == 8
+    one = dataclasses.replace(eight, mesh=None)
+    for both in zip(eight.sample(prompts, seed=4), one.sample(prompts, seed=4), strict=True):
+        assert len(both[0]) == 3 and abs(both[0].astype(int) - both[1]).max() <= 1
+
+
 def test_prompts_of_the_same_number_compile_nothing_new(root: Path) -> None:
     cascade = Cascade.load(str(root))
     cascade.sample(["a red cube"], seed=1)
@@ -237,4 +243,3 @@ def test_the_methods_take_arrays_and_say_what_they_do_not_take(root: Path, files
         cascade.only(last="base").upscale(["a red cube"], image)
     with pytest.raises(UserError, match="comes after"):
         cascade.only(first="sr", last="base")
-    assert len(jax.local_devices()) == 8 and cascade.mesh is not None

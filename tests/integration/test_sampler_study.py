@@ -1,0 +1,70 @@
+"""The sweeps over samplers and thresholding on a tiny cascade, and the config that runs them on the demo's."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from imagen_jax import gin_config
+from imagen_jax.diffusion.samplers import DPMSolverSampler, HeunSampler
+from imagen_jax.diffusion.schedules import EDMSchedule
+from imagen_jax.errors import UserError
+from imagen_jax.evals.evaluator import EvalConfig
+from imagen_jax.evals.report import write_report
+from imagen_jax.evals.sampler_study import Candidate, Prompts, SamplerSweep, ThresholdSweep
+from imagen_jax.sampling.cascade import Cascade
+
+FEW = Prompts(num_single=2, num_two=2, num_heldout=2)
+
+
+def test_sweeps_write_what_the_report_shows(root: Path, tmp_path: Path) -> None:
+    cascade = Cascade.load(str(root))
+    candidates = (
+        Candidate(name="2M", sampler=DPMSolverSampler(), num_steps=(1, 3)),
+        Candidate(name="Heun", sampler=HeunSampler(), schedule=EDMSchedule(), num_steps=(2,)),
+    )
+    SamplerSweep(candidates=candidates, prompts=FEW).evaluate(cascade, str(tmp_path))
+    found = json.loads((tmp_path / "samplers.json").read_text())["samplers"]
+    assert found["2M"]["calls"] == [1, 3] and found["Heun"]["calls"] == [3]
+    # The first sampler's most steps are what the others are compared with.
+    assert found["2M"]["image_error"][1] == 0.0 and found["2M"]["image_error"][0] > 0
+    assert all(0 <= score <= 1 for rows in found.values() for score in rows["alignment"])
+    ThresholdSweep(guidance_weights=(1.0, 6.0), prompts=FEW).evaluate(cascade, str(tmp_path))
+    rules = json.loads((tmp_path / "thresholds.json").read_text())["rules"]
+    assert list(rules) == ["dynamic", "static", "none"] and len(rules["none"]["saturated"]) == 2
+    with Image.open(tmp_path / "eval" / "thresholds.png") as picture:
+        # Two columns, and for each of two captions three rows, of 64 pixels and gaps of 2.
+        assert picture.size == (2 * 66 + 2, 6 * 66 + 2)
+    (tmp_path / "samples.png").write_bytes((tmp_path / "eval" / "thresholds.png").read_bytes())
+    page = Path(write_report(str(tmp_path))).read_text()
+    assert 'id="samplers"' in page and 'id="thresholding"' in page
+
+
+def test_the_demo_config_names_five_samplers() -> None:
+    config = gin_config.load(EvalConfig, ["configs/experiments/demo_samplers.gin"], ["RUN_DIR = 'x'"])
+    sweep, rules = config.evaluators
+    assert isinstance(sweep, SamplerSweep) and isinstance(rules, ThresholdSweep)
+    assert [type(one.sampler).__name__ for one in sweep.candidates] == [
+        "DPMSolverSampler",
+        "DDIMSampler",
+        "DDPMSampler",
+        "DPMSolverSampler",
+        "HeunSampler",
+    ]
+    assert [getattr(one.sampler, "eta", None) for one in sweep.candidates] == [0.0, 0.0, None, 1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Candidate(name="x", sampler=DPMSolverSampler(), num_steps=(8, 4)), "rising"),
+        (lambda: Prompts(num_two=0), "num_two"),
+        (lambda: SamplerSweep(candidates=()), "candidates"),
+        (lambda: ThresholdSweep(guidance_weights=()), "empty"),
+        (lambda: ThresholdSweep(guidance_weights=(-1.0,)), "guidance_weight"),
+    ],
+)
+def test_impossible_sweeps_are_refused(build, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build()
