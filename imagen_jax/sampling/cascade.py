@@ -181,7 +181,8 @@ class Cascade:
         Args:
           prompts: what they show.
           images: in [-1, 1], of the size that the last stage draws.
-          options: aug_level (0.3), in [0, 1]: the larger, the less of the image is left; those of `upscale`.
+          options: aug_level (0.3), in [0, 1]: the larger, the less of the image is left, None: as configured; those of
+            `upscale`.
         """
         return self._run("vary", prompts, images, **options)
 

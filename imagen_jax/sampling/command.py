@@ -60,7 +60,8 @@ def run(checkpoint: str, captions: Sequence[str], **options: Any) -> None:
     mesh = MeshConfig(spatial=spatial) if spatial != 1 else None
     cascade = Cascade.load(checkpoint, mesh=mesh, weights=options.get("weights", "auto"))
     cascade = cascade.only(options.get("first_stage"), options.get("stage"))
-    cascade = cascade.configure(lambda stage, sampling: _changed(stage, sampling, options))
+    stages = [one.stage for one in cascade.stages]
+    cascade = cascade.configure(lambda stage, sampling: _changed(stage, sampling, stages, options))
     images, settings = _images(cascade, mode, len(captions), options)
     negative = options.get("negative_prompt")
     if negative is not None:
@@ -96,14 +97,27 @@ def run(checkpoint: str, captions: Sequence[str], **options: Any) -> None:
     print(f"{len(captions)} images in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
 
 
-def _changed(stage: Stage, sampling: SamplingConfig, options: dict[str, Any]) -> SamplingConfig:
+def _changed(
+    stage: Stage, sampling: SamplingConfig, stages: Sequence[Stage], options: dict[str, Any]
+) -> SamplingConfig:
     """A stage's settings with those of the flags."""
-    same = ("num_steps", "thresholding", "percentile")
-    changes: dict[str, Any] = {name: options[name] for name in same if name in options}
-    if "guidance_weight" in options and stage.low_res_size is None:
-        changes["guidance_weight"] = options["guidance_weight"]
-    if "aug_level" in options and stage.low_res_size is not None:
-        changes["aug_level"] = options["aug_level"]
+    changes: dict[str, Any] = {name: options[name] for name in ("thresholding", "percentile") if name in options}
+    above = [one for one in stages if one.low_res_size is not None]
+    # A list has one value for each of these stages; a single value is for those of the last column.
+    for name, listed, single in (
+        ("num_steps", stages, stages),
+        ("guidance_weight", stages, [one for one in stages if one.low_res_size is None]),
+        ("aug_level", above, above),
+    ):
+        value = options.get(name)
+        if isinstance(value, tuple):
+            if len(value) != len(listed):
+                names = ", ".join(one.name for one in listed)
+                raise UserError(f"--{name} has {len(value)} values for the stages {names}; give one, or one for each")
+            if stage in listed:
+                changes[name] = value[listed.index(stage)]
+        elif value is not None and stage in single:
+            changes[name] = value
     if "sampler" in options:
         changes["sampler"] = SAMPLERS[options["sampler"]]
         changes["schedule"] = EDMSchedule() if options["sampler"] == "heun" else sampling.schedule
@@ -123,7 +137,7 @@ def _images(
     names |= {name: name for name in ("num_resamples", "jump_length")}
     settings = {to: options[name] for name, to in names.items() if name in options}
     if mode in ("vary", "upscale") and "aug_level" in options:
-        settings["aug_level"] = options["aug_level"]
+        settings["aug_level"] = None  # The stages have it already.
     for flag, to in names.items():
         if flag in options and to not in SETTINGS[mode]:
             raise UserError(f"--{flag} does nothing with --mode={mode}")

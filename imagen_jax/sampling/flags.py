@@ -1,6 +1,7 @@
 """Flags of `imagen_jax sample`; nothing heavy is imported, so `--help` stays quick."""
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.errors import UserError
@@ -25,15 +26,27 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--first_stage", metavar="NAME", help="begin with this stage; it draws from --image")
     sub.add_argument("--batch_size", type=int, default=64, metavar="N", help="images drawn at a time (default 64)")
     sub.add_argument(
-        "--seed", type=_numbers, default=0, metavar="N[,N…]", help="one for all, or one an image (default 0)"
+        "--seed", type=_values(int), default=0, metavar="N[,N…]", help="one for all, or one an image (default 0)"
     )
     sub.add_argument("--size", type=_size, metavar="HxW", help="height and width of the images; default: as trained")
     how = sub.add_argument_group("how to sample")
-    how.add_argument("--guidance_weight", type=float, metavar="W", help="1 is off; default: as configured")
+    how.add_argument(
+        "--guidance_weight",
+        type=_values(float),
+        metavar="W[,W…]",
+        help="of the base stage, or one for each stage; 1 is off; default: as configured",
+    )
     how.add_argument("--negative_prompt", metavar="TEXT", help="what guidance leads away from; default: the null text")
-    how.add_argument("--aug_level", type=float, metavar="A", help="noise on the low-resolution input, 0 to 1")
+    how.add_argument(
+        "--aug_level",
+        type=_values(float),
+        metavar="A[,A…]",
+        help="noise on the low-resolution input, 0 to 1; of all super-resolution stages, or one for each",
+    )
     how.add_argument("--sampler", choices=SAMPLERS, help="of every stage; default: as configured")
-    how.add_argument("--num_steps", type=int, metavar="N", help="denoising steps of each stage")
+    how.add_argument(
+        "--num_steps", type=_values(int), metavar="N[,N…]", help="denoising steps of all stages, or one for each stage"
+    )
     how.add_argument("--thresholding", choices=("dynamic", "static", "none"), help="default: as configured")
     how.add_argument("--percentile", type=float, metavar="P", help="of dynamic thresholding, 0 to 100")
     how.add_argument("--tile_size", type=int, metavar="N", help="draw in overlapping tiles of N pixels")
@@ -52,7 +65,7 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     change.add_argument("--image", metavar="FILE", help="the image to work on, for every caption")
     change.add_argument("--mask", metavar="FILE", help="inpaint: as large as the image, white where to draw")
     change.add_argument(
-        "--border", type=_numbers, metavar="T,B,L,R", help="outpaint: pixels to add at top, bottom, left and right"
+        "--border", type=_values(int), metavar="T,B,L,R", help="outpaint: pixels to add at top, bottom, left and right"
     )
     change.add_argument(
         "--strength", type=float, metavar="S", help="0 keeps the image, 1 nothing of it (image_to_image: 0.6; else 1)"
@@ -61,12 +74,18 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     change.add_argument("--jump_length", type=int, metavar="N", help="inpaint, outpaint: steps of a stretch (4)")
 
 
-def _numbers(text: str) -> int | tuple[int, ...]:
-    try:
-        numbers = tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between") from error
-    return numbers if "," in text else numbers[0]
+def _values(kind: type) -> Callable[[str], Any]:
+    """A reader of one number, or of several with commas between as a tuple."""
+
+    def read(text: str) -> Any:
+        try:
+            values = tuple(kind(word) for word in text.split(","))
+        except ValueError as error:
+            what = "whole numbers" if kind is int else "numbers"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} with commas between") from error
+        return values if "," in text else values[0]
+
+    return read
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -76,7 +76,14 @@ def test_outpainting_and_enlarging_and_varying_have_the_sizes_they_should(
     assert _sample(root, tmp_path / "varied", "--mode", "vary", "--seed", "1,2", *plain, "a red cube") == 0
     both = [_pixels(tmp_path / "varied" / f"0000{i}.png") for i in (0, 1)]
     assert both[0].shape == (64, 64, 3) and abs(both[0] - both[1]).max() > 0
-    assert _sample(root, tmp_path / "text", "--size", "32x80", "--sampler", "dpm++", "a red cube") == 0
+    each = ("--num_steps", "3,1", "--guidance_weight", "1.5,4", "--aug_level", "0.25")
+    assert _sample(root, tmp_path / "text", "--size", "32x80", "--sampler", "dpm++", *each, "a red cube") == 0
+    said = Image.open(tmp_path / "text" / "00000.png").text  # type: ignore[attr-defined]
+    assert [said[name] for name in ("num_steps", "guidance_weight", "aug_level")] == [
+        "[3, 1]",
+        "[1.5, 4.0]",
+        "[0.0, 0.25]",
+    ]
     assert _pixels(tmp_path / "text" / "00000.png").shape == (32, 80, 3)
     assert _pixels(tmp_path / "text" / "00000_base.png").shape == (8, 20, 3)
 
@@ -132,6 +139,8 @@ def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch
         (("--mode", "outpaint", "--image", "{plain}", "--border", "0,0"), "four numbers"),
         (("--mode", "vary", "--image", "{plain}", "--aug_level", "2"), "aug_level (2.0)"),
         (("--tile_overlap", "8"), "needs --tile_size"),
+        (("--guidance_weight", "1,2,3"), "3 values for the stages base, sr"),
+        (("--aug_level", "0.1,0.2"), "2 values for the stages sr"),
         (("--seed", "-4"), "seed (-4)"),
         (("--seed", "1,2,3"), "3 seeds for 1 images"),
         (("--first_stage", "top"), "no stage 'top'"),
