@@ -203,14 +203,7 @@ class Stage:
         t = time_sampling.stratified(t_rng, x0.shape[0])
         log_snr = self.schedule.log_snr(t)
         eps = jax.random.normal(eps_rng, x0.shape)
-        cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
-        cond = drop_text(cond, jax.random.uniform(drop_rng, x0.shape[:1]) >= self.cond_drop_rate, null)
-        if self.low_res_size is not None:
-            low_res = self.upsample_low_res(batch["low_res"])
-            aug_level = jax.random.uniform(aug_rng, x0.shape[:1], maxval=self.max_aug_level)
-            aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
-            low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
-            cond = dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
+        cond = self.conditioning(batch, drop_rng, aug_rng, aug_eps_rng, null)
         network, z_t = self.network(params, mesh), process.diffuse(x0, eps, log_snr)
         if self.self_cond_rate > 0:
             cond = self._self_conditioned(network, z_t, log_snr, cond, jax.random.fold_in(rng, 5))
@@ -223,6 +216,32 @@ class Stage:
             bound = losses.variational_bound(x0, found.x0, found.fraction, t, self.schedule)
             per_example += self.vlb_weight * bound
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}
+
+    def conditioning(
+        self,
+        batch: dict[str, Array],
+        drop_rng: PRNGKeyArray,
+        aug_rng: PRNGKeyArray,
+        aug_eps_rng: PRNGKeyArray,
+        null: Conditioning | None = None,
+    ) -> Conditioning:
+        """What the network is told of a training batch: text, some of it dropped, and corrupted low-resolution images.
+
+        Args:
+          batch, null: as in `loss`.
+          drop_rng: decides which text is dropped.
+          aug_rng, aug_eps_rng: levels and noise of the corruption.
+        """
+        b = batch["x0"].shape[0]
+        cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
+        cond = drop_text(cond, jax.random.uniform(drop_rng, (b,)) >= self.cond_drop_rate, null)
+        if self.low_res_size is None:
+            return cond
+        low_res = self.upsample_low_res(batch["low_res"])
+        aug_level = jax.random.uniform(aug_rng, (b,), maxval=self.max_aug_level)
+        aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
+        low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
+        return dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
 
     def _self_conditioned(
         self, network: Denoiser, z_t: Array, log_snr: Array, cond: Conditioning, rng: PRNGKeyArray

@@ -15,9 +15,12 @@ from imagen_jax.typing import Array, Float
 
 
 def guide(
-    cond: Float[Array, "b *s"], null: Float[Array, "b *s"], guidance_weight: float | Float[Array, ""]
+    cond: Float[Array, "b *s"], null: Float[Array, "b *s"], guidance_weight: float | Float[Array, "..."]
 ) -> Float[Array, "b *s"]:
-    """Extrapolates from the unconditional prediction through the conditional one; w = 1 gives `cond`."""
+    """Extrapolates from the unconditional prediction through the conditional one; w = 1 gives `cond`.
+
+    The weight is one number, or one a row with axes that broadcast against the images.
+    """
     return null + guidance_weight * (cond - null)
 
 

@@ -6,6 +6,7 @@ squared error of x0_hat, so that it means the same whatever the network predicts
 
     SNR       SNR                                     the eps loss of arXiv 2006.11239
     min-SNR   min(SNR, gamma)                         arXiv 2303.09556, eq. 7
+    truncated max(SNR, 1)                             arXiv 2202.00512, section 4, for distillation
     P2        SNR / (k + SNR)^gamma                   arXiv 2204.00227, eq. 8
     sigmoid   SNR sigmoid(bias - log_snr)             arXiv 2303.00848, appendix K
     EDM       (s² + sigma_data²) / (s sigma_data)²    arXiv 2206.00364, table 1
@@ -79,6 +80,15 @@ class MinSNRWeighting:
     def weight(self, prediction: str, log_snr: Float[Array, " b"]) -> Float[Array, " b"]:
         """See the module's table."""
         return jnp.minimum(jnp.exp(log_snr), self.gamma) * x0_error_scale(prediction, log_snr)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TruncatedSNRWeighting:
+    """The larger of the eps loss and the x0 loss: where z_t is all noise, x0_hat counts still."""
+
+    def weight(self, prediction: str, log_snr: Float[Array, " b"]) -> Float[Array, " b"]:
+        """See the module's table."""
+        return jnp.maximum(jnp.exp(log_snr), 1.0) * x0_error_scale(prediction, log_snr)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

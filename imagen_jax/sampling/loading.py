@@ -58,6 +58,17 @@ class Weights:
         self._placed = None
 
 
+def load_config(model_dir: str) -> TrainConfig:
+    """The config of the run that wrote the newest checkpoint of a run directory.
+
+    Raises:
+      UserError: there is none.
+    """
+    step = checkpoints.latest_step(model_dir)
+    checkpoints.load_config_text(model_dir, step)
+    return gin_config.load(TrainConfig, [str(checkpoints.checkpoint_dir(model_dir, step or 0) / "config.gin")])
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedStage:
     """A trained stage.
@@ -86,7 +97,7 @@ class LoadedStage:
         step = checkpoints.latest_step(model_dir)
         text = checkpoints.load_config_text(model_dir, step)
         path = checkpoints.checkpoint_dir(model_dir, step or 0)
-        config = gin_config.load(TrainConfig, [str(path / "config.gin")])
+        config = load_config(model_dir)
         host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
         abstract = jax.eval_shape(config.stage.init, jax.random.key(0))
         checkpoints.check_same({"params": rules.unbox(abstract)}, {"params": host}, path)

@@ -295,7 +295,7 @@ def draw(
     def body(carry: tuple[Array, Array], entry: tuple[Array, Plan]) -> tuple[tuple[Array, Array], None]:
         (z_t, x0_before), (index, now) = carry, entry
         step = samplers.Step(rows(now.log_snr_t), rows(now.log_snr_s), rows(now.log_snr_before))
-        predict = functools.partial(_predict, stage, how, network, cond, null, now.guidance_weight, x0_before)
+        predict = functools.partial(estimate, stage, how, network, cond, null, now.guidance_weight, x0_before)
         z_s, x0_hat = how.sampler.step(predict, z_t, step, noise(index), x0_before)
         z_s = keep_given(z_s, step.log_snr_s, index)
         if how.goes_back:
@@ -308,13 +308,13 @@ def draw(
     steps = jax.tree.map(lambda x: x[:-1], plan)
     (z_last, before), _ = jax.lax.scan(body, (z_first, jnp.zeros_like(z_first)), (jnp.arange(1, num_calls), steps))
     final = jax.tree.map(lambda x: x[-1], plan)
-    x0 = _predict(stage, how, network, cond, null, final.guidance_weight, before, z_last, rows(final.log_snr_t)).x0
+    x0 = estimate(stage, how, network, cond, null, final.guidance_weight, before, z_last, rows(final.log_snr_t)).x0
     if given is not None and given.mask is not None:
         x0 = jnp.where(given.mask > 0.5, x0, given.image)
     return jnp.clip(x0, -1.0, 1.0)
 
 
-def _predict(
+def estimate(
     stage: Stage,
     how: How,
     network: Denoiser,
@@ -325,7 +325,16 @@ def _predict(
     z_t: Array,
     log_snr: Array,
 ) -> Estimate:
-    """One guided, thresholded estimate."""
+    """One guided, thresholded estimate.
+
+    Args:
+      stage, network: what is sampled.
+      how: says whether to guide, and the thresholding.
+      cond, null: as in `sample_stage`.
+      guidance_weight: one number, or [b, 1, 1, 1] where `how.guided` is "always".
+      x0_before: of a self-conditioned stage: x0_hat of the step before.
+      z_t, log_snr: where.
+    """
     if stage.self_cond_rate > 0:
         cond = dataclasses.replace(cond, self_cond=x0_before)
 

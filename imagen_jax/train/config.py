@@ -4,6 +4,8 @@ import dataclasses
 import os
 
 from imagen_jax.data.pipeline import DataConfig
+from imagen_jax.diffusion.guidance import check_guidance_weight
+from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.mesh import MeshConfig
@@ -47,6 +49,34 @@ class GridConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation: the run's stage learns to take in one step what a trained one takes in several (`train.distill`).
+
+    The steps it learns are those of the run's `sampling`.
+
+    Args:
+      teacher_dir: run directory of the teacher, the same stage; its newest averaged parameters also start the run.
+      teacher_steps: DDIM steps of the teacher to one of the student, >= 1.
+      guidance_weight: the teacher's; None: as configured in its run.
+      weighting: of the squared error of x0_hat by noise.
+    """
+
+    teacher_dir: str
+    teacher_steps: int = 2
+    guidance_weight: float | None = None
+    weighting: Weighting = TruncatedSNRWeighting()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher_dir, (str, os.PathLike)) or not self.teacher_dir:
+            raise UserError(f"distill.teacher_dir ({self.teacher_dir!r}) must be the run directory of a trained stage")
+        check_count("distill.teacher_steps", self.teacher_steps)
+        if self.guidance_weight is not None:
+            check_guidance_weight(self.guidance_weight)
+        if not isinstance(self.weighting, Weighting):
+            raise UserError(f"distill.weighting ({self.weighting!r}) must be a weighting, e.g. @losses.SNRWeighting()")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run of one stage.
 
@@ -70,6 +100,7 @@ class TrainConfig:
       grids: sample grids, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
       init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
+      distill: what teaches this stage, or None: it learns from the corpus alone.
 
     Raises:
       UserError: a value is out of range or the parts do not fit each other.
@@ -94,6 +125,7 @@ class TrainConfig:
     grids: GridConfig | None = None
     resume: str | None = None
     init_from: str | None = None
+    distill: DistillConfig | None = None
 
     def __post_init__(self) -> None:
         for name in COUNTS:
@@ -113,6 +145,8 @@ class TrainConfig:
             if not isinstance(value, kind):
                 wanted = getattr(kind, "__name__", "a path")
                 raise UserError(f"TrainConfig.{name} ({value!r}) must be {wanted}; in gin write @{wanted}()")
+        if self.distill is not None and not isinstance(self.distill, DistillConfig):
+            raise UserError(f"TrainConfig.distill ({self.distill!r}) must be DistillConfig; in gin @DistillConfig()")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay ({self.ema_decay}) must be in [0, 1); 0.9999 is usual")
         if self.resume and self.init_from:

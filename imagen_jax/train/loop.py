@@ -11,7 +11,7 @@ exactly where that checkpoint stood.
 A run starts from the first of these that exists:
     1. the newest checkpoint of its own model_dir
     2. `resume`: the newest checkpoint, with data position, of another run
-    3. `init_from`: the averaged parameters of another run, at step 0
+    3. `init_from`, or the teacher of `distill`: the averaged parameters of another run, at step 0
     4. scratch
 """
 
@@ -37,6 +37,7 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store import EmbeddingStore
 from imagen_jax.train import checkpoints
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.distill import Lesson
 from imagen_jax.train.flops import count_flops, peak_flops
 from imagen_jax.train.grids import Grids
 from imagen_jax.train.interrupt import StopRequest
@@ -44,6 +45,7 @@ from imagen_jax.train.metrics import MetricWriter, Window
 from imagen_jax.train.run_dir import describe_run
 from imagen_jax.train.state import TrainState, abstract_state, init_state, shardings_of
 from imagen_jax.train.step import abstract_batch, jit_train_step
+from imagen_jax.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,14 @@ class Program:
       mesh: the devices.
       optimizer: the optax transformation.
       state: abstract state with shardings.
+      lesson: what the run learns from a teacher, if `config.distill` names one.
     """
 
     config: TrainConfig
     mesh: Mesh
     optimizer: optax.GradientTransformation
     state: TrainState
+    lesson: Lesson | None = None
 
     @classmethod
     def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "Program":
@@ -73,17 +77,25 @@ class Program:
         mesh = config.mesh.build(devices)
         rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
         optimizer = config.optimizer.build()
-        return cls(config=config, mesh=mesh, optimizer=optimizer, state=abstract_state(config.stage, optimizer, mesh))
+        state = abstract_state(config.stage, optimizer, mesh)
+        return cls(config=config, mesh=mesh, optimizer=optimizer, state=state, lesson=Lesson.build(config))
 
     def compile(self, null: Conditioning | None = None) -> tuple[jax.stages.Compiled, int]:
-        """The step, (state, batch) -> (state, metrics), ahead of its first batch, and the FLOPs of one update.
+        """The step, (state, batch, *teacher) -> (state, metrics), ahead of the first batch, and FLOPs of one update.
 
         Args:
           null: the null text that the stage's null_text names; None is zeros.
         """
-        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state, null)
-        batch = abstract_batch(self.config, self.mesh)
-        return step.lower(self.state, batch).compile(), count_flops(step, self.state, batch)
+        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state, null, self.lesson)
+        teacher = () if self.lesson is None else (self.state.params,)
+        args = (self.state, abstract_batch(self.config, self.mesh), *teacher)
+        return step.lower(*args).compile(), count_flops(step, *args)
+
+    def teacher(self) -> tuple[PyTree, ...]:
+        """What the step takes besides state and batch: the averaged parameters of the teacher, if there is one."""
+        if self.config.distill is None:
+            return ()
+        return (checkpoints.restore_params(self.config.distill.teacher_dir, self.state.params),)
 
 
 def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict[str, Any] | None, str]:
@@ -97,11 +109,12 @@ def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict
         return state, position, f"resumes {config.resume} at step {int(state.step)}"
     fresh = functools.partial(init_state, config.stage, program.optimizer, config.seed)
     state = jax.jit(fresh, out_shardings=shardings_of(program.state))()
-    if config.init_from:
-        params = checkpoints.restore_params(config.init_from, program.state.params)
+    source = config.init_from or (config.distill and config.distill.teacher_dir)
+    if source:
+        params = checkpoints.restore_params(source, program.state.params)
         # The step donates its state, so that no buffer may stand in it twice.
         state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
-        return state, None, f"starts from the averaged parameters of {config.init_from}"
+        return state, None, f"starts from the averaged parameters of {source}"
     return state, None, "starts from scratch"
 
 
@@ -205,6 +218,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     describe_run(config.model_dir, program.state, program.mesh, operative_text)
     null = null_text(config, encoder)
     compiled, flops = program.compile(null)
+    teacher = program.teacher()
     device_batches = global_batches(iter(batches), program.mesh)
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
@@ -230,7 +244,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
                 window.start()
                 batch = next(device_batches)
                 window.data_ready()
-                state, metrics = compiled(state, batch)
+                state, metrics = compiled(state, batch, *teacher)
                 window.add(metrics)
                 shown: dict[str, float] = {}
                 if (step + 1) % config.log_every == 0 or step + 1 == end:

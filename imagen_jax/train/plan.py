@@ -93,7 +93,10 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
     program = Program.build(config, topologies.devices(options.topology, options.num_slices))
     mesh, batch = program.mesh, abstract_batch(config, program.mesh)
     device = mesh.devices.flat[0]
-    useful = model_flops(config.stage.loss, program.state.params, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    params, lesson = program.state.params, program.lesson
+    loss, teacher = (config.stage.loss, ()) if lesson is None else (lesson.loss, (params,))
+    useful = model_flops(loss, params, *teacher, batch, key)
     found: dict[str, Any] = {
         "stage": config.stage.name,
         "topology": options.topology,

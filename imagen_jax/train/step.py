@@ -7,6 +7,7 @@ ema      = decay * ema + (1 - decay) * params
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
-from imagen_jax.stage import Stage
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.distill import Lesson
 from imagen_jax.train.ema import ema_decay_at, ema_update
 from imagen_jax.train.state import TrainState, shardings_of
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
@@ -27,6 +28,7 @@ NUM_BUCKETS = len(LOG_SNR_EDGES) + 1
 
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
+Loss = Callable[..., tuple[Array, dict[str, Array]]]
 
 
 def bucket_sums(
@@ -54,7 +56,7 @@ def split_microbatches(batch: Batch, num: int, mesh: Mesh) -> Batch:
 
 
 def loss_and_grads(
-    stage: Stage,
+    loss: Loss,
     params: PyTree,
     batch: Batch,
     rng: PRNGKeyArray,
@@ -62,12 +64,15 @@ def loss_and_grads(
     mesh: Mesh,
     null: Conditioning | None = None,
 ) -> tuple[Metrics, PyTree]:
-    """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches."""
+    """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches.
+
+    `loss` has the arguments and results of `Stage.loss`.
+    """
 
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        (loss, aux), grads = jax.value_and_grad(stage.loss, has_aux=True)(params, micro, rng, null, mesh)
+        (mean, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, rng, null, mesh)
         sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
-        return {"loss": loss, "bucket_loss_sum": sums, "bucket_count": counts}, grads
+        return {"loss": mean, "bucket_loss_sum": sums, "bucket_count": counts}, grads
 
     if accumulate_steps == 1:
         return one(batch, rng)
@@ -85,14 +90,25 @@ def loss_and_grads(
 
 
 def make_train_step(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh, null: Conditioning | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a plain function of (state, batch); `null` is a constant of it."""
+    config: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    null: Conditioning | None = None,
+    lesson: Lesson | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step as a plain function of (state, batch), with a lesson of (state, batch, teacher's parameters).
+
+    `null` is a constant of it.
+    """
     rate = config.optimizer.rate()
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, *teacher: PyTree) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        metrics, grads = loss_and_grads(config.stage, state.params, batch, rng, config.accumulate_steps, mesh, null)
+
+        def loss(params: PyTree, *rest: Any) -> tuple[Array, dict[str, Array]]:
+            return config.stage.loss(params, *rest) if lesson is None else lesson.loss(params, *teacher, *rest)
+
+        metrics, grads = loss_and_grads(loss, state.params, batch, rng, config.accumulate_steps, mesh, null)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay_at(state.step, config.ema_decay, config.ema_warmup)
@@ -118,6 +134,7 @@ def jit_train_step(
     mesh: Mesh,
     state: TrainState,
     null: Conditioning | None = None,
+    lesson: Lesson | None = None,
 ) -> jax.stages.Wrapped:
     """The step under `jax.jit`: the state is donated and stays where it lies, metrics are replicated.
 
@@ -127,11 +144,13 @@ def jit_train_step(
       mesh: `config.mesh.build()`.
       state: abstract state with shardings.
       null: the null text that `config.stage.null_text` names, on the host; None is zeros.
+      lesson: what `config.distill` asks for; the step then takes the teacher's parameters, which lie as the run's do.
     """
     shardings = shardings_of(state)
+    teacher = () if lesson is None else (shardings.params,)
     return jax.jit(
-        make_train_step(config, optimizer, mesh, null),
-        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        make_train_step(config, optimizer, mesh, null, lesson),
+        in_shardings=(shardings, rules.batch_sharding(mesh), *teacher),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
     )

@@ -36,7 +36,7 @@ def _run(stage: Stage, mesh: jax.sharding.Mesh):
     values, boxed = _params(stage)
     params = jax.device_put(values, rules.param_shardings(boxed, mesh))
     rows = jax.device_put(batch(stage, 16), rules.batch_sharding(mesh))
-    step = jax.jit(lambda params, rows: loss_and_grads(stage, params, rows, jax.random.key(3), 1, mesh))
+    step = jax.jit(lambda params, rows: loss_and_grads(stage.loss, params, rows, jax.random.key(3), 1, mesh))
     return step.lower(params, rows).compile(), params, rows
 
 

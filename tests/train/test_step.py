@@ -59,7 +59,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(num):
     mesh = MeshConfig(fsdp=2).build()
     batch = put({"x": x.astype(np.float32), "y": y.astype(np.float32)}, mesh)
     stage = LinearStage(name="linear", model=tiny_run.TinyNet(), image_size=8, text_embed_dim=1, max_text_length=1)
-    run = jax.jit(lambda p, b: loss_and_grads(stage, p, b, jax.random.key(0), num, mesh))
+    run = jax.jit(lambda p, b: loss_and_grads(stage.loss, p, b, jax.random.key(0), num, mesh))
     metrics, grads = run(jnp.asarray(params, jnp.float32), batch)
     residual = x @ params - y
     np.testing.assert_allclose(grads, 2 * x.T @ residual / residual.size, rtol=2e-5)
