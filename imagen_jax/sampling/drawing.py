@@ -106,8 +106,9 @@ def as_trained(stage: Stage, cond: Conditioning, captions: Sequence[str]) -> Con
     return drop_text(cond, jnp.asarray([bool(caption.strip()) for caption in captions]))
 
 
+@functools.lru_cache(maxsize=64)
 def activation_bytes(stage: Stage, how: How, rows: int) -> int:
-    """Widest moment of one network call."""
+    """Widest moment of one network call, in bytes; the network is traced for it, seconds for a large one."""
     height, width = how.size if how.tile_size is None else (min(side, how.tile_size) for side in how.size)
     rows *= 1 if how.guided == "never" else 2
 

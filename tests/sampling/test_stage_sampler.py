@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import process
+from imagen_jax.diffusion.guidance import IntervalGuidance
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, HeunSampler
 from imagen_jax.diffusion.schedules import EDMSchedule
 from imagen_jax.errors import UserError
@@ -83,15 +84,19 @@ def _sr_params():
 
 
 @pytest.mark.parametrize(
-    ("num_images", "config"),
-    [(8, MeshConfig(data=2, fsdp=2, tensor=2)), (3, MeshConfig(fsdp=4, spatial=2))],
-    ids=["some each", "all each"],
+    ("num_images", "config", "options"),
+    [
+        (8, MeshConfig(data=2, fsdp=2, tensor=2), {}),
+        (3, MeshConfig(fsdp=4, spatial=2), {"guidance_schedule": IntervalGuidance(t_min=0.3, t_max=0.8)}),
+        (2, MeshConfig(fsdp=2, data=4), {"tile_size": 4, "sampler": DPMSolverSampler()}),
+    ],
+    ids=["some each", "all each, guided now and then", "in tiles"],
 )
-def test_a_mesh_draws_what_one_device_does(num_images: int, config: MeshConfig) -> None:
+def test_a_mesh_draws_what_one_device_does(num_images: int, config: MeshConfig, options: dict) -> None:
     params, rows = _sr_params(), batch(SR, num_images)
     mesh = config.build()
     sharded = jax.device_put(params, param_shardings(jax.eval_shape(SR.init, jax.random.key(0)), mesh))
-    sampling = SamplingConfig(num_steps=4, guidance_weight=2.0)
+    sampling = SamplingConfig(num_steps=4, guidance_weight=2.0, **options)
 
     def draw(params, mesh):
         given = (image_keys(5, jnp.arange(num_images)), rows["text"], rows["text_mask"], rows["low_res"])
