@@ -1,5 +1,7 @@
 """The trained cascade that these tests share."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import jax
@@ -19,10 +21,16 @@ def one_drawing_device(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained two-stage cascade with its corpus and store."""
-    root = tmp_path_factory.mktemp("cascade")
-    build_shapes(root / "corpus", num_train=48, num_val=4, seed=0, vocab_size=200)
-    assert main(["cache_text", "--gin_file=tests/integration/tiny_base.gin", *flags_of(root)]) == 0
-    assert train_stage(root, "base") == 0
-    assert train_stage(root, "sr") == 0
+    """A trained two-stage cascade with its corpus and store; processes that test side by side share it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    root, made = folder / "cascade", folder / "cascade_is_made"
+    with (folder / "cascade_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            build_shapes(root / "corpus", num_train=48, num_val=4, seed=0, vocab_size=200)
+            assert main(["cache_text", "--gin_file=tests/integration/tiny_base.gin", *flags_of(root)]) == 0
+            assert train_stage(root, "base") == 0
+            assert train_stage(root, "sr") == 0
+            made.touch()
     return root

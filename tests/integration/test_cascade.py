@@ -117,6 +117,42 @@ def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_it
     assert "one of ('zeros', 'empty')" in one_error(capsys)
 
 
+def test_flow_prediction_learned_variance_and_self_conditioning_from_config_to_picture(
+    root: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "other.gin"
+    file.write_text(
+        """
+from __gin__ import dynamic_registration
+from imagen_jax import stage
+from imagen_jax.diffusion import guidance
+from imagen_jax.diffusion import losses
+from imagen_jax.diffusion import samplers
+from imagen_jax.diffusion import schedules
+from imagen_jax.models import unet
+from imagen_jax.sampling import stage_sampler
+include 'tests/integration/tiny_base.gin'
+stage.Stage.prediction = 'flow'
+stage.Stage.schedule = @schedules.FlowSchedule()
+stage.Stage.weighting = @losses.MinSNRWeighting()
+stage.Stage.self_cond_rate = 0.5
+unet.UNet.learned_variance = True
+stage_sampler.SamplingConfig.sampler = @samplers.DDPMSampler()
+stage_sampler.SamplingConfig.guidance_weight = 2.0
+stage_sampler.SamplingConfig.guidance_schedule = @guidance.IntervalGuidance()
+guidance.IntervalGuidance.t_min = 0.2
+guidance.IntervalGuidance.t_max = 0.9
+"""
+    )
+    flags = flags_of(root, MODEL_DIR=tmp_path / "base")
+    assert main(["train", f"--gin_file={file}", *flags]) == 0
+    assert (
+        main(["sample", "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "out"), "a red cube"]) == 0
+    )
+    with Image.open(tmp_path / "out" / "00000.png") as image:
+        assert image.size == (16, 16) and "DDPMSampler" in image.text["sampler"]
+
+
 def test_an_image_depends_on_seed_and_place_alone(root: Path) -> None:
     cascade = Cascade.load(str(root))
     prompts = ["a red cube", "a blue ring", "a green star"]
