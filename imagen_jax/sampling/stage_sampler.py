@@ -228,6 +228,16 @@ class How:
 
 
 def how_to_draw(stage: Stage, config: SamplingConfig, size: tuple[int, int], edit: Edit | None) -> tuple[Plan, How]:
+    """What `draw` needs besides arrays of images and text: the steps, and what its program depends on.
+
+    Args:
+      stage, config: what is sampled, and how.
+      size: height and width of the images.
+      edit: images to be changed, for when the steps begin and how often they are repeated; None: drawn from noise.
+
+    Raises:
+      UserError: the schedule has fewer steps, or none after the begin.
+    """
     repeats = {} if edit is None else {"num_resamples": edit.num_resamples, "jump_length": edit.jump_length}
     plan = make_plan(
         config.schedule or stage.schedule,
