@@ -104,7 +104,8 @@ class Alignment:
         def change(stage: Stage, sampling: SamplingConfig) -> SamplingConfig:
             return sampling if stage.low_res_size else dataclasses.replace(sampling, guidance_weight=weight)
 
-        configured = cascade.configure(change)
+        # Stage by stage: what does not change from weight to weight is compiled once.
+        configured = dataclasses.replace(cascade.configure(change), weights="offload")
         return configured.sample(captions, seed=self.seed, batch_size=self.batch_size, label=label)[-1]
 
     def _write_grid(

@@ -53,7 +53,9 @@ class Prompts:
             return sampling if stage.low_res_size else dataclasses.replace(sampling, **changes)
 
         captions, scenes = self.captions_and_scenes()
-        images = cascade.configure(change).sample(captions, seed=self.seed, batch_size=batch_size, label=label)[-1]
+        # Stage by stage: the stages above the base are compiled once for all settings.
+        configured = dataclasses.replace(cascade.configure(change), weights="offload")
+        images = configured.sample(captions, seed=self.seed, batch_size=batch_size, label=label)[-1]
         scores = alignment(judge_all(images, scenes))
         return float(np.mean([scores[name] for name in DECIDING])), images
 

@@ -144,7 +144,7 @@ guidance.IntervalGuidance.t_min = 0.2
 guidance.IntervalGuidance.t_max = 0.9
 """
     )
-    flags = flags_of(root, MODEL_DIR=tmp_path / "base")
+    flags = flags_of(root, MODEL_DIR=tmp_path / "base", **{"TrainConfig.grids": None})
     assert main(["train", f"--gin_file={file}", *flags]) == 0
     assert (
         main(["sample", "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "out"), "a red cube"]) == 0
