@@ -1,6 +1,6 @@
 """The times at which a sampler calls the network: decreasing, the last one the clean image.
 
-    uniform    1, 1 - 1/N, …, 1/N, 0
+    uniform    1, 1 - 1/N, …, 1/N, 0; with t_last > 1/N evenly from 1 to t_last, then 0
     respaced   of T discrete times, cut into equal sections, so many from each section as `sections` says
 
 A section of `size` entries gives `count` of them evenly from its first to its last, rounded; a count of 1 gives the
@@ -31,11 +31,25 @@ class TimeGrid(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformGrid:
-    """Evenly spaced from t_start to 0."""
+    """Evenly spaced from t_start to 0.
+
+    Args:
+      t_last: the network is not called at earlier times, in [0, 1): with many steps the last call is at t_last, and its
+        x0_hat is the image. EDM's sigma_min says the same (arXiv 2206.00364, table 1). For a network whose x0_hat is
+        off by more than the noise of such times, so that more steps there spoil the image.
+    """
+
+    t_last: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.t_last < 1.0:
+            raise UserError(f"UniformGrid.t_last ({self.t_last}) must be in [0, 1), a time: 0 is the clean image")
 
     def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
-        """float64 [num_steps + 1]."""
-        return np.linspace(t_start, 0.0, num_steps + 1)
+        """float64 [num_steps + 1]; from a t_start that is no later than t_last a single call, [t_start, 0]."""
+        if t_start <= self.t_last:
+            return np.array([t_start, 0.0])
+        return np.append(np.linspace(t_start, max(self.t_last, t_start / num_steps), num_steps), 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,17 @@ def test_uniform_times() -> None:
     np.testing.assert_allclose(UniformGrid().times(4), [1.0, 0.75, 0.5, 0.25, 0.0], atol=1e-15)
 
 
+def test_no_call_lies_before_the_last_time() -> None:
+    grid = UniformGrid(t_last=0.3)
+    np.testing.assert_allclose(grid.times(8), [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.0], atol=1e-15)
+    np.testing.assert_allclose(grid.times(2), [1.0, 0.5, 0.0], atol=1e-15)
+    np.testing.assert_allclose(grid.times(3, 0.5), [0.5, 0.4, 0.3, 0.0], atol=1e-15)
+    np.testing.assert_array_equal(grid.times(3, 0.2), [0.2, 0.0])
+    for t_last in (-0.1, 1.0):
+        with pytest.raises(UserError, match="t_last"):
+            UniformGrid(t_last=t_last)
+
+
 def test_a_later_start_leaves_out_the_times_before_it() -> None:
     np.testing.assert_allclose(UniformGrid().times(3, 0.6), [0.6, 0.4, 0.2, 0.0], atol=1e-15)
     grid = RespacedGrid(sections=(7, 4, 2, 1, 2, 4, 7))
