@@ -48,9 +48,10 @@ demo-photos: $(VENV)/.installed-photos
 	$(PY) -m launch.local --config launch/configs/photos.py
 
 # The photographs come with libraries of their own, and their corpus is tested too.
-# Two processes, a file of tests each at a time: most of the time is compiling, which one core does.
+# Two processes, a file of tests each at a time: most of the time is compiling, which one core does. In the order of
+# their names: sorted by how many tests they have, the long ones of few tests would come last, on one core.
 test: $(VENV)/.installed-photos
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

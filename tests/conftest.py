@@ -1,13 +1,22 @@
 """Settings of every test: checked array shapes and types, eight CPU devices, no accelerator."""
 
+import gc
 import os
 from collections.abc import Iterator
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow and jax both look for one.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests compile far longer than they compute: unoptimised code halves their time. Also for processes that tests start.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# Tests compile far longer than they compute. Unoptimised code, no emitters of fusions and one piece of code a program
+# each halve that or take a tenth of it away. Also for processes that tests start.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
 
 import jax
 import pytest
@@ -24,6 +33,13 @@ CACHE_SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made lives to the end: to walk it again and again took a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)
 
 
 @pytest.fixture(scope="session", autouse=True)
