@@ -16,6 +16,7 @@ from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.samplers import HeunSampler, Sampler
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.thresholding import THRESHOLDINGS
+from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.evals.alignment import DECIDING, judge_all
 from imagen_jax.evals.evaluator import write_json
@@ -72,7 +73,7 @@ class Candidate:
     Args:
       name: how the report calls it.
       sampler: its step.
-      schedule: of its times; None: the stage's own.
+      schedule: whose even times it is given; None: the stage's own, on the stage's grid.
       num_steps: numbers of steps to try, rising.
     """
 
@@ -85,6 +86,10 @@ class Candidate:
         object.__setattr__(self, "num_steps", tuple(self.num_steps))
         if not self.num_steps or list(self.num_steps) != sorted(set(self.num_steps)):
             raise UserError(f"Candidate.num_steps ({self.num_steps}) must be rising numbers")
+
+    def times(self) -> dict[str, Any]:
+        """Settings of its times: the stage's grid is of the times of the stage's own schedule."""
+        return {"schedule": None} if self.schedule is None else {"schedule": self.schedule, "grid": UniformGrid()}
 
     def calls(self, num_steps: int) -> int:
         """Network calls of so many steps."""
@@ -129,8 +134,8 @@ class SamplerSweep:
                     f"{candidate.name}, {num_steps} steps",
                     self.batch_size,
                     sampler=candidate.sampler,
-                    schedule=candidate.schedule,
                     num_steps=num_steps,
+                    **candidate.times(),
                     guidance_weight=self.guidance_weight,
                 )
                 reference = images if reference is None else reference

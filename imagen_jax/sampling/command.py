@@ -16,6 +16,7 @@ from PIL import Image
 
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, HeunSampler, Sampler
 from imagen_jax.diffusion.schedules import EDMSchedule
+from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import SETTINGS, Cascade
 from imagen_jax.sampling.images import (
@@ -120,7 +121,9 @@ def _changed(
             changes[name] = value
     if "sampler" in options:
         changes["sampler"] = SAMPLERS[options["sampler"]]
-        changes["schedule"] = EDMSchedule() if options["sampler"] == "heun" else sampling.schedule
+        if options["sampler"] == "heun":
+            # The stage's grid is of its own schedule's times.
+            changes |= {"schedule": EDMSchedule(), "grid": UniformGrid()}
     if "tile_overlap" in options and "tile_size" not in options:
         raise UserError("--tile_overlap needs --tile_size")
     if "tile_size" in options:

@@ -222,6 +222,32 @@ sr/loading.StageSource.model_dir = '{root}/sr'
         Cascade.load(str(file))
 
 
+def test_heuns_times_are_not_cut_by_the_stages_grid(root: Path, tmp_path: Path) -> None:
+    """They are another schedule's; the stage's own sampler is cut."""
+    file = tmp_path / "cascade.gin"
+    file.write_text(
+        f"""
+from __gin__ import dynamic_registration
+from imagen_jax.diffusion import time_grids
+from imagen_jax.sampling import loading
+from imagen_jax.sampling import stage_sampler
+loading.CascadeConfig.stages = (@loading.StageSource(),)
+loading.StageSource.model_dir = '{root}/base'
+loading.StageSource.sampling = @stage_sampler.SamplingConfig()
+stage_sampler.SamplingConfig.grid = @time_grids.UniformGrid()
+time_grids.UniformGrid.t_last = 0.9
+"""
+    )
+    for sampler, alike in (("heun", True), ("ddim", False)):
+        drawn = []
+        for checkpoint in (root / "base", file):
+            out = tmp_path / f"{sampler}_{len(drawn)}"
+            words = ("--sampler", sampler, "--guidance_weight", "1.5", "a red cube")
+            assert _sample(checkpoint, out, *words) == 0
+            drawn.append(_pixels(out / "00000.png"))
+        assert (np.abs(drawn[0] - drawn[1]).max() == 0) == alike
+
+
 def test_stages_must_form_a_chain(root: Path) -> None:
     base, sr = load_stages(str(root))
     with pytest.raises(UserError, match="takes no images from below"):

@@ -1,14 +1,17 @@
 """The sweeps over samplers and thresholding on a tiny cascade, and the config that runs them on the demo's."""
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from imagen_jax import gin_config
-from imagen_jax.diffusion.samplers import DPMSolverSampler, HeunSampler
+from imagen_jax.diffusion.samplers import DDIMSampler, DPMSolverSampler, HeunSampler
 from imagen_jax.diffusion.schedules import EDMSchedule
+from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.evals.evaluator import EvalConfig
 from imagen_jax.evals.report import write_report
@@ -39,6 +42,18 @@ def test_sweeps_write_what_the_report_shows(root: Path, tmp_path: Path) -> None:
     (tmp_path / "samples.png").write_bytes((tmp_path / "eval" / "thresholds.png").read_bytes())
     page = Path(write_report(str(tmp_path))).read_text()
     assert 'id="samplers"' in page and 'id="thresholding"' in page
+
+
+def test_a_candidates_own_schedule_is_not_cut_by_the_stages_grid(root: Path) -> None:
+    cascade = Cascade.load(str(root))
+    base, sr = (loaded.sampling for loaded in cascade.stages)
+    cut = dataclasses.replace(base, grid=UniformGrid(t_last=0.9))
+    late = cascade.configure(lambda stage, _: cut if stage.low_res_size is None else sr)
+    for schedule, alike in ((EDMSchedule(), True), (None, False)):
+        times = Candidate(name="DDIM", sampler=DDIMSampler(), schedule=schedule).times()
+        settings = {"sampler": DDIMSampler(), "num_steps": 2, **times}
+        drawn = [FEW.draw_and_judge(one, "DDIM", 8, **settings)[1] for one in (cascade, late)]
+        assert np.array_equal(*drawn) == alike
 
 
 def test_the_demo_config_names_five_samplers() -> None:
