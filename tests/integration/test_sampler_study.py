@@ -56,7 +56,7 @@ def test_a_candidates_own_schedule_is_not_cut_by_the_stages_grid(root: Path) -> 
         assert np.array_equal(*drawn) == alike
 
 
-def test_the_demo_config_names_five_samplers() -> None:
+def test_the_demo_config_names_its_samplers() -> None:
     config = gin_config.load(EvalConfig, ["configs/experiments/demo_samplers.gin"], ["RUN_DIR = 'x'"])
     sweep, rules = config.evaluators
     assert isinstance(sweep, SamplerSweep) and isinstance(rules, ThresholdSweep)
@@ -64,10 +64,12 @@ def test_the_demo_config_names_five_samplers() -> None:
         "DPMSolverSampler",
         "DDIMSampler",
         "DDPMSampler",
+        "DDPMSampler",
         "DPMSolverSampler",
         "HeunSampler",
     ]
-    assert [getattr(one.sampler, "eta", None) for one in sweep.candidates] == [0.0, 0.0, None, 1.0, None]
+    assert [getattr(one.sampler, "eta", None) for one in sweep.candidates] == [0.0, 0.0, None, None, 1.0, None]
+    assert sweep.prompts == rules.prompts == Prompts(seed=2)
 
 
 @pytest.mark.parametrize(
