@@ -196,8 +196,9 @@ def test_the_network_is_the_recorded_one(stage: IFStage) -> None:
 
 
 def test_single_steps_of_deepfloyd_if(stage: IFStage) -> None:
+    # Nearly all of it is the rounding of PyTorch's network: 5e-7 of the largest value on one CPU, 4e-6 on another.
     for x, expected in zip(stage.trajectory(stage.rounded, True), stage.given["x"], strict=True):
-        assert_close(x, expected, 3e-6)
+        assert_close(x, expected, 1e-5)
     # IF's own table is exact, as ours; diffusers' alpha² of entry 0, 1 - 4.1e-5 in float32, leaves sigma² three digits.
     *before, into_entry_0, last = zip(stage.trajectory(stage.exact, True), stage.given["x"], strict=True)
     for x, expected in before:
