@@ -13,11 +13,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"errors", "image_files", "progress", "typing"}
+COMMON = {"errors", "image_files", "jaxprs", "progress", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
     "errors": set(),
     "image_files": set(),
+    "jaxprs": set(),
     "progress": set(),
     "typing": set(),
     "gin_config": set(),

@@ -1,11 +1,12 @@
 """Whether all stages of a cascade fit a device at once: an estimate made before anything is compiled."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import psutil
 
+from imagen_jax.jaxprs import bodies
 from imagen_jax.typing import PyTree
 
 
@@ -27,7 +28,7 @@ def _peak(jaxpr: Any) -> int:
     alive = worst = 0
     for number, equation in enumerate(jaxpr.eqns):
         made = sum(_bytes(v.aval) for v in equation.outvars)
-        inside = max((_peak(body) for body in _bodies(equation.params)), default=0)
+        inside = max((_peak(body) for body in bodies(equation.params)), default=0)
         worst = max(worst, alive + max(made, inside))
         for variable in equation.outvars:
             last = last_read.get(variable, number)
@@ -40,14 +41,6 @@ def _peak(jaxpr: Any) -> int:
 
 def _bytes(aval: Any) -> int:
     return aval.size * aval.dtype.itemsize if hasattr(aval, "shape") else 0
-
-
-def _bodies(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            body = getattr(item, "jaxpr", item)
-            if hasattr(body, "eqns"):
-                yield body
 
 
 def tree_bytes(tree: PyTree, shardings: PyTree | None = None) -> int:

@@ -6,12 +6,13 @@ Recomputed (rematerialised) work is counted by `count_flops`, as it is work done
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.extend as jex
 
+from imagen_jax.jaxprs import bodies
 from imagen_jax.typing import PyTree
 
 # Peak dense bfloat16 FLOP/s of one device as JAX counts devices.
@@ -103,15 +104,15 @@ def jaxpr_flops(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             total += _convolution(equation)
         elif name == "scan":
-            total += params["length"] * sum(map(jaxpr_flops, _bodies(params)))
+            total += params["length"] * sum(map(jaxpr_flops, bodies(params)))
         elif name == "cond":
             total += max(jaxpr_flops(branch.jaxpr) for branch in params["branches"])
         elif name == "shard_map":
             # Its body is one device's program.
             devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-            total += devices * sum(map(jaxpr_flops, _bodies(params)))
+            total += devices * sum(map(jaxpr_flops, bodies(params)))
         else:
-            total += sum(map(jaxpr_flops, _bodies(params)))
+            total += sum(map(jaxpr_flops, bodies(params)))
     return total
 
 
@@ -121,11 +122,3 @@ def _convolution(equation: Any) -> float:
     taps = math.prod(kernel[dim] for dim in numbers.rhs_spec[1:])
     # A strided convolution's gradient multiplies mostly inserted zeros: those are no work.
     return 2 * math.prod(equation.outvars[0].aval.shape) * taps / math.prod(equation.params["lhs_dilation"])
-
-
-def _bodies(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for item in value if isinstance(value, tuple | list) else (value,):
-            body = getattr(item, "jaxpr", item)
-            if hasattr(body, "eqns"):
-                yield body
