@@ -96,4 +96,7 @@ def devices(name: str, num_slices: int = 1) -> Sequence[Any]:
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
+    # The TPU compiler ends the process at a flag that it does not know, as it does not the CPU's.
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if not flag.startswith("--xla_cpu_"))
     return topologies.get_topology_desc(**arguments).devices
