@@ -7,8 +7,8 @@ from collections.abc import Iterator
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow and jax both look for one.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests compile far longer than they compute. Unoptimised code, no emitters of fusions and one piece of code a program
-# each halve that or take a tenth of it away. Also for processes that tests start.
+# Tests compile far longer than they compute: unoptimised code and no fusion emitters halve their time each, one piece
+# of code a program takes a tenth more away. Also for processes that tests start.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
