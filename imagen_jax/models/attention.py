@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from imagen_jax.errors import UserError
 from imagen_jax.models.layers import Dtype, dense, group_norm, layer_norm, rematerialised
-from imagen_jax.typing import Array, Bool, Float
+from imagen_jax.typing import Array, Bool, Float, Int
 
 # Added to the logits of keys that are not there; finite, so that a row without any key is no NaN.
 _MASKED = -1e30
@@ -51,6 +51,7 @@ class Attention(nn.Module):
         other keys.
       text_norm: LayerNorm on the text, of this layer's own: "in the attention and pooling layers" (section 2.5).
       dtype: compute type; the softmax is float32.
+      fused: by `fused_attention`.
     """
 
     head_dim: int
@@ -58,6 +59,7 @@ class Attention(nn.Module):
     over_text: bool
     text_norm: bool = True
     dtype: Dtype = jnp.float32
+    fused: bool = False
 
     @nn.compact
     def __call__(
@@ -74,6 +76,8 @@ class Attention(nn.Module):
         query, *own_key_value = jnp.split(own.reshape(b, h * w, len(names) * heads, self.head_dim), len(names), axis=2)
         keys, values, masks = [], [], []
         if self.over_text:
+            if self.fused:
+                text, text_mask = _real_first(text, text_mask)
             tokens = layer_norm(name="text_norm")(text) if self.text_norm else text
             both = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(
                 tokens.astype(self.dtype)
@@ -83,8 +87,14 @@ class Attention(nn.Module):
         if self.over_image:
             keys, values = [*keys, own_key_value[0]], [*values, own_key_value[1]]
             masks.append(jnp.ones((b, h * w), bool))
+        if self.fused:
+            # The image before the text, whose padding is then at the end.
+            keys, values, masks = keys[::-1], values[::-1], masks[::-1]
         key, value, mask = (jnp.concatenate(parts, axis=1) for parts in (keys, values, masks))
-        out = softmax_attention(query, key, value, mask, self.dtype).reshape(b, h * w, c)
+        if self.fused:
+            out = fused_attention(query, key, value, mask.sum(axis=1)).reshape(b, h * w, c)
+        else:
+            out = softmax_attention(query, key, value, mask, self.dtype).reshape(b, h * w, c)
         out = dense(c, axes=("heads", "embed"), zero=True, dtype=self.dtype, name="out")(out)
         if not self.over_image:
             out = out * text_mask.any(axis=1)[:, None, None]
@@ -113,6 +123,44 @@ def softmax_attention(
     return (summed[..., :-1] / summed[..., -1:]).astype(dtype).transpose(0, 2, 1, 3)
 
 
+def fused_attention(
+    query: Float[Array, "b s k e"],
+    key: Float[Array, "b n k e"],
+    value: Float[Array, "b n k e"],
+    num_keys: Int[Array, " b"],
+) -> Float[Array, "b s k e"]:
+    """The same over the first `num_keys` keys of each row, by cuDNN, which holds no array of all weights.
+
+    Without any key a row has the first, as cuDNN has no answer then; `Attention` discards it.
+
+    Raises:
+      UserError: no NVIDIA GPU, or a compute type, head width or odd number of queries that cuDNN has no kernel for.
+    """
+    # Its backward pass wants even numbers of keys; this one is never among the first.
+    odd = ((0, 0), (0, key.shape[1] % 2), (0, 0), (0, 0))
+    try:
+        return jax.nn.dot_product_attention(
+            query,
+            jnp.pad(key, odd),
+            jnp.pad(value, odd),
+            key_value_seq_lengths=jnp.maximum(num_keys, 1).astype(jnp.int32),
+            implementation="cudnn",
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f"fused_attention cannot be had: {error} It wants an NVIDIA GPU, dtype bfloat16 (got {query.dtype}) and a "
+            f"head_dim ({query.shape[-1]}) that is a multiple of 8, at most 128; without, set fused_attention = False"
+        ) from error
+
+
+def _real_first(
+    text: Float[Array, "b n d"], text_mask: Bool[Array, "b n"]
+) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
+    """The same tokens, padding last; attention does not see their order."""
+    order = jnp.argsort(~text_mask, axis=1, stable=True)
+    return jnp.take_along_axis(text, order[..., None], axis=1), jnp.take_along_axis(text_mask, order, axis=1)
+
+
 def attend(
     kind: str,
     x: Float[Array, "b h w c"],
@@ -122,6 +170,7 @@ def attend(
     head_dim: int,
     text_norm: bool,
     dtype: Dtype,
+    fused: bool,
     remat: str,
     name: str,
 ) -> Float[Array, "b h w c"]:
@@ -131,11 +180,11 @@ def attend(
       kind: of KINDS.
       x: feature maps.
       text, text_mask: tokens, and which of them are real.
-      head_dim, text_norm, dtype: see `Attention`.
+      head_dim, text_norm, dtype, fused: see `Attention`.
       remat: see `layers.rematerialised`.
       name: of the layers.
     """
     layer = rematerialised(Attention, remat)
     for suffix, over_image, over_text in KINDS[kind]:
-        x = layer(head_dim, over_image, over_text, text_norm, dtype, name=name + suffix)(x, text, text_mask)
+        x = layer(head_dim, over_image, over_text, text_norm, dtype, fused, name=name + suffix)(x, text, text_mask)
     return x

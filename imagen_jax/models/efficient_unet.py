@@ -32,7 +32,7 @@ class EfficientBlock(nn.Module):
       features: channels.
       num_res_blocks: residual blocks.
       attention: what the attention that follows is over: one of `attention.KINDS`.
-      head_dim, text_norm, remat, scan_blocks, dtype: see EfficientUNet.
+      head_dim, text_norm, fused_attention, remat, scan_blocks, dtype: see EfficientUNet.
     """
 
     features: int
@@ -40,6 +40,7 @@ class EfficientBlock(nn.Module):
     attention: str
     head_dim: int
     text_norm: bool = True
+    fused_attention: bool = False
     remat: str = "none"
     scan_blocks: bool = False
     dtype: Dtype = jnp.float32
@@ -64,6 +65,7 @@ class EfficientBlock(nn.Module):
             head_dim=self.head_dim,
             text_norm=self.text_norm,
             dtype=self.dtype,
+            fused=self.fused_attention,
             remat=self.remat,
             name="attention",
         )
@@ -123,6 +125,7 @@ class EfficientUNet(nn.Module):
       text_dim: width that the text tokens are projected to.
       text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
       text_norm: LayerNorm on the text wherever it enters.
+      fused_attention: attention by cuDNN's kernel (NVIDIA GPUs, bfloat16) in place of this library's own.
       remat: what the backward pass computes again: one of `layers.REMATS`.
       skips: "block": what a block upwards adds to its input, as figure A.30 draws it; "res_block": besides, each of
         its residual blocks reads its counterpart's output, concatenated. The paper's 600M parameters want the latter.
@@ -140,6 +143,7 @@ class EfficientUNet(nn.Module):
     text_dim: int = 512
     text_pooling: str = "attention"
     text_norm: bool = True
+    fused_attention: bool = False
     skips: str = "block"
     remat: str = "none"
     scan_blocks: bool = False
@@ -181,6 +185,7 @@ class EfficientUNet(nn.Module):
                 self.attention[level],
                 self.head_dim,
                 self.text_norm,
+                self.fused_attention,
                 self.remat,
                 self.scan_blocks,
                 self.dtype,

@@ -66,7 +66,8 @@ class _Dense(_Gathered, nn.Dense):
 
 
 def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
-    return primitive.name in ("conv_general_dilated", "dot_general")
+    # The last is cuDNN's attention, which gives the sums of its weights besides.
+    return primitive.name in ("conv_general_dilated", "dot_general", "dot_product_attention_fwd_wrapper")
 
 
 _POLICIES = {

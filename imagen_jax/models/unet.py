@@ -43,6 +43,7 @@ class UNet(nn.Module):
       text_dim: width that the text tokens are projected to.
       text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
       text_norm: LayerNorm on the text wherever it enters; the paper finds that it "considerably improves" results.
+      fused_attention: attention by cuDNN's kernel (NVIDIA GPUs, bfloat16) in place of this library's own.
       remat: what the backward pass computes again: one of `layers.REMATS`.
       learned_variance: the output has a variance for each value besides (`Stage.vlb_weight`), in as many channels more.
       dtype: compute type, "float32" or "bfloat16".
@@ -57,6 +58,7 @@ class UNet(nn.Module):
     text_dim: int = 512
     text_pooling: str = "attention"
     text_norm: bool = True
+    fused_attention: bool = False
     remat: str = "none"
     learned_variance: bool = False
     dtype: Dtype = jnp.float32
@@ -82,7 +84,12 @@ class UNet(nn.Module):
             self.dtype,
             name="embedder",
         )(log_snr, cond)
-        settings: dict[str, Any] = {"head_dim": self.head_dim, "text_norm": self.text_norm, "dtype": self.dtype}
+        settings: dict[str, Any] = {
+            "head_dim": self.head_dim,
+            "text_norm": self.text_norm,
+            "dtype": self.dtype,
+            "fused": self.fused_attention,
+        }
         res_block = rematerialised(ResBlock, self.remat)
 
         def attention(level: int, h: Array, name: str) -> Array:

@@ -103,6 +103,8 @@ def jaxpr_flops(jaxpr: Any) -> float:
             total += 2 * out * math.prod(lhs[dim] for dim in contracted)
         elif name == "conv_general_dilated":
             total += _convolution(equation)
+        elif name.startswith("dot_product_attention_"):
+            total += _fused_attention(equation)
         elif name == "scan":
             total += params["length"] * sum(map(jaxpr_flops, bodies(params)))
         elif name == "cond":
@@ -122,3 +124,10 @@ def _convolution(equation: Any) -> float:
     taps = math.prod(kernel[dim] for dim in numbers.rhs_spec[1:])
     # A strided convolution's gradient multiplies mostly inserted zeros: those are no work.
     return 2 * math.prod(equation.outvars[0].aval.shape) * taps / math.prod(equation.params["lhs_dilation"])
+
+
+def _fused_attention(equation: Any) -> float:
+    """cuDNN's attention, forward or backward: two or four products; the logits that it computes again are no work."""
+    (rows, queries, heads, width), (_, keys, _, _) = (value.aval.shape for value in equation.invars[:2])
+    products = 4 if "bwd" in equation.primitive.name else 2
+    return products * 2.0 * rows * queries * keys * heads * width
