@@ -189,12 +189,15 @@ def describe(peer: str, network: Any, forward: Callable) -> dict[str, Any]:
 
 
 def main() -> None:
-    peer, mode, dim, batch, threads, compiled, what = sys.argv[1:]
+    peer, mode, dim, batch, dtype, device, threads, compiled, what = sys.argv[1:]
     import torch
 
     torch.set_num_threads(int(threads))
+    torch.set_default_device(device)
     build = imagen_pytorch if peer == "imagen-pytorch" else diffusers
     network, step, forward = build(int(dim), int(batch), mode, what == "serve" and compiled == "compiled")
+    if dtype != "float32":
+        step = torch.autocast(device, getattr(torch, dtype))(step)
     if what == "describe":
         print(json.dumps(describe(peer, network, forward)))
         return
