@@ -27,7 +27,7 @@ NETWORKS = {
 LAYERS = {"joint": 4, "self and cross": 8, "cross": 2}
 
 
-@pytest.fixture(params=list(NETWORKS))
+@pytest.fixture(scope="module", params=list(NETWORKS))
 def case(request):
     """A network, parameters without the zeros of the initialisation, inputs; one row's text has holes, one has none."""
     rngs = jax.random.split(jax.random.key(0), 3)
