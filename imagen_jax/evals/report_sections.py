@@ -17,8 +17,10 @@ _CHUNK_NAMES = {
     "aug_level": "augmentation",
     "config_hash": "config",
 }
-# The caption, the file's name, the cascade's own names, and what seldom differs.
-_UNTOLD = frozenset({"prompt", "index", "stages", "thresholding", "percentile"})
+# The caption, the file's name, the cascade's own names, digests beside what they are of, and what seldom differs.
+_UNTOLD = frozenset(
+    ("prompt", "index", "stages", "checkpoint", "image_sha256", "mask_sha256", "grid", "schedule", "guidance_schedule")
+) | {"thresholding", "percentile", "threshold_cap", "tile_size", "tile_overlap"}
 _PIXEL_SIDE = 128
 _MOST_SAMPLES = 96
 _MOST_PAIRS = 16

@@ -6,6 +6,7 @@ otherwise stops the command before anything is drawn.
 """
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from imagen_jax.sampling.images import (
     fitted,
     fitted_mask,
     grid,
+    is_transparent,
     read_image,
     read_info,
     read_mask,
@@ -154,6 +156,8 @@ def _images(
     if "image" not in options:
         raise UserError(f"--mode={mode} needs --image=FILE")
     image = read_image(options["image"])
+    if is_transparent(options["image"]):
+        print(f"{options['image']} is partly transparent and is put on white")
     size = _nearest_size(cascade, mode, image, options.get("size"))
     if size != (image.height, image.width):
         print(
@@ -186,18 +190,18 @@ def _told(cascade: Cascade, mode: str, options: dict[str, Any]) -> dict[str, Any
     told: dict[str, Any] = {} if mode == "text" else {"mode": mode}
     kept = ("negative_prompt", "image", "mask", "border", "strength", "num_resamples", "jump_length", "size")
     told |= {name: options[name] for name in kept if name in options}
-    samplings = [one.sampling for one in cascade.stages]
-    return {
-        **told,
-        "guidance_weight": [sampling.guidance_weight for sampling in samplings],
-        "num_steps": [sampling.num_steps for sampling in samplings],
-        "sampler": [repr(sampling.sampler) for sampling in samplings],
-        "thresholding": [sampling.thresholding for sampling in samplings],
-        "percentile": [sampling.percentile for sampling in samplings],
-        "aug_level": [sampling.aug_level for sampling in samplings],
-        "stages": cascade.names,
-        "config_hash": cascade.config_hash,
-    }
+    # A path may hold another picture tomorrow.
+    told |= {f"{name}_sha256": _sha256(options[name]) for name in ("image", "mask") if name in options}
+    for field in dataclasses.fields(SamplingConfig):
+        values = [getattr(one.sampling, field.name) for one in cascade.stages]
+        told[field.name] = [v if isinstance(v, str | int | float | None) else repr(v) for v in values]
+    told["checkpoint"] = [one.checkpoint for one in cascade.stages]
+    return {**told, "stages": cascade.names, "config_hash": cascade.config_hash}
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: str) -> set[int]:

@@ -80,6 +80,12 @@ def read_image(path: str) -> Image.Image:
         raise UserError(f"image {path!r} cannot be read: {error}") from error
 
 
+def is_transparent(path: str) -> bool:
+    """Whether an image file that `read_image` reads has transparency."""
+    with Image.open(path) as image:
+        return bool(image.has_transparency_data)
+
+
 def read_mask(path: str, image: Image.Image) -> Image.Image:
     """A mask file as grey, as large as its image: white where to draw, black where the image stays.
 

@@ -79,6 +79,7 @@ class LoadedStage:
       weights: averaged parameters.
       text: the text encoder it was trained with.
       config_hash: first digits of the digest of its operative config.
+      checkpoint: `checkpoints.fingerprint` of what the weights are from.
     """
 
     stage: Stage
@@ -86,6 +87,7 @@ class LoadedStage:
     weights: Weights
     text: TextConfig
     config_hash: str
+    checkpoint: str
 
     @classmethod
     def load(cls, model_dir: str) -> "LoadedStage":
@@ -107,6 +109,7 @@ class LoadedStage:
             weights=Weights(host),
             text=config.text,
             config_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
+            checkpoint=checkpoints.fingerprint(model_dir, step),
         )
 
 

@@ -190,6 +190,12 @@ def load_config_text(model_dir: str | os.PathLike[str], step: int | None = None)
     return (_existing(model_dir, step) / "config.gin").read_text()
 
 
+def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
+    """Step and content of a checkpoint in one word, which no other checkpoint has."""
+    path = _existing(model_dir, step)
+    return f"{path.name}-{hashlib.sha256((path / 'digests.json').read_bytes()).hexdigest()[:12]}"
+
+
 def verify(path: Path) -> None:
     """Compares every file of a checkpoint with the digest taken when it was written.
 

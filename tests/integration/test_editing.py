@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from imagen_jax.sampling import drawing
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import from_uint8
 from imagen_jax.sampling.loading import check_chain, load_stages
+from imagen_jax.train import checkpoints
 from tests.integration.running import one_error
 
 STEPS = ["--num_steps", "2"]
@@ -27,6 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     colour = np.stack([grey, grey[::-1], np.full_like(grey, 90)], axis=-1).astype(np.uint8)
     Image.fromarray(colour).save(folder / "plain.png")
     Image.fromarray(colour[:37, :51]).save(folder / "odd.png")
+    Image.fromarray(np.dstack([colour[:37, :51], colour[:37, :51, 0]])).save(folder / "transparent.png")
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
     Image.fromarray(mask).save(folder / "mask.png")
@@ -50,8 +53,15 @@ def test_an_image_of_odd_size_is_drawn_at_the_nearest_one(root: Path, files: Pat
     assert _sample(root, tmp_path / "out", *words) == 0
     # Of 37 x 51 pixels the shorter side becomes the stage's, the longer the nearest that the networks can take.
     assert _pixels(tmp_path / "out" / "00000.png").shape == (64, 88, 3)
-    assert "odd.png is 37x51 and is drawn as 64x88" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "odd.png is 37x51 and is drawn as 64x88" in told and "transparent" not in told
     assert Image.open(tmp_path / "out" / "00000.png").text["mode"] == "image_to_image"  # type: ignore[attr-defined]
+
+
+def test_transparency_is_told(root: Path, files: Path, tmp_path: Path, capsys) -> None:
+    words = ("--mode", "image_to_image", "--strength", "0.02", "--image", str(files / "transparent.png"), "a red cube")
+    assert _sample(root, tmp_path / "out", *words) == 0
+    assert "transparent.png is partly transparent and is put on white" in capsys.readouterr().out
 
 
 def test_inpainting_leaves_the_rest_as_it_was(root: Path, files: Path, tmp_path: Path) -> None:
@@ -114,9 +124,31 @@ def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch
     for i in range(7):
         name = f"{i:05d}.png"
         assert abs(_pixels(tmp_path / "out" / name) - _pixels(tmp_path / "again" / name)).max() <= 1
-    # Other settings do not mix with what is there.
-    assert _sample(root, tmp_path / "out", *words, "--seed", "5") == 2
+    # Other settings do not mix with what is there, and neither do other checkpoints of the same training.
+    for other in (("--seed", "5"), ("--tile_size", "16"), ("--thresholding", "static")):
+        assert _sample(root, tmp_path / "out", *words, *other) == 2
+        assert "were drawn otherwise" in one_error(capsys)
+    later = tmp_path / "later"
+    shutil.copytree(root, later)
+    checkpoints.checkpoint_dir(later / "sr", checkpoints.latest_step(later / "sr") or 0).rename(
+        checkpoints.checkpoint_dir(later / "sr", 999)
+    )
+    assert _sample(later, tmp_path / "out", *words) == 2
     assert "were drawn otherwise" in one_error(capsys)
+
+
+def test_an_image_that_changed_is_not_taken_for_the_old_one(root: Path, files: Path, tmp_path: Path, capsys) -> None:
+    image, mask = tmp_path / "image.png", tmp_path / "mask.png"
+    shutil.copy(files / "plain.png", image)
+    shutil.copy(files / "mask.png", mask)
+    words = ("--mode", "inpaint", "--num_resamples", "1", "--image", str(image), "--mask", str(mask), "a red cube")
+    assert _sample(root, tmp_path / "out", *words) == 0
+    assert _sample(root, tmp_path / "out", *words) == 0
+    assert "1 of 1 images are there already" in capsys.readouterr().out
+    Image.open(mask).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mask)
+    assert _sample(root, tmp_path / "out", *words) == 2
+    assert "were drawn otherwise" in one_error(capsys)
+    assert _sample(root, tmp_path / "out", *words, "--overwrite") == 0
 
 
 @pytest.mark.parametrize(
