@@ -5,6 +5,7 @@ The page loads nothing: pictures are data: URIs, charts inline SVG, the style sh
 
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,9 +33,9 @@ def write_report(run_dir: str) -> str:
     """Writes RUN_DIR/report.html from whatever the cascade run directory holds.
 
     Read are samples.png, samples/*.png with their text chunks, samples/*_base.png, eval.json, metrics.json,
-    samplers.json, thresholds.json with eval/thresholds.png, photos.json (its paths are relative to run_dir),
-    commands.json and, of each stage, metrics.jsonl, config.gin and samples/step_N.png. A section whose input is missing
-    is named in a note at the end.
+    samplers.json, thresholds.json with eval/thresholds.png, thresholds_STAGE.json with its own, photos.json (its paths
+    are relative to run_dir), commands.json and, of each stage, metrics.jsonl, config.gin and samples/step_N.png. A
+    section whose input is missing is named in a note at the end.
 
     Args:
         run_dir: a cascade directory, such as runs/demo, that holds the stages' run directories.
@@ -57,7 +58,7 @@ def write_report(run_dir: str) -> str:
     return str(path)
 
 
-def page(run: CascadeRun, steps: Study | None = None, rules: Study | None = None) -> str:
+def page(run: CascadeRun, steps: Study | None = None, rules: Sequence[Study] = ()) -> str:
     """The whole HTML document of a run, with its sampler and thresholding sweeps."""
     every = sections(run, steps, rules)
     every.append(Section(anchor="versions", title="Versions", body=_versions(run), missing=""))

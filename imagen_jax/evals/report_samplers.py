@@ -1,5 +1,6 @@
 """The report's sampler section, by network calls, and its thresholding section, by guidance weight."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.evals.charts import Chart, Series, render
 from imagen_jax.evals.markup import Child, Html, join, number, percent, table, tag
 from imagen_jax.evals.report_data import Picture, read_json, read_picture
-from imagen_jax.evals.sampler_study import SAMPLERS_FILE, THRESHOLDS_FILE, THRESHOLDS_PICTURE
+from imagen_jax.evals.sampler_study import SAMPLERS_FILE, THRESHOLDS_FILE
 
 _CALLS = "network calls"
 
@@ -45,16 +46,19 @@ def read_samplers(run_dir: Path) -> Study | None:
     return Study(positions=positions, curves=curves, about=content)
 
 
-def read_thresholds(run_dir: Path) -> Study | None:
-    """thresholds.json of a run directory with its picture, None where there is none.
+def read_thresholds(run_dir: Path) -> list[Study]:
+    """thresholds.json and thresholds_STAGE.json of a run directory with their pictures, the first stage's first.
 
     Raises:
-        UserError: it is malformed.
+        UserError: one of them is malformed.
     """
-    path, drawn = run_dir / THRESHOLDS_FILE, run_dir / THRESHOLDS_PICTURE
-    content = read_json(path, dict)
-    if content is None:
-        return None
+    first = run_dir / THRESHOLDS_FILE
+    others = sorted(run_dir.glob(f"{first.stem}_*{first.suffix}"))
+    return [_read_threshold_study(path) for path in (first, *others) if path.is_file()]
+
+
+def _read_threshold_study(path: Path) -> Study:
+    content, drawn = read_json(path, dict), path.parent / "eval" / f"{path.stem}.png"
     try:
         positions = [float(weight) for weight in content["guidance_weights"]]
         curves: dict[str, dict[str, list[float | None]]] = {
@@ -63,10 +67,11 @@ def read_thresholds(run_dir: Path) -> Study | None:
         }
         if any(len(values) != len(positions) for by_rule in curves.values() for values in by_rule.values()):
             raise ValueError("not one value for each guidance weight")
+        about = {"stage": content["stage"], "num_prompts": int(content["num_prompts"])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is malformed ({error!r}); evaluate the run again") from error
     picture = read_picture(drawn) if drawn.is_file() else None
-    return Study(positions=positions, curves=curves, about=content, picture=picture)
+    return Study(positions=positions, curves=curves, about=about, picture=picture)
 
 
 def samplers(study: Study) -> Html:
@@ -94,11 +99,16 @@ def samplers(study: Study) -> Html:
     )
 
 
-def thresholds(study: Study) -> Html:
-    """Charts, table and picture of saturation and alignment by guidance weight under each rule."""
+def thresholds(studies: Sequence[Study]) -> Html:
+    """Charts, table and picture of saturation and alignment by guidance weight under each rule, for each stage."""
+    return join(*map(_threshold_study, studies))
+
+
+def _threshold_study(study: Study) -> Html:
+    stage = study.about["stage"]
     charts = [
-        _chart(study, "alignment", "Alignment by thresholding", "guidance weight", "share right", percentages=True),
-        _chart(study, "saturated", "Saturated values", "guidance weight", "share of all values"),
+        _chart(study, "alignment", f"Alignment, {stage}", "guidance weight", "share right", percentages=True),
+        _chart(study, "saturated", f"Saturated values, {stage}", "guidance weight", "share of all values"),
     ]
     header: list[Child] = ["Guidance weight"]
     rules = list(study.curves["alignment"])
@@ -109,9 +119,14 @@ def thresholds(study: Study) -> Html:
         saturated = [percent(study.curves["saturated"][rule][index]) for rule in rules]
         rows.append([number(weight), *scores, *saturated])
     parts: list[Child] = [
-        tag("p", "The same prompts and noise at each guidance weight. A value is saturated at 0 or 255."),
+        tag("h3", f"Stage {stage}"),
+        tag(
+            "p",
+            f"{number(study.about['num_prompts'])} prompts, the same noise at each of this stage's guidance weights; "
+            "other stages as configured. A value is saturated at 0 or 255.",
+        ),
         tag("div", *charts, class_="charts"),
-        table("Thresholding by guidance weight", header, rows),
+        table(f"Thresholding by guidance weight of stage {stage}", header, rows),
     ]
     if study.picture is not None and study.picture.uri:
         image = study.picture

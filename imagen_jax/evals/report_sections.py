@@ -43,7 +43,7 @@ class Section:
     missing: str
 
 
-def sections(run: CascadeRun, steps: Study | None, rules: Study | None) -> list[Section]:
+def sections(run: CascadeRun, steps: Study | None, rules: Sequence[Study]) -> list[Section]:
     """All sections in page order; `steps` and `rules` are the sampler and thresholding sweeps."""
     samples, with_bases = bool(run.grid or run.samples), bool(run.pairs)
     score = run.evaluation

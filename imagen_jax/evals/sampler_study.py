@@ -1,4 +1,4 @@
-"""How few steps will do, and what thresholding is for: sweeps of the base stage over captions of drawn shapes.
+"""How few steps will do, and what thresholding is for: sweeps of one stage over captions of drawn shapes.
 
 Both draw the same prompts from the same noise under every setting and let the exact judge of shapes read the final
 images, so that settings are compared and not noise.
@@ -22,13 +22,14 @@ from imagen_jax.evals.alignment import DECIDING, judge_all
 from imagen_jax.evals.evaluator import write_json
 from imagen_jax.evals.shapes_judge import alignment
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.images import grid, write_png
+from imagen_jax.sampling.images import from_uint8, grid, write_png
 from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.stage import Stage
-from imagen_jax.typing import UInt8
+from imagen_jax.typing import Float, UInt8
 
-SAMPLERS_FILE, THRESHOLDS_FILE = "samplers.json", "thresholds.json"
-THRESHOLDS_PICTURE = os.path.join("eval", "thresholds.png")
+SAMPLERS_FILE = "samplers.json"
+# Of the first stage; another one's name follows an underscore. The picture is eval/ and that with .png.
+THRESHOLDS_FILE = "thresholds.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,17 +47,28 @@ class Prompts:
                 raise UserError(f"Prompts.{name} ({getattr(self, name)}) must be at least 1")
 
     def draw_and_judge(
-        self, cascade: Cascade, label: str, batch_size: int, **changes: Any
+        self,
+        cascade: Cascade,
+        label: str,
+        batch_size: int,
+        low_res: Float[np.ndarray, "n h2 w2 3"] | None = None,
+        **changes: Any,
     ) -> tuple[float, UInt8[np.ndarray, "n h w 3"]]:
-        """Mean score over the deciding categories, and the final images; `changes` are to the base stage's settings."""
+        """Mean score over the deciding categories, and the final images.
+
+        Args:
+          cascade: its first stage is the one that is studied.
+          label, batch_size, low_res: as in `Cascade.sample`.
+          changes: to the first stage's settings.
+        """
 
         def change(stage: Stage, sampling: SamplingConfig) -> SamplingConfig:
-            return sampling if stage.low_res_size else dataclasses.replace(sampling, **changes)
+            return dataclasses.replace(sampling, **changes) if stage.name == cascade.names[0] else sampling
 
         captions, scenes = self.captions_and_scenes()
-        # Stage by stage: the stages above the base are compiled once for all settings.
+        # Stage by stage: the stages above are compiled once for all settings.
         configured = dataclasses.replace(cascade.configure(change), weights="offload")
-        images = configured.sample(captions, seed=self.seed, batch_size=batch_size, label=label)[-1]
+        images = configured.sample(captions, seed=self.seed, low_res=low_res, batch_size=batch_size, label=label)[-1]
         scores = alignment(judge_all(images, scenes))
         return float(np.mean([scores[name] for name in DECIDING])), images
 
@@ -155,15 +167,18 @@ class SamplerSweep:
 class ThresholdSweep:
     """Saturation and alignment by guidance weight under each rule → RUN_DIR/thresholds.json and eval/thresholds.png.
 
-    A value is saturated at 0 or 255; the share is of all values of the final images.
+    A value is saturated at 0 or 255; the share is of all values of the final images. Of a stage above the first the
+    files are thresholds_STAGE.json and eval/thresholds_STAGE.png, and what it draws from is drawn once, as configured.
 
     Args:
-      guidance_weights: of the base stage.
+      stage: name of the stage whose weights and rules are tried; None: the first.
+      guidance_weights: of that stage.
       prompts: what is drawn.
       num_shown: captions in the picture, one row for each rule and caption, one column for each weight.
       batch_size: images drawn at a time.
     """
 
+    stage: str | None = None
     guidance_weights: tuple[float, ...] = (1.0, 3.0, 5.0, 8.0, 12.0)
     prompts: Prompts = Prompts()
     num_shown: int = 2
@@ -177,8 +192,19 @@ class ThresholdSweep:
             raise UserError("ThresholdSweep.guidance_weights is empty; give some, e.g. (1.0, 5.0, 10.0)")
 
     def evaluate(self, cascade: Cascade, run_dir: str) -> None:
-        """Sweeps rules and weights."""
+        """Sweeps rules and weights.
+
+        Raises:
+          UserError: the cascade has no such stage.
+        """
         captions, _ = self.prompts.captions_and_scenes()
+        studied = cascade.only(first=self.stage)
+        name, low_res, file = studied.names[0], None, THRESHOLDS_FILE
+        number = cascade.names.index(name)
+        if number:
+            below = cascade.only(last=cascade.names[number - 1])
+            drawn = below.sample(captions, seed=self.prompts.seed, batch_size=self.batch_size, label=f"below {name}")
+            low_res, file = from_uint8(drawn[-1]), THRESHOLDS_FILE.replace(".", f"_{name}.")
         chosen = np.linspace(0, len(captions) - 1, self.num_shown).astype(int)
         shown: dict[str, list[np.ndarray]] = {}
         found: dict[str, dict[str, list[float]]] = {}
@@ -186,9 +212,10 @@ class ThresholdSweep:
             found[rule], shown[rule] = {"alignment": [], "saturated": []}, []
             for weight in self.guidance_weights:
                 score, images = self.prompts.draw_and_judge(
-                    cascade,
-                    f"{rule} thresholding, w={weight:g}",
+                    studied,
+                    f"{name}, {rule} thresholding, w={weight:g}",
                     self.batch_size,
+                    low_res,
                     thresholding=rule,
                     guidance_weight=weight,
                 )
@@ -196,15 +223,17 @@ class ThresholdSweep:
                 found[rule]["alignment"].append(score)
                 found[rule]["saturated"].append(saturated)
                 shown[rule].append(images[chosen])
-                print(f"{rule:8s} w={weight:<4g} alignment {score:.3f}  saturated {saturated:.4f}")
+                print(f"{name:8s} {rule:8s} w={weight:<4g} alignment {score:.3f}  saturated {saturated:.4f}")
         result = {
+            "stage": name,
             "guidance_weights": list(self.guidance_weights),
             "rules": found,
             "num_prompts": len(captions),
             "config_hash": cascade.config_hash,
         }
-        write_json(os.path.join(run_dir, THRESHOLDS_FILE), result)
+        write_json(os.path.join(run_dir, file), result)
         print(json.dumps(result, indent=1))
         pictures = [images[i] for i in range(self.num_shown) for rule in THRESHOLDINGS for images in shown[rule]]
         info = {"prompts": [captions[i] for i in chosen], "guidance_weights": list(self.guidance_weights)}
-        write_png(os.path.join(run_dir, THRESHOLDS_PICTURE), grid(pictures, len(self.guidance_weights)), info)
+        picture = os.path.join(run_dir, "eval", file.replace(".json", ".png"))
+        write_png(picture, grid(pictures, len(self.guidance_weights)), info)

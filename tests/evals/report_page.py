@@ -129,8 +129,11 @@ def build_run(root: Path) -> Path:
         rule: {"alignment": [0.9, 0.7 - 0.1 * i], "saturated": [0.01, 0.1 * i]}
         for i, rule in enumerate(("dynamic", "static", "none"))
     }
-    write_json(root / "thresholds.json", {"guidance_weights": [1.0, 8.0], "rules": rules, "num_prompts": 320})
+    swept = {"guidance_weights": [1.0, 8.0], "rules": rules, "num_prompts": 320}
+    write_json(root / "thresholds.json", {"stage": "base", **swept})
     save_picture(root / "eval/thresholds.png", (77, 7, 7), 64)
+    write_json(root / "thresholds_sr.json", {"stage": "sr", **swept, "guidance_weights": [2.0, 20.0]})
+    save_picture(root / "eval/thresholds_sr.png", (78, 8, 8), 64)
     write_stage(root / "sr", 3)
     write_stage(root / "base", 12)
     write_json(

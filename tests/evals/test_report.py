@@ -100,11 +100,12 @@ def test_samplers_stand_beside_each_other_by_network_calls(page: Page) -> None:
 
 def test_thresholding_by_rule_and_weight(page: Page) -> None:
     part = section(page, "thresholding")
-    assert cells(part)[1:] == [
-        ["1", "90.0%", "90.0%", "90.0%", "1.0%", "1.0%", "1.0%"],
-        ["8", "70.0%", "60.0%", "50.0%", "0.0%", "10.0%", "20.0%"],
-    ]
-    assert colours(part) == [(77, 7, 7)]
+    assert re.findall(r"<h3>(.*?)</h3>", part.source) == ["Stage base", "Stage sr"]
+    values = [["90.0%"] * 3 + ["1.0%"] * 3, ["70.0%", "60.0%", "50.0%", "0.0%", "10.0%", "20.0%"]]
+    rows = cells(part)
+    assert rows[1:3] == [["1", *values[0]], ["8", *values[1]]]
+    assert rows[4:] == [["2", *values[0]], ["20", *values[1]]]
+    assert colours(part) == [(77, 7, 7), (78, 8, 8)]
 
 
 @pytest.mark.parametrize(

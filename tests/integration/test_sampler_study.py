@@ -17,6 +17,7 @@ from imagen_jax.evals.evaluator import EvalConfig
 from imagen_jax.evals.report import write_report
 from imagen_jax.evals.sampler_study import Candidate, Prompts, SamplerSweep, ThresholdSweep
 from imagen_jax.sampling.cascade import Cascade
+from imagen_jax.sampling.images import from_uint8
 
 FEW = Prompts(num_single=2, num_two=2, num_heldout=2)
 
@@ -44,6 +45,25 @@ def test_sweeps_write_what_the_report_shows(root: Path, tmp_path: Path) -> None:
     assert 'id="samplers"' in page and 'id="thresholding"' in page
 
 
+def test_thresholding_of_a_stage_above_the_first(root: Path, tmp_path: Path) -> None:
+    cascade = Cascade.load(str(root))
+    sweep = ThresholdSweep(stage="sr", guidance_weights=(1.0, 6.0), prompts=FEW)
+    sweep.evaluate(cascade, str(tmp_path))
+    assert json.loads((tmp_path / "thresholds_sr.json").read_text())["stage"] == "sr"
+    with Image.open(tmp_path / "eval" / "thresholds_sr.png") as picture:
+        # Second row and column: the first caption, static, w = 6.
+        tile = np.asarray(picture).astype(int)[68:132, 68:132]
+    captions, _ = FEW.captions_and_scenes()
+    (base,) = cascade.only(last="base").sample(captions, seed=FEW.seed)
+    strong = cascade.only(first="sr").configure(
+        lambda _, sampling: dataclasses.replace(sampling, guidance_weight=6.0, thresholding="static")
+    )
+    (drawn,) = strong.sample(captions, seed=FEW.seed, low_res=from_uint8(base))
+    assert abs(drawn[0] - tile).max() <= 1
+    with pytest.raises(UserError, match="no stage 'top'"):
+        dataclasses.replace(sweep, stage="top").evaluate(cascade, str(tmp_path))
+
+
 def test_a_candidates_own_schedule_is_not_cut_by_the_stages_grid(root: Path) -> None:
     cascade = Cascade.load(str(root))
     base, sr = (loaded.sampling for loaded in cascade.stages)
@@ -58,8 +78,9 @@ def test_a_candidates_own_schedule_is_not_cut_by_the_stages_grid(root: Path) -> 
 
 def test_the_demo_config_names_its_samplers() -> None:
     config = gin_config.load(EvalConfig, ["configs/experiments/demo_samplers.gin"], ["RUN_DIR = 'x'"])
-    sweep, rules = config.evaluators
+    sweep, rules, rules_above = config.evaluators
     assert isinstance(sweep, SamplerSweep) and isinstance(rules, ThresholdSweep)
+    assert isinstance(rules_above, ThresholdSweep) and (rules.stage, rules_above.stage) == (None, "sr")
     assert [type(one.sampler).__name__ for one in sweep.candidates] == [
         "DPMSolverSampler",
         "DDIMSampler",
@@ -69,7 +90,7 @@ def test_the_demo_config_names_its_samplers() -> None:
         "HeunSampler",
     ]
     assert [getattr(one.sampler, "eta", None) for one in sweep.candidates] == [0.0, 0.0, None, None, 1.0, None]
-    assert sweep.prompts == rules.prompts == Prompts(seed=2)
+    assert sweep.prompts == rules.prompts == rules_above.prompts == Prompts(seed=2)
 
 
 @pytest.mark.parametrize(
