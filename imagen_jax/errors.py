@@ -22,11 +22,18 @@ def file_errors() -> Iterator[None]:
 
 
 def exit_code(program: Callable[[], object]) -> int:
-    """Runs a program: 0, or 2 after a UserError or a file that fails, told on stderr in plain words."""
+    """Runs a program.
+
+    Returns:
+      0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C.
+    """
     try:
         program()
     except UserError as error:
         problem = str(error)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
+        return 130
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one mode.
 
     Returns:
-      The exit code: 0, or 2 after an error of the user's, told on stderr in plain words.
+      The exit code: 0, or, told on stderr in plain words, 2 after an error of the user's, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     code = exit_code(lambda: _run(arguments))

@@ -254,6 +254,16 @@ def test_a_disk_that_fails_is_told_in_plain_words(joined, monkeypatch, capsys):
     assert error.startswith("error: ") and "No space left on device: 'out/00000.png'. Free space" in error
 
 
+def test_an_interrupt_is_told_in_plain_words(joined, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "_report", interrupted)
+    assert main(["report", "--run_dir", "runs/demo"]) == 130
+    told = capsys.readouterr().err
+    assert told.startswith("interrupted") and "Traceback" not in told
+
+
 def test_no_traceback_reaches_the_user():
     command = [sys.executable, "-m", "imagen_jax.main", "sample", "--checkpoint=x", "--output=y"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
