@@ -210,7 +210,7 @@ def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: st
     other = [i for i in there if read_info(paths[i]) != as_info(infos[i])]
     if other:
         raise UserError(
-            f"{len(other)} images exist already that were drawn otherwise, the first is {paths[other[0]]}; "
+            f"images exist already that were drawn otherwise: {len(other)}, the first is {paths[other[0]]}; "
             "choose another --output or add --overwrite"
         )
     if os.path.exists(sheet_path) and not there:

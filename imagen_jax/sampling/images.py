@@ -81,9 +81,9 @@ def read_image(path: str) -> Image.Image:
 
 
 def is_transparent(path: str) -> bool:
-    """Whether an image file that `read_image` reads has transparency."""
+    """Whether any pixel of an image file that `read_image` reads is not opaque."""
     with Image.open(path) as image:
-        return bool(image.has_transparency_data)
+        return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
 
 
 def read_mask(path: str, image: Image.Image) -> Image.Image:

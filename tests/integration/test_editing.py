@@ -28,7 +28,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grey = np.linspace(0, 255, 64 * 64).reshape(64, 64)
     colour = np.stack([grey, grey[::-1], np.full_like(grey, 90)], axis=-1).astype(np.uint8)
     Image.fromarray(colour).save(folder / "plain.png")
-    Image.fromarray(colour[:37, :51]).save(folder / "odd.png")
+    # With an alpha channel, as many programs write opaque images.
+    Image.fromarray(colour[:37, :51]).convert("RGBA").save(folder / "odd.png")
     Image.fromarray(np.dstack([colour[:37, :51], colour[:37, :51, 0]])).save(folder / "transparent.png")
     mask = np.zeros((64, 64), np.uint8)
     mask[:, 32:] = 255
