@@ -3,6 +3,7 @@
 A plan is arrays, one entry a step, so that other weights, levels and times of the same number compile nothing anew.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from imagen_jax.diffusion.guidance import GuidanceSchedule
 from imagen_jax.diffusion.schedules import Schedule
 from imagen_jax.diffusion.time_grids import TimeGrid, check_steps
 from imagen_jax.errors import UserError
+from imagen_jax.typing import Array
 
 
 class Plan(NamedTuple):
@@ -61,7 +63,7 @@ def make_plan(
     times = grid.times(num_steps, t_start)
     if len(times) < 2:
         raise UserError(f"strength ({t_start}) leaves no step of {num_steps}; choose a larger one, or more steps")
-    log_snrs = np.asarray(jax.jit(schedule.log_snr)(jnp.asarray(times, jnp.float32)), np.float32)
+    log_snrs = np.asarray(_log_snrs(schedule, jnp.asarray(times, jnp.float32)), np.float32)
     weights = guidance_schedule.weights(guidance_weight, times[:-1])
     last = len(times) - 2
     order, following = visits(last, num_resamples, jump_length)
@@ -75,6 +77,12 @@ def make_plan(
         log_snr_next=log_snrs[nexts],
         guidance_weight=weights[index],
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_snrs(schedule: Schedule, times: Array) -> Array:
+    """Compiled once a schedule and number of times: jit forgets a bound method that it is given."""
+    return schedule.log_snr(times)
 
 
 def visits(last: int, num_resamples: int, jump_length: int) -> tuple[list[int], list[int]]:
