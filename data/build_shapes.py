@@ -18,6 +18,11 @@ def main() -> None:
     parser.add_argument("--num_val", type=int, default=1_000, help="validation examples (default %(default)s)")
     parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="fixes every pixel and caption (default %(default)s)")
+    parser.add_argument(
+        "--brightness",
+        default="light_or_dark",
+        help='of the backgrounds: "light_or_dark", which leaves a gap between the two, or "any" (default %(default)s)',
+    )
     parser.add_argument("--vocab_size", type=int, default=512, help="most SentencePiece pieces (default %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="drawing processes, 0 for none (default 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
@@ -33,6 +38,7 @@ def main() -> None:
         seed=options.seed,
         vocab_size=options.vocab_size,
         image_size=options.image_size,
+        brightness=options.brightness,
         num_workers=options.num_workers,
         overwrite=options.overwrite,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from imagen_jax.data.shapes_captions import caption
-from imagen_jax.data.shapes_draw import draw
+from imagen_jax.data.shapes_draw import BRIGHTNESSES, draw
 from imagen_jax.data.shapes_scene import (
     COLOURS,
     HELDOUT,
@@ -28,7 +28,7 @@ from imagen_jax.data.shapes_scene import (
 from imagen_jax.errors import UserError
 
 __all__ = [
-    "COLOURS", "HELDOUT", "HUES", "KINDS", "RELATIONS", "SHAPES", "SIZES",
+    "BRIGHTNESSES", "COLOURS", "HELDOUT", "HUES", "KINDS", "RELATIONS", "SHAPES", "SIZES",
     "Object", "Scene", "caption", "draw", "eval_prompts", "examples", "sample_scene",
 ]  # fmt: skip
 
@@ -38,7 +38,14 @@ def _stream(seed: int, purpose: str, index: int) -> np.random.Generator:
 
 
 def examples(
-    seed: int, split: str, num_examples: int, *, start: int = 0, stop: int | None = None, image_size: int = 64
+    seed: int,
+    split: str,
+    num_examples: int,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    image_size: int = 64,
+    brightness: str = BRIGHTNESSES[0],
 ) -> Iterator[tuple[str, UInt8[np.ndarray, "size size 3"], str, Scene]]:
     """Yields (key, image, caption, scene) of a split; no pair of HELDOUT occurs.
 
@@ -49,10 +56,13 @@ def examples(
       start, stop: the half-open range to draw, within [0, num_examples]; by default all of it. Ranges drawn
         apart join to the same examples, so workers may share a split.
       image_size: side in pixels.
+      brightness: of the backgrounds, one of BRIGHTNESSES.
 
     Raises:
-      UserError: the range does not lie within the split.
+      UserError: the range does not lie within the split, or there is no such brightness.
     """
+    if brightness not in BRIGHTNESSES:
+        raise UserError(f"brightness ({brightness!r}) must be one of {', '.join(BRIGHTNESSES)}")
     stop = num_examples if stop is None else stop
     if not 0 <= start <= stop <= num_examples:
         raise UserError(
@@ -63,7 +73,7 @@ def examples(
         rng = _stream(seed, split, index)
         scene = sample_scene(rng)
         text = caption(scene, rng)
-        yield f"shapes-{seed}-{split}-{index:07d}", draw(scene, rng, image_size), text, scene
+        yield f"shapes-{seed}-{split}-{index:07d}", draw(scene, rng, image_size, brightness), text, scene
 
 
 def eval_prompts(seed: int, num_single: int, num_two: int, num_count: int, num_heldout: int) -> list[tuple[str, Scene]]:

@@ -29,6 +29,8 @@ _GROUP_OFFSET, _GROUP_JITTER, _GROUP_SHIFT = 14.6, 1.0, 1.5
 
 _BACKGROUND_RATES = {"plain": 0.7, "gradient": 0.12, "noise": 0.06, "stripes": 0.06, "checker": 0.06}
 BACKGROUNDS: tuple[str, ...] = tuple(_BACKGROUND_RATES)
+# Nine in ten light and the others dark, with a gap between them, or any brightness, as photographs have.
+BRIGHTNESSES = ("light_or_dark", "any")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ def _grid(image_size: int) -> tuple[Float[np.ndarray, "1 size"], Float[np.ndarra
 
 
 def background(
-    rng: np.random.Generator, image_size: int = 64, kind: str | None = None
+    rng: np.random.Generator, image_size: int = 64, kind: str | None = None, brightness: str = BRIGHTNESSES[0]
 ) -> Float[np.ndarray, "size size 3"]:
     """A background of low saturation with values in [0, 1].
 
@@ -116,10 +118,14 @@ def background(
       rng: draws tint, brightness and texture.
       image_size: side in pixels.
       kind: one of BACKGROUNDS; None draws it (most are plain).
+      brightness: one of BRIGHTNESSES.
     """
     if kind is None:
         kind = BACKGROUNDS[rng.choice(len(BACKGROUNDS), p=list(_BACKGROUND_RATES.values()))]
-    value = rng.uniform(0.7, 0.93) if rng.random() < 0.9 else rng.uniform(0.15, 0.35)
+    if brightness == "any":
+        value = rng.uniform(0.15, 0.93)
+    else:
+        value = rng.uniform(0.7, 0.93) if rng.random() < 0.9 else rng.uniform(0.15, 0.35)
     # Greys and beiges: a warm tint never strong enough to be a colour.
     tint = np.asarray(colorsys.hsv_to_rgb(rng.uniform(0.07, 0.14), rng.uniform(0.0, 0.11), value), np.float32)
     x, y = _grid(image_size)
@@ -231,15 +237,18 @@ def to_uint8(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def draw(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> UInt8[np.ndarray, "size size 3"]:
+def draw(
+    scene: Scene, rng: np.random.Generator, image_size: int = 64, brightness: str = BRIGHTNESSES[0]
+) -> UInt8[np.ndarray, "size size 3"]:
     """Draws a scene.
 
     Args:
       scene: what the picture holds.
       rng: draws the background, places, radii and the exact colours.
       image_size: side in pixels.
+      brightness: of the background, one of BRIGHTNESSES.
     """
-    image = background(rng, image_size)
+    image = background(rng, image_size, brightness=brightness)
     for placed in layout(scene, rng, image_size):
         paint(image, placed, rng)
     return to_uint8(image)

@@ -13,11 +13,12 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.num_train = 20_000
     config.num_val = 1_000
+    config.brightness = "light_or_dark"
     config.phases = (
         (
             "corpus",
             "python data/build_shapes.py --out {out_dir}/corpus --seed {seed} --num_train {num_train}"
-            " --num_val {num_val}",
+            " --num_val {num_val} --brightness {brightness}",
         ),
         phases.EMBEDDINGS,
         phases.train("base"),

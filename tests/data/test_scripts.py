@@ -1,12 +1,14 @@
 """The corpus scripts run from the command line and print errors for people."""
 
 import importlib.util
+import io
 import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from imagen_jax.data.records import Corpus
 from tests.full_disk import files_up_to
@@ -48,6 +50,20 @@ def test_shapes(monkeypatch, capsys, tmp_path):
     assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1") == 2
     assert capsys.readouterr().err.count("error: ") == 1
     assert _run(monkeypatch, "build_shapes.py", *arguments, "--seed", "1", "--overwrite") == 0
+
+
+def test_shapes_on_backgrounds_of_any_brightness(monkeypatch, capsys, tmp_path):
+    arguments = ["--num_train=40", "--num_val=3", "--image_size=32", "--vocab_size=90", "--num_workers=0"]
+    assert _run(monkeypatch, "build_shapes.py", "--out", str(tmp_path), *arguments, "--brightness", "any") == 0
+    corners = [Image.open(io.BytesIO(one.image)).getpixel((0, 0)) for one in Corpus(tmp_path).records("train")]
+    assert Corpus(tmp_path).manifest["extra"]["brightness"] == "any"
+    assert any(0.42 < max(corner) / 255 < 0.63 for corner in corners)
+    # Another corpus of the same seed.
+    assert _run(monkeypatch, "build_shapes.py", "--out", str(tmp_path), *arguments) == 2
+    capsys.readouterr()
+    assert _run(monkeypatch, "build_shapes.py", "--out", str(tmp_path / "bad"), *arguments, "--brightness", "dim") == 2
+    error = capsys.readouterr().err
+    assert "brightness ('dim') must be one of light_or_dark, any" in error and not (tmp_path / "bad").exists()
 
 
 def test_a_full_disk_is_told_and_leaves_no_corpus(monkeypatch, capsys, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from imagen_jax.data import shapes
 from imagen_jax.data.shapes import COLOURS, HUES, KINDS, SHAPES, Object, Scene
-from imagen_jax.data.shapes_draw import BACKGROUNDS, Placed, background, draw, layout, paint, to_uint8
+from imagen_jax.data.shapes_draw import BACKGROUNDS, BRIGHTNESSES, Placed, background, draw, layout, paint, to_uint8
 
 # Areas of the outlines at radius 1.
 _AREAS = {
@@ -102,6 +102,17 @@ def test_backgrounds_are_greyish_and_as_named(kind: str) -> None:
         assert image.shape == (64, 64, 3) and image.min() >= 0 and image.max() <= 1
         assert (image.max(-1) - image.min(-1)).max() < 0.13
         assert (np.ptp(image, (0, 1)).max() == 0) == (kind == "plain")
+
+
+def test_backgrounds_leave_a_gap_in_brightness_unless_they_may_have_any() -> None:
+    found = {}
+    for brightness in BRIGHTNESSES:
+        rng = np.random.default_rng(7)
+        drawn = [background(rng, 16, "plain", brightness).max() for _ in range(600)]
+        assert 0.15 <= min(drawn) < 0.17 and 0.92 < max(drawn) <= 0.93
+        found[brightness] = float(np.mean([0.35 < value < 0.7 for value in drawn]))
+    # 0.35 of the range from 0.15 to 0.93.
+    assert found["light_or_dark"] == 0 and abs(found["any"] - 0.45) < 0.07
 
 
 def test_every_background_is_drawn() -> None:
