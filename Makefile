@@ -5,15 +5,19 @@ PY = $(VENV)/bin/python
 BEAM_VENV = $(VENV)-beam
 BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
 .PHONY: setup demo demo-short demo-photos test lint parity plan-test plan-pods beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
 
+# pip first: the one that comes with Python 3.11 ends with a traceback when a connection breaks during a download, the
+# pinned one goes on from there.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0] + "; choose one with: make PYTHON=/path/to/python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) pip
 
 $(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): a few minutes the first time"
@@ -27,7 +31,8 @@ $(VENV)/.installed-photos: $(VENV)/.installed
 # Beam's pins disagree with constraints.txt: an environment and a lock file of its own.
 $(BEAM_VENV)/.installed: setup.py constraints-beam.txt
 	$(PYTHON) -m venv $(BEAM_VENV)
-	$(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt -e '.[dev,beam]'
+	$(BEAM_PIP_INSTALL) pip
+	$(BEAM_PIP_INSTALL) -e '.[dev,beam]'
 	@touch $@
 
 $(VENV)/.installed-parity: $(VENV)/.installed
