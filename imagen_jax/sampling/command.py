@@ -97,7 +97,8 @@ def run(checkpoint: str, captions: Sequence[str], **options: Any) -> None:
                 # Last, because it is by this one that an image counts as drawn.
                 write_png(paths[i], drawn[-1][place], infos[i])
     _write_sheet(sheet_path, paths[:MAX_SHOWN], sheet_info)
-    print(f"{len(captions)} images in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
+    number = "1 image" if len(captions) == 1 else f"{len(captions)} images"
+    print(f"{number} in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
 
 
 def _changed(
