@@ -24,7 +24,7 @@ def stage_of(name: str) -> Any:
     """The stage with one of the two networks."""
     from imagen_jax.models.efficient_unet import EfficientUNet
     from imagen_jax.models.unet import UNet
-    from imagen_jax.stage import Stage
+    from imagen_jax.stage.spec import Stage
 
     shared: dict[str, Any] = {"attention": ("none", "none", "none", "joint"), "head_dim": 32, "text_dim": 128}
     if name == "U-Net":
@@ -46,9 +46,9 @@ def worker(name: str, what: str) -> None:
     import jax
     import jax.numpy as jnp
 
+    from imagen_jax.cost.flops import count_flops
     from imagen_jax.models.denoiser import Conditioning
     from imagen_jax.sharding.rules import unbox
-    from imagen_jax.train.flops import count_flops
 
     stage = stage_of(name)
     rows = 2 * BATCH

@@ -36,7 +36,7 @@ def stage_of(dim: int, dtype: str = "float32", fused: bool = False) -> Any:
     import jax.numpy as jnp
 
     from imagen_jax.models.unet import UNet
-    from imagen_jax.stage import Stage
+    from imagen_jax.stage.spec import Stage
 
     attention = ("none", "joint", "joint", "joint")
     model = UNet(dim=dim, dim_mults=(1, 2, 3, 4), num_res_blocks=1, attention=attention, text_dim=4 * dim)
@@ -49,12 +49,13 @@ def ours(mode: str, dim: int, batch: int, dtype: str, attention: str, what: str)
     import jax
     import jax.numpy as jnp
 
+    from imagen_jax.cost.flops import count_flops
     from imagen_jax.diffusion import guidance, samplers, thresholding
     from imagen_jax.models.denoiser import Conditioning
-    from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+    from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
     from imagen_jax.sharding.rules import unbox
+    from imagen_jax.stage.sampling_config import SamplingConfig
     from imagen_jax.train.config import OptimizerConfig
-    from imagen_jax.train.flops import count_flops
 
     # What describes the network counts the FLOPs of the own attention, as the peers' do.
     stage = stage_of(dim, dtype, attention == "fused" and what == "serve")

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.sharding.topologies import GENERATIONS
+from imagen_jax.cost.topologies import GENERATIONS
 
 STAGES = ("imagen_base", "imagen_sr256", "imagen_sr1024")
 ROWS = (8, 2, 1)

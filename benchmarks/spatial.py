@@ -20,10 +20,12 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from imagen_jax.models.efficient_unet import EfficientUNet  # noqa: E402
-from imagen_jax.sampling.stage_sampler import SamplingConfig, draw, how_to_draw, image_keys  # noqa: E402
+from imagen_jax.sampling.stage_sampler import draw, image_keys  # noqa: E402
 from imagen_jax.sharding.mesh import MeshConfig  # noqa: E402
 from imagen_jax.sharding.rules import param_shardings, replicated, unbox  # noqa: E402
-from imagen_jax.stage import Stage  # noqa: E402
+from imagen_jax.stage.guided import lay_out_steps  # noqa: E402
+from imagen_jax.stage.sampling_config import SamplingConfig  # noqa: E402
+from imagen_jax.stage.spec import Stage  # noqa: E402
 
 
 def main() -> None:
@@ -76,12 +78,12 @@ def main() -> None:
 
 
 def _program(stage: Stage, config: SamplingConfig, params: Any, inputs: dict[str, Any], mesh: Any) -> Any:
-    plan, how = how_to_draw(stage, config, (stage.draw_size, stage.draw_size), None)
+    table, settings = lay_out_steps(stage, config, (stage.draw_size, stage.draw_size), None)
     place = (lambda x: x) if mesh is None else (lambda x: jax.device_put(x, replicated(mesh)))
     keys, level = place(image_keys(0, jnp.arange(1))), place(jnp.float32(config.aug_level))
-    plan, arrays = jax.tree.map(lambda x: place(jnp.asarray(x)), (plan, inputs))
-    dynamic = (params, plan, level, keys, arrays["text"], arrays["text_mask"], arrays["low_res"], None, None)
-    return draw.lower(stage, how, mesh, *dynamic).compile(), dynamic
+    table, arrays = jax.tree.map(lambda x: place(jnp.asarray(x)), (table, inputs))
+    dynamic = (params, table, level, keys, arrays["text"], arrays["text_mask"], arrays["low_res"], None, None)
+    return draw.lower(stage, settings, mesh, *dynamic).compile(), dynamic
 
 
 if __name__ == "__main__":

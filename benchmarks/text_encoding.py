@@ -30,7 +30,7 @@ def captions() -> list[list[int]]:
 def serve_ours(folder: str) -> None:
     """Encodes all captions through TextEncoder."""
     from imagen_jax.text.encoder import TextConfig, TextEncoder
-    from imagen_jax.text.pretrained import Pretrained
+    from imagen_jax.text.weights.pretrained import Pretrained
 
     config = TextConfig(encoder=Pretrained(path=folder), vocabulary_path="bytes", max_length=128)
     encoder, tokens = TextEncoder(config), captions()

@@ -82,8 +82,8 @@ def host() -> None:
     import jax
 
     from imagen_jax.text import load_encoder
-    from imagen_jax.text.encoder_copy import import_text
-    from imagen_jax.text.pretrained import open_checkpoint
+    from imagen_jax.text.weights.encoder_copy import import_text
+    from imagen_jax.text.weights.pretrained import open_checkpoint
 
     def on_devices() -> int:
         return sum(array.nbytes for array in jax.live_arrays())
@@ -118,8 +118,8 @@ def tpu() -> None:
     from jax.experimental import topologies
 
     from imagen_jax.sharding.mesh import MeshConfig
-    from imagen_jax.text.pretrained import abstract_encoder
-    from imagen_jax.text.t5_encoder import T5Config
+    from imagen_jax.text.encoders.t5 import T5Config
+    from imagen_jax.text.weights.pretrained import abstract_encoder
 
     described = topologies.get_topology_desc(
         platform="tpu", topology_name="v5e:2x4", chip_config_name="default", chips_per_host_bounds=(2, 2, 1)

@@ -24,7 +24,7 @@ READ_DIM, READ_TOKENS, READ_COUNT, BATCH, ROUNDS = 1024, 20, 20_000, 256, 7
 
 def write_store(directory: str, dtype: str, lengths: np.ndarray, dim: int) -> None:
     """A store of drawn embeddings in one shard."""
-    from imagen_jax.text.store import StoreWriter
+    from imagen_jax.text.store.reader import StoreWriter
 
     rng = np.random.default_rng(0)
     writer = StoreWriter(directory, fingerprint={"dtype": dtype}, embed_dim=dim)
@@ -50,7 +50,7 @@ def sizes() -> None:
 
 def serve_store(directory: str) -> None:
     """Reads the whole store in random batches."""
-    from imagen_jax.text import store as store_module
+    from imagen_jax.text.store import reader as store_module
 
     store_module.MEMORY_BYTES = 0
     store = store_module.EmbeddingStore.open(directory)

@@ -27,7 +27,7 @@ from imagen_jax.diffusion.thresholding import dynamic_threshold, static_threshol
 from imagen_jax.evals.sampler_study import Prompts
 from imagen_jax.evals.shapes_judge import MIN_CHROMA
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.images import grid, write_png
+from imagen_jax.sampling.images import sheet, write_png
 
 GREY = (0.42, 0.63)
 NUM_SHOWN = 10
@@ -98,7 +98,7 @@ def main() -> None:
             if weight == arguments.weights[0]:
                 shown += list(images[np.linspace(0, len(captions) - 1, NUM_SHOWN).astype(int)])
     if arguments.picture is not None:
-        write_png(str(arguments.picture), grid(shown, NUM_SHOWN), {})
+        write_png(str(arguments.picture), sheet(shown, NUM_SHOWN), {})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Programs timed in turn, A B A B …, so that a busy machine slows all alike; what counts is their ratio."""
+"""CascadePrograms timed in turn, A B A B …, so that a busy machine slows all alike; what counts is their ratio."""
 
 import os
 import statistics

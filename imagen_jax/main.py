@@ -13,16 +13,16 @@ from imagen_jax.sampling.flags import add_sample_flags, captions_of, options_of
 
 # What a gin mode builds and what it calls with it: MODE: (config class, function).
 GIN_TARGETS = {
-    "cache_text": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:cache_text"),
-    "validate_cache": ("imagen_jax.text.cache:CacheConfig", "imagen_jax.main:validate_cache"),
+    "cache_text": ("imagen_jax.text.store.cache:CacheConfig", "imagen_jax.main:cache_text"),
+    "validate_cache": ("imagen_jax.text.store.cache:CacheConfig", "imagen_jax.main:validate_cache"),
     "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.train.loop:run"),
     "plan": ("imagen_jax.train.config:TrainConfig", "imagen_jax.main:plan"),
     "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
 }
-DRY_RUN = "imagen_jax.train.dry_run:run"
-IMPORT_TEXT = "imagen_jax.text.encoder_copy:import_text"
+DRY_RUN = "imagen_jax.planning.dry_run:run"
+IMPORT_TEXT = "imagen_jax.text.weights.encoder_copy:import_text"
 SAMPLE = "imagen_jax.sampling.command:run"
-REPORT = "imagen_jax.evals.report:write_report"
+REPORT = "imagen_jax.report.page:write_report"
 
 HELP = {
     "build_corpus": "turn pairs of image and caption into a corpus directory of sharded records",
@@ -255,7 +255,7 @@ def cache_text(config: Any) -> None:
     """Embeds the captions of the corpus that a CacheConfig names: the join of data/ and text/."""
     import jax
 
-    from imagen_jax.text.cache import cache_text
+    from imagen_jax.text.store.cache import cache_text
 
     processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     cache_text(config, **_examples_of(config), **processes)
@@ -263,7 +263,7 @@ def cache_text(config: Any) -> None:
 
 def validate_cache(config: Any) -> None:
     """Checks the store that a CacheConfig names against its corpus."""
-    from imagen_jax.text.validate import validate_cache
+    from imagen_jax.text.store.validate import validate_cache
 
     validate_cache(config, **_examples_of(config))
 
@@ -278,7 +278,7 @@ def _examples_of(config: Any) -> dict[str, Any]:
 
 def plan(config: Any, args: argparse.Namespace) -> None:
     """Plans a run with the flags of the command line."""
-    from imagen_jax.train.plan import PlanOptions, run
+    from imagen_jax.planning.plan import PlanOptions, run
 
     names = ("topology", "num_slices", "global_batch_size", "optimization_level", "sampler")
     run(config, PlanOptions(**{name: getattr(args, name) for name in names}), args.json, args.search)

@@ -57,22 +57,22 @@ def fail_on_last(config, operative_config):
 
 TEXT_GIN = """
 from __gin__ import dynamic_registration
-from imagen_jax.text import cache
+from imagen_jax.text.store import cache
 from imagen_jax.text import encoder
-from imagen_jax.text import t5_encoder
+from imagen_jax.text.encoders import t5
 CORPUS_DIR = %gin.REQUIRED
 cache.CacheConfig.corpus_dir = %CORPUS_DIR
 cache.CacheConfig.store_dir = 'store'
 cache.CacheConfig.text = @encoder.TextConfig()
-encoder.TextConfig.encoder = @t5_encoder.T5Config()
+encoder.TextConfig.encoder = @t5.T5Config()
 encoder.TextConfig.vocabulary_path = 'corpus/vocabulary.model'
 encoder.TextConfig.max_length = 16
-t5_encoder.T5Config.vocab_size = 128
-t5_encoder.T5Config.embed_dim = 8
-t5_encoder.T5Config.num_heads = 2
-t5_encoder.T5Config.head_dim = 4
-t5_encoder.T5Config.num_layers = 1
-t5_encoder.T5Config.mlp_dim = 16
+t5.T5Config.vocab_size = 128
+t5.T5Config.embed_dim = 8
+t5.T5Config.num_heads = 2
+t5.T5Config.head_dim = 4
+t5.T5Config.num_layers = 1
+t5.T5Config.mlp_dim = 16
 """
 
 
@@ -185,7 +185,7 @@ def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
 
 
 def test_plan_passes_its_flags_on(monkeypatch, tmp_path):
-    from imagen_jax.train import plan
+    from imagen_jax.planning import plan
 
     calls = []
     monkeypatch.setattr(plan, "run", lambda *words: calls.append(words))

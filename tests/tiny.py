@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
-from imagen_jax.stage import Stage
+from imagen_jax.stage.spec import Stage
 
 BASE = Stage(
     name="base",

@@ -1,4 +1,4 @@
-"""cache_text with Beam: the same bytes as `imagen_jax.text.cache.cache_text` gives.
+"""cache_text with Beam: the same bytes as `imagen_jax.text.store.cache.cache_text` gives.
 
     1. parallel     shards of the corpus → (key, caption)
     2. by key       keys that recur or are not allowed are refused, before anything is encoded
@@ -24,7 +24,8 @@ from imagen_jax.beam.files import WriteLines, read_lines
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError
-from imagen_jax.text.cache import (
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.store.cache import (
     CacheConfig,
     ShardPlan,
     check_count,
@@ -34,9 +35,8 @@ from imagen_jax.text.cache import (
     plan_shard,
     write_if_free,
 )
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store_format import caption_digest, shard_of
-from imagen_jax.text.store_writer import StoreWriter, sort_keys
+from imagen_jax.text.store.format import caption_digest, shard_of
+from imagen_jax.text.store.writer import StoreWriter, sort_keys
 
 _BATCH = 64
 _WAIT_S = 0.5
@@ -53,7 +53,7 @@ def cache_text(config: CacheConfig, pipeline_args: Sequence[str]) -> None:
       pipeline_args: Beam's options.
 
     Raises:
-      UserError: as `imagen_jax.text.cache.cache_text`; or Beam does not know an option.
+      UserError: as `imagen_jax.text.store.cache.cache_text`; or Beam does not know an option.
     """
     options = pipeline_options(pipeline_args)
     corpus = Corpus(config.corpus_dir)

@@ -9,7 +9,6 @@ Nothing depends on the number of hosts, shards or threads, and resuming at a ste
 nothing twice.
 """
 
-import dataclasses
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -17,66 +16,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from imagen_jax.data.preprocessors import CROPS, FailureBox
+from imagen_jax.data.config import DataConfig, require_whole
+from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.tasks import feature_converter, feature_lengths, register_task, shuffled
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.text.store.reader import EmbeddingStore
 
 # The device computes; a step's batch is small work, and the training step wants the cores.
 _NUM_THREADS = 2
 _PREFETCH_BATCHES = 2
 # A stopped stream holds fewer batches than this.
 _MAX_LEFT = 20
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What one stage is trained on.
-
-    Args:
-      corpus_dir: corpus directory.
-      store_dir: embedding store of its captions; None encodes them as they are read, which suits small runs only.
-      split: name of a split of the corpus.
-      image_size: side of x0, in pixels; at most the corpus's.
-      low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
-      max_text_length: tokens that captions are padded to.
-      crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
-    """
-
-    corpus_dir: str
-    store_dir: str | None
-    split: str = "train"
-    image_size: int
-    low_res_size: int | None = None
-    max_text_length: int
-    crop: str = "none"
-
-    def __post_init__(self) -> None:
-        for field in ("corpus_dir", "store_dir", "split"):
-            value = getattr(self, field)
-            if field == "store_dir" and value is None:
-                continue
-            if not isinstance(value, str) or not value:
-                raise UserError(f"{field} is {value!r}; expected a non-empty text")
-        _require_whole("image_size", self.image_size, 1)
-        _require_whole("max_text_length", self.max_text_length, 1)
-        if self.low_res_size is not None:
-            _require_whole("low_res_size", self.low_res_size, 1)
-            if self.image_size % self.low_res_size or self.low_res_size == self.image_size:
-                divisors = [str(n) for n in range(1, self.image_size) if self.image_size % n == 0]
-                raise UserError(
-                    f"low_res_size ({self.low_res_size}) must be a proper divisor of image_size "
-                    f"({self.image_size}); choose one of {', '.join(divisors) or 'a larger image_size'}"
-                )
-        if self.crop not in CROPS:
-            raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
-
-
-def _require_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} ({value!r}) must be a whole number of at least {least}")
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
@@ -109,9 +61,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         process_count: int = 1,
         encoder: TextEncoder | None = None,
     ):
-        _require_whole("batch_size", batch_size, 1)
-        _require_whole("seed", seed, 0)
-        _require_whole("start_step", start_step, 0)
+        require_whole("batch_size", batch_size, 1)
+        require_whole("seed", seed, 0)
+        require_whole("start_step", start_step, 0)
         if seed >= 2**31:
             raise UserError(f"seed ({seed}) must be below 2**31")
         if batch_size % process_count:

@@ -12,11 +12,9 @@ import tensorflow as tf
 
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.text.store.reader import EmbeddingStore
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
-
-CROPS = ("none", "centre", "random")
 
 
 class FailureBox:

@@ -12,7 +12,7 @@ from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolu
 from imagen_jax.data.records import PARSE_SPEC, Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.text.store.reader import EmbeddingStore
 
 BASE_TASK, SUPER_RESOLUTION_TASK = "imagen_base", "imagen_sr"
 

@@ -19,9 +19,9 @@ from imagen_jax.errors import UserError
 from imagen_jax.evals.evaluator import write_json
 from imagen_jax.evals.shapes_judge import Verdict, alignment, category, judge
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.images import grid, write_png
-from imagen_jax.sampling.stage_sampler import SamplingConfig
-from imagen_jax.stage import Stage
+from imagen_jax.sampling.images import sheet, write_png
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import UInt8
 
 NUM_SHOWN = 16
@@ -119,4 +119,4 @@ class Alignment:
         # Evenly spread over the list, so that every kind of prompt is shown.
         chosen = np.linspace(0, len(captions) - 1, min(NUM_SHOWN, len(captions))).astype(int)
         info = {"prompts": [captions[i] for i in chosen], "guidance_weight": weight, "seed": self.seed}
-        write_png(os.path.join(run_dir, "eval", f"{name}.png"), grid([images[i] for i in chosen], 8), info)
+        write_png(os.path.join(run_dir, "eval", f"{name}.png"), sheet([images[i] for i in chosen], 8), info)

@@ -22,9 +22,9 @@ from imagen_jax.evals.alignment import DECIDING, judge_all
 from imagen_jax.evals.evaluator import write_json
 from imagen_jax.evals.shapes_judge import alignment
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.images import from_uint8, grid, write_png
-from imagen_jax.sampling.stage_sampler import SamplingConfig
-from imagen_jax.stage import Stage
+from imagen_jax.sampling.images import from_uint8, sheet, write_png
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import Float, UInt8
 
 SAMPLERS_FILE = "samplers.json"
@@ -85,7 +85,7 @@ class Candidate:
     Args:
       name: how the report calls it.
       sampler: its step.
-      schedule: whose even times it is given; None: the stage's own, on the stage's grid.
+      schedule: whose even times it is given; None: the stage's own, with the stage's times.
       num_steps: numbers of steps to try, rising.
     """
 
@@ -100,8 +100,8 @@ class Candidate:
             raise UserError(f"Candidate.num_steps ({self.num_steps}) must be rising numbers")
 
     def times(self) -> dict[str, Any]:
-        """Settings of its times: the stage's grid is of the times of the stage's own schedule."""
-        return {"schedule": None} if self.schedule is None else {"schedule": self.schedule, "grid": UniformGrid()}
+        """Settings of its times: the stage's times are of its own schedule."""
+        return {"schedule": None} if self.schedule is None else {"schedule": self.schedule, "times": UniformGrid()}
 
     def calls(self, num_steps: int) -> int:
         """Network calls of so many steps."""
@@ -236,4 +236,4 @@ class ThresholdSweep:
         pictures = [images[i] for i in range(self.num_shown) for rule in THRESHOLDINGS for images in shown[rule]]
         info = {"prompts": [captions[i] for i in chosen], "guidance_weights": list(self.guidance_weights)}
         picture = os.path.join(run_dir, "eval", file.replace(".json", ".png"))
-        write_png(picture, grid(pictures, len(self.guidance_weights)), info)
+        write_png(picture, sheet(pictures, len(self.guidance_weights)), info)

@@ -1,1 +1,1 @@
-"""Drawing images: one stage, the whole cascade, grids while training, PNG files that carry their origin."""
+"""Drawing images: one stage, the whole cascade, previews while training, PNG files that carry their origin."""

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
-from imagen_jax.sampling import memory
-from imagen_jax.sampling.drawing import Programs, as_trained, draw_all, estimate_bytes, prepare
+from imagen_jax.sampling.drawing import CascadePrograms, as_trained, draw_all, estimate_bytes, prepare
 from imagen_jax.sampling.images import to_uint8
 from imagen_jax.sampling.loading import LoadedStage, load_stages, stage_sizes
 from imagen_jax.sampling.request import (
@@ -31,9 +31,10 @@ from imagen_jax.sampling.request import (
     seeds_and_ids,
     with_border,
 )
-from imagen_jax.sampling.stage_sampler import Given, SamplingConfig
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.stage import Stage
+from imagen_jax.stage.guided import EditArrays
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
@@ -337,7 +338,7 @@ class Cascade:
                 parts.append(part)
         return [np.concatenate(parts) for parts in drawn]
 
-    def _stays(self, programs: Programs, batch_size: int) -> bool:
+    def _stays(self, programs: CascadePrograms, batch_size: int) -> bool:
         if self.weights != "auto":
             return self.weights == "resident"
         return estimate_bytes(self.stages, programs, batch_size, self.mesh) <= 0.9 * memory.device_bytes()
@@ -352,7 +353,7 @@ class Cascade:
                 file=sys.stderr,
             )
 
-    def _batch(self, request: Request, programs: Programs, rows: np.ndarray, resident: bool) -> list[Array]:
+    def _batch(self, request: Request, programs: CascadePrograms, rows: np.ndarray, resident: bool) -> list[Array]:
         prompts = [request.prompts[i] for i in rows]
         seeds, ids = (values[rows] for values in seeds_and_ids(request.seed, len(request.prompts)))
         cond = Conditioning(*map(jnp.asarray, self.encoder.encode(prompts)))
@@ -365,18 +366,18 @@ class Cascade:
         givens = []
         for own in programs.sizes:
             edit = None if request.edit is None else request.edit.at(rows, programs.sizes[-1][0] // own[0])
-            givens.append(None if edit is None else Given(edit.image, edit.mask))
+            givens.append(None if edit is None else EditArrays(edit.image, edit.mask))
         low_res = None if request.low_res is None else np.asarray(request.low_res[rows], np.float32)
         levels = [np.float32(one.sampling.aug_level) for one in self.stages]
-        inputs = (programs.plans, levels, texts, givens)
+        inputs = (programs.tables, levels, texts, givens)
         if resident:
             params = [one.weights.on_devices(one.stage, self.mesh) for one in self.stages]
-            return draw_all(programs.stages, programs.hows, self.mesh, params, seeds, ids, low_res, *inputs)
+            return draw_all(programs.stages, programs.settings, self.mesh, params, seeds, ids, low_res, *inputs)
         drawn: list[Array] = []
         for number, one in enumerate(self.stages):
             alone = ([values[number]] for values in inputs)
             params = [one.weights.on_devices(one.stage, self.mesh)]
-            kind = (programs.stages[number : number + 1], programs.hows[number : number + 1], self.mesh)
+            kind = (programs.stages[number : number + 1], programs.settings[number : number + 1], self.mesh)
             below = drawn[-1] if drawn else low_res
             drawn += draw_all(*kind, params, seeds, ids, below, *alone, first=np.int32(number))
             drawn[-1].block_until_ready()

@@ -25,17 +25,17 @@ from imagen_jax.sampling.images import (
     enlarge,
     fitted,
     fitted_mask,
-    grid,
     is_transparent,
     read_image,
     read_info,
     read_mask,
+    sheet,
     write_png,
 )
 from imagen_jax.sampling.loading import size_unit, stage_sizes
-from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.stage import Stage
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPMSampler(),
@@ -125,8 +125,8 @@ def _changed(
     if "sampler" in options:
         changes["sampler"] = SAMPLERS[options["sampler"]]
         if options["sampler"] == "heun":
-            # The stage's grid is of its own schedule's times.
-            changes |= {"schedule": EDMSchedule(), "grid": UniformGrid()}
+            # The stage's times are of its own schedule.
+            changes |= {"schedule": EDMSchedule(), "times": UniformGrid()}
     if "tile_overlap" in options and "tile_size" not in options:
         raise UserError("--tile_overlap needs --tile_size")
     if "tile_size" in options:
@@ -223,5 +223,5 @@ def _write_sheet(path: str, images: Sequence[str], info: dict[str, Any]) -> None
     """One picture of the first images."""
     pictures = [np.asarray(read_image(image)) for image in images]
     columns = min(8, math.ceil(math.sqrt(len(pictures))))
-    sheet = enlarge(grid(pictures, columns), max(1, 128 // pictures[0].shape[0]))
-    write_png(path, sheet, info)
+    whole = enlarge(sheet(pictures, columns), max(1, 128 // pictures[0].shape[0]))
+    write_png(path, whole, info)

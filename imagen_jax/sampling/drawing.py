@@ -11,28 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, drop_text
-from imagen_jax.sampling import memory
 from imagen_jax.sampling.loading import LoadedStage, stage_sizes
 from imagen_jax.sampling.request import Request
-from imagen_jax.sampling.stage_sampler import Given, How, draw, how_to_draw, image_keys
+from imagen_jax.sampling.stage_sampler import draw, image_keys
 from imagen_jax.sharding import rules
-from imagen_jax.stage import Stage
+from imagen_jax.stage.guided import EditArrays, StaticSettings, lay_out_steps
+from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Programs:
-    """What every stage is to do."""
+class CascadePrograms:
+    """Step tables and static settings, one per stage."""
 
     stages: tuple[Stage, ...]
-    hows: tuple[How, ...]
-    plans: list[Any]
+    settings: tuple[StaticSettings, ...]
+    tables: list[Any]
     sizes: list[tuple[int, int]]
 
 
-def prepare(loaded: Sequence[LoadedStage], request: Request) -> Programs:
+def prepare(loaded: Sequence[LoadedStage], request: Request) -> CascadePrograms:
     """The program of every stage; raises UserError where the request does not fit them."""
     first = loaded[0].stage
     if (first.low_res_size is None) != (request.low_res is None):
@@ -50,44 +51,43 @@ def prepare(loaded: Sequence[LoadedStage], request: Request) -> Programs:
         size = (request.low_res.shape[1] * scale, request.low_res.shape[2] * scale)
     sizes = stage_sizes(stages, size)
     edit = request.edit
-    plans, hows = [], []
+    laid_out = []
     for one, own in zip(loaded, sizes, strict=True):
         small = None if edit is None else edit.at(np.zeros(1, int), sizes[-1][0] // own[0])
-        plan, how = how_to_draw(one.stage, one.sampling, own, small)
-        plans.append(plan)
-        hows.append(how)
-    return Programs(stages=tuple(stages), hows=tuple(hows), plans=plans, sizes=sizes)
+        laid_out.append(lay_out_steps(one.stage, one.sampling, own, small))
+    tables, settings = zip(*laid_out, strict=True)
+    return CascadePrograms(stages=tuple(stages), settings=tuple(settings), tables=tables, sizes=sizes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def draw_all(
     stages: tuple[Stage, ...],
-    hows: tuple[How, ...],
+    settings: tuple[StaticSettings, ...],
     mesh: Mesh | None,
     params: Sequence[PyTree],
     seeds: Array,
     ids: Array,
     low_res: Array | None,
-    plans: Sequence[Any],
+    tables: Sequence[Any],
     levels: Sequence[Array],
     texts: Sequence[tuple[Conditioning, Conditioning]],
-    givens: Sequence[Given | None],
+    givens: Sequence[EditArrays | None],
     first: Array | int = 0,
 ) -> list[Array]:
     """All stages in one program; `first` is the number of the first of them in the cascade."""
     drawn: list[Array] = []
     keys = image_keys(seeds, ids)
-    for number, (stage, how) in enumerate(zip(stages, hows, strict=True)):
+    for number, (stage, own) in enumerate(zip(stages, settings, strict=True)):
         own_keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, first + number))(keys)
         cond, null = texts[number]
         below = drawn[-1] if drawn else low_res
         text = (cond.text, cond.text_mask)
         image = draw(
             stage,
-            how,
+            own,
             mesh,
             params[number],
-            plans[number],
+            tables[number],
             levels[number],
             own_keys,
             *text,
@@ -107,10 +107,12 @@ def as_trained(stage: Stage, cond: Conditioning, captions: Sequence[str]) -> Con
 
 
 @functools.lru_cache(maxsize=64)
-def activation_bytes(stage: Stage, how: How, rows: int) -> int:
+def activation_bytes(stage: Stage, settings: StaticSettings, rows: int) -> int:
     """Widest moment of one network call, in bytes; the network is traced for it, seconds for a large one."""
-    height, width = how.size if how.tile_size is None else (min(side, how.tile_size) for side in how.size)
-    rows *= 1 if how.guided == "never" else 2
+    height, width = (
+        settings.size if settings.tile_size is None else (min(side, settings.tile_size) for side in settings.size)
+    )
+    rows *= 1 if settings.guided == "never" else 2
 
     def shape(*dims: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((rows, *dims), dtype)
@@ -131,12 +133,12 @@ def activation_bytes(stage: Stage, how: How, rows: int) -> int:
     return memory.peak_bytes(call, params, shape(height, width, 3), shape(), *text)
 
 
-def estimate_bytes(loaded: Sequence[LoadedStage], programs: Programs, batch_size: int, mesh: Mesh | None) -> int:
+def estimate_bytes(loaded: Sequence[LoadedStage], programs: CascadePrograms, batch_size: int, mesh: Mesh | None) -> int:
     """Memory of one device with all stages' parameters and the widest moment of any stage's network."""
     total, widest = 0, 0
     ways = 1 if mesh is None else mesh.size
-    for one, how in zip(loaded, programs.hows, strict=True):
+    for one, own in zip(loaded, programs.settings, strict=True):
         shardings = None if mesh is None else one.weights.shardings(one.stage, mesh)
         total += memory.tree_bytes(one.weights.host, shardings)
-        widest = max(widest, activation_bytes(one.stage, how, batch_size) // ways)
+        widest = max(widest, activation_bytes(one.stage, own, batch_size) // ways)
     return total + widest

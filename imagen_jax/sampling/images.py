@@ -1,4 +1,4 @@
-"""Images as files and grids: uint8 lives here, the rest of the package speaks float32 in [-1, 1]."""
+"""Images as files and sheets: uint8 lives here, the rest of the package speaks float32 in [-1, 1]."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def enlarge(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray,
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def grid(images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
+def sheet(images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: int = 2) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Lays equally large images out in rows of `num_columns`, `gap` white pixels apart."""
     height, width = images[0].shape[:2]
     num_rows = -(-len(images) // num_columns)

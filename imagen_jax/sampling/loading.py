@@ -21,12 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax import gin_config
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding import rules
-from imagen_jax.stage import Stage
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
-from imagen_jax.train import checkpoints
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.typing import PyTree
 

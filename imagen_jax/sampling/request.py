@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.stage_sampler import Edit, check_edit
+from imagen_jax.stage.guided import Edit, check_edit
 from imagen_jax.typing import Bool, Float
 
 
@@ -19,7 +19,7 @@ class EditRequest:
     Args:
       images: [n, h, w, 3] in [-1, 1].
       masks: [n, h, w], True where to draw; None: everywhere.
-      strength, num_resamples, jump_length: see `stage_sampler.Edit`.
+      strength, num_resamples, jump_length: see `stage.guided.Edit`.
     """
 
     images: np.ndarray

@@ -1,5 +1,5 @@
 """Captions to token embeddings: tokenizers, frozen encoders, the embedding store."""
 
-from imagen_jax.text.pretrained import load_encoder
+from imagen_jax.text.weights.pretrained import load_encoder
 
 __all__ = ["load_encoder"]

@@ -21,12 +21,12 @@ from jax.sharding import Mesh
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
-from imagen_jax.text.encoder_config import EncoderConfig
-from imagen_jax.text.encoder_copy import known_sha256
-from imagen_jax.text.pretrained import LoadedEncoder, Pretrained, check_positions, load_encoder
-from imagen_jax.text.t5_encoder import T5Config
-from imagen_jax.text.t5_params import params_sha256, random_params
+from imagen_jax.text.encoders.config import EncoderConfig
+from imagen_jax.text.encoders.t5 import T5Config
+from imagen_jax.text.encoders.t5_params import params_sha256, random_params
 from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.text.weights.encoder_copy import known_sha256
+from imagen_jax.text.weights.pretrained import LoadedEncoder, Pretrained, check_positions, load_encoder
 from imagen_jax.typing import Bool, Float
 
 # Batches are padded to few sizes and lengths, so that few programs are compiled.

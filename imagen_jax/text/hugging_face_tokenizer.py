@@ -14,7 +14,7 @@ import os
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from imagen_jax.errors import UserError
-from imagen_jax.text.store_format import file_sha256, read_json
+from imagen_jax.text.store.format import file_sha256, read_json
 
 _JSON, _CLIP, _BERT = ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)
 _BERT_SETTINGS = "tokenizer_config.json"

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from imagen_jax.errors import UserError
 from imagen_jax.text import hugging_face_tokenizer
-from imagen_jax.text.store_format import file_sha256
+from imagen_jax.text.store.format import file_sha256
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 

@@ -3,13 +3,13 @@
 import dataclasses
 import os
 
-from imagen_jax.data.pipeline import DataConfig
+from imagen_jax.data.config import DataConfig
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.stage import Stage
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
@@ -23,11 +23,11 @@ def check_count(name: str, value: object, least: int = 1) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridConfig:
-    """Sample grids during training, of the averaged parameters, with one seed and the run's `sampling`.
+class PreviewConfig:
+    """Preview pictures during training, of the averaged parameters, with one seed and the run's `sampling`.
 
     Args:
-      every: steps between grids, >= 1.
+      every: steps between previews, >= 1.
       captions: what a base stage draws; a super-resolution stage draws the first rows of the run's data
         instead, since it needs low-resolution images. Empty: a base stage too draws the text of those rows.
       num_images: rows of the data that are drawn where captions are not.
@@ -40,11 +40,11 @@ class GridConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_count("grids.every", self.every)
-        check_count("grids.num_images", self.num_images)
-        check_count("grids.seed", self.seed, 0)
+        check_count("previews.every", self.every)
+        check_count("previews.num_images", self.num_images)
+        check_count("previews.seed", self.seed, 0)
         if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
-            raise UserError(f"grids.captions ({self.captions!r}) must be a list of strings")
+            raise UserError(f"previews.captions ({self.captions!r}) must be a list of strings")
         object.__setattr__(self, "captions", tuple(self.captions))
 
 
@@ -83,7 +83,7 @@ class TrainConfig:
     Args:
       stage: model and diffusion.
       data: corpus and embedding store; sizes must be the stage's.
-      text: the encoder the store must come from; it also encodes the captions of sample grids, and those of the
+      text: the encoder the store must come from; it also encodes the captions of previews, and those of the
         corpus where there is no store.
       model_dir: run directory of this stage; a run that finds its own checkpoints there goes on from them.
       num_steps: updates of the whole run.
@@ -96,8 +96,8 @@ class TrainConfig:
       accumulate_steps: microbatches of one update.
       log_every, save_every: steps between metric lines, between checkpoints.
       keep_checkpoints: newest checkpoints kept, >= 1.
-      sampling: how this stage is sampled, in grids and wherever its checkpoint is used.
-      grids: sample grids, or None.
+      sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
+      previews: pictures drawn while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
       init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
       distill: what teaches this stage, or None: it learns from the corpus alone.
@@ -122,7 +122,7 @@ class TrainConfig:
     log_every: int = 100
     save_every: int = 1000
     keep_checkpoints: int = 3
-    grids: GridConfig | None = None
+    previews: PreviewConfig | None = None
     resume: str | None = None
     init_from: str | None = None
     distill: DistillConfig | None = None

@@ -31,8 +31,9 @@ from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, Denoiser
 from imagen_jax.sampling.loading import load_config
-from imagen_jax.sampling.stage_sampler import How, SamplingConfig, estimate, how_to_draw
-from imagen_jax.stage import Stage
+from imagen_jax.stage.guided import StaticSettings, estimate, lay_out_steps
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -41,7 +42,7 @@ OWN_FIELDS = ("cond_drop_rate", "weighting", "vlb_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lesson:
+class DistillObjective:
     """What a student learns from its teacher.
 
     Args:
@@ -54,13 +55,13 @@ class Lesson:
     """
 
     stage: Stage
-    how: How
+    settings: StaticSettings
     log_snr: np.ndarray
     guidance_weight: np.ndarray
     weighting: Weighting
 
     @classmethod
-    def build(cls, config: TrainConfig) -> "Lesson | None":
+    def build(cls, config: TrainConfig) -> "DistillObjective | None":
         """What `config.distill` asks for; None where it asks for nothing. Reads the teacher's config alone.
 
         Raises:
@@ -77,19 +78,19 @@ class Lesson:
             teacher.sampling,
             num_steps=own.num_steps * config.distill.teacher_steps,
             sampler=DDIMSampler(),
-            grid=own.grid,
+            times=own.times,
             schedule=own.schedule,
             guidance_weight=teacher.sampling.guidance_weight if weight is None else weight,
             tile_size=None,
         )
-        plan, how = how_to_draw(config.stage, sampling, size, None)
+        table, settings = lay_out_steps(config.stage, sampling, size, None)
         steps = (own.num_steps, config.distill.teacher_steps)
-        begins, ends = plan.log_snr_t.reshape(steps), plan.log_snr_s.reshape(steps)
+        begins, ends = table.log_snr_t.reshape(steps), table.log_snr_s.reshape(steps)
         return cls(
             stage=config.stage,
-            how=how if how.guided == "never" else dataclasses.replace(how, guided="always"),
+            settings=settings if settings.guided == "never" else dataclasses.replace(settings, guided="always"),
             log_snr=np.concatenate([begins, ends[:, -1:]], axis=1),
-            guidance_weight=plan.guidance_weight.reshape(steps),
+            guidance_weight=table.guidance_weight.reshape(steps),
             weighting=config.distill.weighting,
         )
 
@@ -120,7 +121,7 @@ class Lesson:
 
         def step(carry: tuple[Array, Array], entry: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
             (z, total), (log_snr_t, log_snr_s, share, weight) = carry, entry
-            now = estimate(self.stage, self.how, network, cond, null, weight, jnp.zeros_like(z), z, log_snr_t)
+            now = estimate(self.stage, self.settings, network, cond, null, weight, jnp.zeros_like(z), z, log_snr_t)
             alpha_s, sigma_s = process.alpha_sigma(log_snr_s, z.ndim)
             return (alpha_s * now.x0 + sigma_s * now.eps, total + share * now.x0), None
 
@@ -170,12 +171,12 @@ class Lesson:
 
 
 def _check_student(stage: Stage, sampling: SamplingConfig) -> None:
-    if sampling.sampler != DDIMSampler() or sampling.grid != UniformGrid():
+    if sampling.sampler != DDIMSampler() or sampling.times != UniformGrid():
         raise UserError(
-            f"sampling.sampler ({sampling.sampler}) and sampling.grid ({sampling.grid}) of a distilled stage must be "
+            f"sampling.sampler ({sampling.sampler}) and sampling.times ({sampling.times}) of a distilled stage must be "
             "DDIMSampler(), with eta 0, and UniformGrid(): those steps are what it learns"
         )
-    if how_to_draw(stage, sampling, (stage.image_size, stage.image_size), None)[1].guided != "never":
+    if lay_out_steps(stage, sampling, (stage.image_size, stage.image_size), None)[1].guided != "never":
         raise UserError(
             f"sampling.guidance_weight ({sampling.guidance_weight}) of a distilled stage must be 1 at every step: the "
             "teacher's guidance is part of what it learns; that weight is DistillConfig.guidance_weight"

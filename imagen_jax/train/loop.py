@@ -1,6 +1,6 @@
 """The training loop, an ordered contract:
 
-    1. evaluate on the parameters as they are     so that a grid shows what the checkpoint beside it holds
+    1. evaluate on the parameters as they are     so that a preview shows what the checkpoint beside it holds
     2. save                                       before the batch is drawn: the data position is then exact
     3. next batch
     4. step
@@ -28,28 +28,29 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.trees import TrainState
+from imagen_jax.cost.flops import count_flops, peak_flops
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
+from imagen_jax.sampling.preview_hook import PreviewHook
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store import EmbeddingStore
-from imagen_jax.train import checkpoints
+from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.distill import Lesson
-from imagen_jax.train.flops import count_flops, peak_flops
-from imagen_jax.train.grids import Grids
+from imagen_jax.train.distill import DistillObjective
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricWriter, Window
 from imagen_jax.train.run_dir import describe_run
-from imagen_jax.train.state import TrainState, abstract_state, init_state, shardings_of
+from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import abstract_batch, jit_train_step
 from imagen_jax.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
+class TrainSetup:
     """What a config asks to be run.
 
     Attributes:
@@ -64,10 +65,10 @@ class Program:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     state: TrainState
-    lesson: Lesson | None = None
+    lesson: DistillObjective | None = None
 
     @classmethod
-    def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "Program":
+    def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "TrainSetup":
         """Lays the state of `config` out over its devices; compiles nothing.
 
         Args:
@@ -78,7 +79,7 @@ class Program:
         rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
         optimizer = config.optimizer.build()
         state = abstract_state(config.stage, optimizer, mesh)
-        return cls(config=config, mesh=mesh, optimizer=optimizer, state=state, lesson=Lesson.build(config))
+        return cls(config=config, mesh=mesh, optimizer=optimizer, state=state, lesson=DistillObjective.build(config))
 
     def compile(self, null: Conditioning | None = None) -> tuple[jax.stages.Compiled, int]:
         """The step, (state, batch, *teacher) -> (state, metrics), ahead of the first batch, and FLOPs of one update.
@@ -98,7 +99,7 @@ class Program:
         return (checkpoints.restore_params(self.config.distill.teacher_dir, self.state.params),)
 
 
-def start_state(config: TrainConfig, program: Program) -> tuple[TrainState, dict[str, Any] | None, str]:
+def start_state(config: TrainConfig, program: TrainSetup) -> tuple[TrainState, dict[str, Any] | None, str]:
     """The state a run starts from, its data position (None at step 0) and where it came from, in words."""
     own = checkpoints.latest_step(config.model_dir)
     if own is not None:
@@ -205,7 +206,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     """
     checkpoints.remove_partial(config.model_dir)
     encoder = check_text(config)
-    program = Program.build(config)
+    program = TrainSetup.build(config)
     state, position, origin = start_state(config, program)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
@@ -223,16 +224,16 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     peak = peak_flops(program.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
     writer = MetricWriter(config.model_dir, start)
-    grids = config.grids and Grids(config, config.grids, encoder, writer, null)
+    preview = config.previews and PreviewHook(config, config.previews, encoder, writer, null)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
     with StopRequest() as stop, progress, contextlib.closing(batches):
         for step in range(start, end + 1):
             reason = stop.reason(step)
             last = step == end or reason is not None
             if step > start:
-                if config.grids and grids and step % config.grids.every == 0:
+                if config.previews and preview and step % config.previews.every == 0:
                     window.check()
-                    grids.draw(step, state.ema_params)
+                    preview.draw(step, state.ema_params)
                 if last or step % config.save_every == 0:
                     window.check()
                     checkpoints.save(

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from imagen_jax.train.state import TrainState, named_leaves
+from imagen_jax.checkpoints.trees import TrainState, named_leaves
 
 PACKAGES = (
     "imagen_jax",

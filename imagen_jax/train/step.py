@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.distill import Lesson
+from imagen_jax.train.distill import DistillObjective
 from imagen_jax.train.ema import ema_decay_at, ema_update
-from imagen_jax.train.state import TrainState, shardings_of
+from imagen_jax.train.state import shardings_of
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 
 # Inner edges of the log-SNR buckets; the outermost buckets are open.
@@ -94,7 +95,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     null: Conditioning | None = None,
-    lesson: Lesson | None = None,
+    lesson: DistillObjective | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step as a plain function of (state, batch), with a lesson of (state, batch, teacher's parameters).
 
@@ -134,7 +135,7 @@ def jit_train_step(
     mesh: Mesh,
     state: TrainState,
     null: Conditioning | None = None,
-    lesson: Lesson | None = None,
+    lesson: DistillObjective | None = None,
 ) -> jax.stages.Wrapped:
     """The step under `jax.jit`: the state is donated and stays where it lies, metrics are replicated.
 

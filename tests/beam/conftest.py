@@ -11,9 +11,9 @@ import pytest
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.sources import shapes_source
-from imagen_jax.text.cache import CacheConfig
 from imagen_jax.text.encoder import TextConfig
-from imagen_jax.text.t5_encoder import T5Config
+from imagen_jax.text.encoders.t5 import T5Config
+from imagen_jax.text.store.cache import CacheConfig
 
 SCRIPTS = Path(__file__).parents[2] / "data"
 TWO_WORKERS = [

@@ -14,9 +14,9 @@ from imagen_jax import main
 from imagen_jax.beam.cache_text import cache_text
 from imagen_jax.data.records import Corpus, Record, SplitWriter, encode_record
 from imagen_jax.errors import UserError
-from imagen_jax.text.cache import CacheConfig, num_shards_of, plan_shards, write_if_free
-from imagen_jax.text.store import EmbeddingStore
-from imagen_jax.text.store_writer import StoreWriter
+from imagen_jax.text.store.cache import CacheConfig, num_shards_of, plan_shards, write_if_free
+from imagen_jax.text.store.reader import EmbeddingStore
+from imagen_jax.text.store.writer import StoreWriter
 from tests.beam.conftest import TWO_WORKERS, files
 
 
@@ -99,11 +99,11 @@ def test_the_script(cache_config: CacheConfig, serial: CacheConfig, tmp_path: Pa
     gin_file.write_text(
         "from __gin__ import dynamic_registration\n"
         "from imagen_jax.text import encoder\n"
-        "from imagen_jax.text import t5_encoder\n"
+        "from imagen_jax.text.encoders import t5\n"
         "include 'configs/runs/cache_text.gin'\n"
-        "encoder.TextConfig.encoder = @t5_encoder.T5Config()\n"
+        "encoder.TextConfig.encoder = @t5.T5Config()\n"
         "encoder.TextConfig.max_length = 12\n"
-        + "".join(f"t5_encoder.T5Config.{name} = {value!r}\n" for name, value in sizes_of(cache_config).items())
+        + "".join(f"t5.T5Config.{name} = {value!r}\n" for name, value in sizes_of(cache_config).items())
     )
     damaged = tmp_path / "corpus"
     shutil.copytree(cache_config.corpus_dir, damaged)

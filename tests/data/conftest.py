@@ -8,7 +8,7 @@ import pytest
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.raw import RawExample, Source
-from imagen_jax.text.store import StoreWriter
+from imagen_jax.text.store.reader import StoreWriter
 
 EMBED_DIM = 4
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
-from imagen_jax.data.pipeline import BatchIterator, DataConfig
+from imagen_jax.data.config import DataConfig
+from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.raw import RawExample
 from imagen_jax.errors import UserError
-from imagen_jax.text.store import StoreWriter
+from imagen_jax.text.store.reader import StoreWriter
 
 NUM_EXAMPLES = 11
 

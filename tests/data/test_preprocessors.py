@@ -9,7 +9,7 @@ from PIL import Image
 
 from imagen_jax.data import preprocessors
 from imagen_jax.errors import UserError
-from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.text.store.reader import EmbeddingStore
 
 _PHOTO = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize(

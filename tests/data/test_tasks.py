@@ -8,7 +8,7 @@ import tensorflow as tf
 from imagen_jax.data import tasks
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
-from imagen_jax.text.store import EmbeddingStore
+from imagen_jax.text.store.reader import EmbeddingStore
 
 
 def _register(corpus_dir: str, store_dir: str, low_res_size: int | None) -> seqio.Task:

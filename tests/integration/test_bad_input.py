@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.main import main
-from imagen_jax.train import checkpoints
 from tests.integration.running import one_error, train_stage
 
 
@@ -18,7 +18,7 @@ from tests.integration.running import one_error, train_stage
         ({"LEARNING_RAT": 1}, ["LEARNING_RAT", "LEARNING_RATE"]),
         ({"TrainConfig.num_step": 3}, ["num_step"]),
         ({"STORE_DIR": "/nowhere/store"}, ["/nowhere/store"]),
-        ({"t5_encoder.T5Config.mlp_dim": 24}, ["mlp_dim"]),
+        ({"t5.T5Config.mlp_dim": 24}, ["mlp_dim"]),
         ({"encoder.TextConfig.seed": 5}, ["encoder"]),
     ],
 )

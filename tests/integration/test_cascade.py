@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from imagen_jax import gin_config
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.train import checkpoints
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import train
 from tests.integration.running import flags_of, one_error, train_stage
@@ -50,7 +50,7 @@ def test_sampling_writes_pictures_that_carry_their_origin(root: Path, tmp_path: 
 
 def test_a_distilled_stage_is_drawn_as_it_was_taught(root: Path, tmp_path: Path, capsys) -> None:
     """No flag says how to draw a student."""
-    run, macros = tmp_path / "student", {"TrainConfig.grids": None}
+    run, macros = tmp_path / "student", {"TrainConfig.previews": None}
     flags = flags_of(root, MODEL_DIR=run, TEACHER_DIR=root / "base", **macros)
     assert main(["train", "--gin_file=tests/integration/tiny_distill.gin", *flags]) == 0
     assert f"starts from the averaged parameters of {root / 'base'}" in capsys.readouterr().err
@@ -124,27 +124,27 @@ def test_flow_prediction_learned_variance_and_self_conditioning_from_config_to_p
     file.write_text(
         """
 from __gin__ import dynamic_registration
-from imagen_jax import stage
+from imagen_jax.stage import spec
 from imagen_jax.diffusion import guidance
 from imagen_jax.diffusion import losses
 from imagen_jax.diffusion import samplers
 from imagen_jax.diffusion import schedules
 from imagen_jax.models import unet
-from imagen_jax.sampling import stage_sampler
+from imagen_jax.stage import sampling_config
 include 'tests/integration/tiny_base.gin'
-stage.Stage.prediction = 'flow'
-stage.Stage.schedule = @schedules.FlowSchedule()
-stage.Stage.weighting = @losses.MinSNRWeighting()
-stage.Stage.self_cond_rate = 0.5
+spec.Stage.prediction = 'flow'
+spec.Stage.schedule = @schedules.FlowSchedule()
+spec.Stage.weighting = @losses.MinSNRWeighting()
+spec.Stage.self_cond_rate = 0.5
 unet.UNet.learned_variance = True
-stage_sampler.SamplingConfig.sampler = @samplers.DDPMSampler()
-stage_sampler.SamplingConfig.guidance_weight = 2.0
-stage_sampler.SamplingConfig.guidance_schedule = @guidance.IntervalGuidance()
+sampling_config.SamplingConfig.sampler = @samplers.DDPMSampler()
+sampling_config.SamplingConfig.guidance_weight = 2.0
+sampling_config.SamplingConfig.guidance_schedule = @guidance.IntervalGuidance()
 guidance.IntervalGuidance.t_min = 0.2
 guidance.IntervalGuidance.t_max = 0.9
 """
     )
-    flags = flags_of(root, MODEL_DIR=tmp_path / "base", **{"TrainConfig.grids": None})
+    flags = flags_of(root, MODEL_DIR=tmp_path / "base", **{"TrainConfig.previews": None})
     assert main(["train", f"--gin_file={file}", *flags]) == 0
     assert (
         main(["sample", "--checkpoint", str(tmp_path / "base"), "--output", str(tmp_path / "out"), "a red cube"]) == 0

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.sampling import drawing
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import from_uint8
 from imagen_jax.sampling.loading import check_chain, load_stages
-from imagen_jax.train import checkpoints
 from tests.integration.running import one_error
 
 STEPS = ["--num_steps", "2"]
@@ -210,7 +210,7 @@ def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:
     bytes_needed = drawing.estimate_bytes(automatic.stages, programs, 8, automatic.mesh)
     for memory_bytes, stays in ((2 * bytes_needed, True), (bytes_needed, False)):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("imagen_jax.sampling.memory.device_bytes", lambda value=memory_bytes: value)
+            patch.setattr("imagen_jax.cost.memory.device_bytes", lambda value=memory_bytes: value)
             assert automatic._stays(programs, 8) is stays
 
 
@@ -244,12 +244,12 @@ def test_a_gin_file_names_the_stages_and_how_they_are_sampled(root: Path, tmp_pa
         f"""
 from __gin__ import dynamic_registration
 from imagen_jax.sampling import loading
-from imagen_jax.sampling import stage_sampler
+from imagen_jax.stage import sampling_config
 loading.CascadeConfig.stages = (@base/loading.StageSource(), @sr/loading.StageSource())
 base/loading.StageSource.model_dir = '{root}/base'
-base/loading.StageSource.sampling = @base/stage_sampler.SamplingConfig()
-base/stage_sampler.SamplingConfig.num_steps = 2
-base/stage_sampler.SamplingConfig.guidance_weight = 1.5
+base/loading.StageSource.sampling = @base/sampling_config.SamplingConfig()
+base/sampling_config.SamplingConfig.num_steps = 2
+base/sampling_config.SamplingConfig.guidance_weight = 1.5
 sr/loading.StageSource.model_dir = '{root}/sr'
 """
     )
@@ -271,11 +271,11 @@ def test_heuns_times_are_not_cut_by_the_stages_grid(root: Path, tmp_path: Path) 
 from __gin__ import dynamic_registration
 from imagen_jax.diffusion import time_grids
 from imagen_jax.sampling import loading
-from imagen_jax.sampling import stage_sampler
+from imagen_jax.stage import sampling_config
 loading.CascadeConfig.stages = (@loading.StageSource(),)
 loading.StageSource.model_dir = '{root}/base'
-loading.StageSource.sampling = @stage_sampler.SamplingConfig()
-stage_sampler.SamplingConfig.grid = @time_grids.UniformGrid()
+loading.StageSource.sampling = @sampling_config.SamplingConfig()
+sampling_config.SamplingConfig.times = @time_grids.UniformGrid()
 time_grids.UniformGrid.t_last = 0.9
 """
     )

@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax import gin_config
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.data.records import Corpus
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.text.store import EmbeddingStore
-from imagen_jax.train import checkpoints
+from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import train
 from tests.integration.running import flags_of, train_stage

@@ -14,8 +14,8 @@ from imagen_jax.diffusion.schedules import EDMSchedule
 from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.evals.evaluator import EvalConfig
-from imagen_jax.evals.report import write_report
 from imagen_jax.evals.sampler_study import Candidate, Prompts, SamplerSweep, ThresholdSweep
+from imagen_jax.report.page import write_report
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import from_uint8
 
@@ -67,7 +67,7 @@ def test_thresholding_of_a_stage_above_the_first(root: Path, tmp_path: Path) -> 
 def test_a_candidates_own_schedule_is_not_cut_by_the_stages_grid(root: Path) -> None:
     cascade = Cascade.load(str(root))
     base, sr = (loaded.sampling for loaded in cascade.stages)
-    cut = dataclasses.replace(base, grid=UniformGrid(t_last=0.9))
+    cut = dataclasses.replace(base, times=UniformGrid(t_last=0.9))
     late = cascade.configure(lambda stage, _: cut if stage.low_res_size is None else sr)
     for schedule, alike in ((EDMSchedule(), True), (None, False)):
         times = Candidate(name="DDIM", sampler=DDIMSampler(), schedule=schedule).times()

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.cost.flops import count_flops
 from imagen_jax.errors import UserError
 from imagen_jax.models.attention import fused_attention
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
-from imagen_jax.train.flops import count_flops
 
 _WIDTHS = {"head_dim": 8, "emb_dim": 16, "text_dim": 8}
 NETWORKS = {

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.cost.flops import count_flops
 from imagen_jax.errors import UserError
 from imagen_jax.models.attention import Attention
 from imagen_jax.models.denoiser import Conditioning, drop_text
@@ -13,7 +14,6 @@ from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
 from imagen_jax.models.layers import ResBlock, downsample, upsample
 from imagen_jax.models.unet import UNet
-from imagen_jax.train.flops import count_flops
 
 BASE = UNet(
     dim=8,

@@ -1,4 +1,4 @@
-"""Pixels, grids, and PNG files that carry their origin."""
+"""Pixels, sheets, and PNG files that carry their origin."""
 
 import json
 
@@ -19,7 +19,7 @@ def test_conversion_is_the_inverse_of_scaling_and_clips() -> None:
 
 def test_grid_puts_each_image_in_its_place() -> None:
     tiles = [np.full((2, 3, 3), value, np.uint8) for value in (10, 20, 30)]
-    sheet = images.grid(tiles, 2, gap=1)
+    sheet = images.sheet(tiles, 2, gap=1)
     assert sheet.shape == (2 * 3 + 1, 2 * 4 + 1, 3)
     assert (sheet[1:3, 5:8] == 20).all() and (sheet[4:6, 1:4] == 30).all() and (sheet[4:6, 5:8] == 255).all()
 

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
-from imagen_jax.sampling import memory
 from imagen_jax.sampling.loading import size_unit, stage_sizes
 from imagen_jax.sampling.request import EditRequest, Request, seeds_and_ids, with_border
-from imagen_jax.stage import Stage
+from imagen_jax.stage.spec import Stage
 from tests.tiny import BASE, SR
 
 # BASE halves once (8 pixels), SR twice (4 → 8): together 8-pixel base images and 16-pixel ones above.
@@ -100,13 +100,15 @@ def test_a_border_is_what_is_to_be_drawn() -> None:
 @pytest.mark.parametrize("stage", [BASE, SR])
 def test_estimated_memory_is_near_what_the_compiler_takes(stage: Stage) -> None:
     from imagen_jax.sampling.drawing import activation_bytes
-    from imagen_jax.sampling.stage_sampler import SamplingConfig, how_to_draw, trace_sampler
+    from imagen_jax.sampling.stage_sampler import trace_sampler
     from imagen_jax.sharding.rules import unbox
+    from imagen_jax.stage.guided import lay_out_steps
+    from imagen_jax.stage.sampling_config import SamplingConfig
 
     stage = dataclasses.replace(stage, image_size=64, low_res_size=None if stage is BASE else 16)
     config = SamplingConfig(num_steps=4, guidance_weight=2.0)
-    _, how = how_to_draw(stage, config, (64, 64), None)
-    estimate = activation_bytes(stage, how, 16)
+    _, settings = lay_out_steps(stage, config, (64, 64), None)
+    estimate = activation_bytes(stage, settings, 16)
     params = unbox(jax.eval_shape(stage.init, jax.random.key(0)))
     stats = trace_sampler(stage, config, params, 16).lower().compile().memory_analysis()
     assert 0.5 < estimate / stats.temp_size_in_bytes < 2.5

@@ -15,9 +15,10 @@ from imagen_jax.diffusion.schedules import EDMSchedule
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling import stage_sampler
-from imagen_jax.sampling.stage_sampler import SamplingConfig, image_keys, sample_stage
+from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import param_shardings
+from imagen_jax.stage.sampling_config import SamplingConfig
 from tests.tiny import BASE, SR, batch
 
 MEAN, STD = 0.2, 0.15

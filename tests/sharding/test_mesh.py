@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.cost import topologies
 from imagen_jax.errors import UserError
-from imagen_jax.sharding import topologies
 from imagen_jax.sharding.mesh import MeshConfig
 
 

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.t5_encoder import T5Config
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.tokenizer import train_sentencepiece
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")

@@ -13,8 +13,8 @@ import pytest
 
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.t5_encoder import T5Encoder
-from imagen_jax.text.t5_params import params_sha256, random_params
+from imagen_jax.text.encoders.t5 import T5Encoder
+from imagen_jax.text.encoders.t5_params import params_sha256, random_params
 from imagen_jax.text.tokenizer import load_vocabulary
 from tests.text.conftest import COLOURS, SHAPES, two_objects
 
@@ -77,8 +77,8 @@ def test_digest_follows_names_shapes_and_values() -> None:
 
 def test_same_parameters_in_another_process(text_config: TextConfig, text_encoder: TextEncoder) -> None:
     script = (
-        "from imagen_jax.text.t5_encoder import T5Config\n"
-        "from imagen_jax.text.t5_params import params_sha256, random_params\n"
+        "from imagen_jax.text.encoders.t5 import T5Config\n"
+        "from imagen_jax.text.encoders.t5_params import params_sha256, random_params\n"
         f"print(params_sha256(random_params({text_config.encoder!r}, 0)))"
     )
     got = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

@@ -8,8 +8,8 @@ import pytest
 
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.pretrained import Pretrained
 from imagen_jax.text.tokenizer import Tokenizer
+from imagen_jax.text.weights.pretrained import Pretrained
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CLIP, BERT = GOLDEN / "clip_hf", GOLDEN / "bert_hf"

@@ -5,12 +5,12 @@ import math
 
 import pytest
 
+from imagen_jax.cost import topologies
 from imagen_jax.errors import UserError
-from imagen_jax.sharding import topologies
+from imagen_jax.planning.plan import PlanOptions, plan, run
+from imagen_jax.planning.text import plan_text
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.train.plan import PlanOptions, plan, run
-from imagen_jax.train.plan_text import plan_text
-from tests.train.test_plan import KEYS, tiny_flops
+from tests.planning.test_plan import KEYS, tiny_flops
 from tests.train.tiny_run import tiny_config
 
 

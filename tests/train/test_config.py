@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from imagen_jax.errors import UserError
-from imagen_jax.train.config import GridConfig
+from imagen_jax.train.config import PreviewConfig
 from tests.train.tiny_run import tiny_config, tiny_stage
 
 
@@ -32,18 +32,18 @@ def test_bad_values_are_refused(tmp_path, changes, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"every": 0, "captions": ("a",)}, "grids.every"),
-        ({"every": 1, "num_images": 0}, "grids.num_images"),
+        ({"every": 0, "captions": ("a",)}, "previews.every"),
+        ({"every": 1, "num_images": 0}, "previews.num_images"),
     ],
 )
 def test_bad_grids_are_refused(values, message):
     with pytest.raises(UserError, match=message):
-        GridConfig(**values)
+        PreviewConfig(**values)
 
 
 def test_one_string_is_no_list_of_captions():
     # gin passes wrong types; the type checks that the tests switch on would see this one first.
-    config = GridConfig(every=1)
+    config = PreviewConfig(every=1)
     object.__setattr__(config, "captions", "a red cube")
     with pytest.raises(UserError, match="must be a list of strings"):
         config.__post_init__()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.diffusion import losses, process
 from imagen_jax.diffusion.guidance import OscillatingGuidance
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler
@@ -18,12 +19,12 @@ from imagen_jax.diffusion.schedules import CosineSchedule
 from imagen_jax.diffusion.time_grids import RespacedGrid
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
-from imagen_jax.sampling.stage_sampler import SamplingConfig
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding
-from imagen_jax.train import checkpoints, distill, loop
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.train import distill, loop
 from imagen_jax.train.config import DistillConfig, TrainConfig
-from imagen_jax.train.distill import Lesson
+from imagen_jax.train.distill import DistillObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import jit_train_step
 from tests.train import tiny_run
@@ -72,10 +73,10 @@ def ddim(x0_of: Any, z: np.ndarray, log_snrs: np.ndarray) -> tuple[np.ndarray, n
     return z, x0
 
 
-def lesson(monkeypatch: pytest.MonkeyPatch, teacher: TrainConfig, **changes: Any) -> Lesson:
+def lesson(monkeypatch: pytest.MonkeyPatch, teacher: TrainConfig, **changes: Any) -> DistillObjective:
     """What `student_of(teacher)` learns."""
     monkeypatch.setattr(distill, "load_config", lambda path: teacher)
-    found = Lesson.build(student_of(teacher, **changes))
+    found = DistillObjective.build(student_of(teacher, **changes))
     assert found is not None
     return found
 
@@ -159,7 +160,7 @@ def test_the_loss_of_the_exact_map_is_nothing(tmp_path, monkeypatch):
     assert loss(teacher) > 1e-4
 
 
-def started(config: TrainConfig, mesh: Any, learned: Lesson | None) -> tuple[Any, Any, Any]:
+def started(config: TrainConfig, mesh: Any, learned: DistillObjective | None) -> tuple[Any, Any, Any]:
     """A fresh state, other parameters laid out alike, and the step."""
     optimizer = config.optimizer.build()
     abstract = abstract_state(config.stage, optimizer, mesh)
@@ -199,7 +200,7 @@ def test_a_run_starts_from_its_teacher_and_approaches_it(tmp_path, monkeypatch):
     taught = loop.train(config)
     monkeypatch.setattr(distill, "load_config", lambda path: config)
     student = dataclasses.replace(student_of(config), num_steps=60)
-    program = loop.Program.build(student)
+    program = loop.TrainSetup.build(student)
     state, position, origin = loop.start_state(student, program)
     assert position is None and "averaged parameters of" in origin and config.model_dir in origin
     assert tiny_run.leaves_equal(state.params, taught.ema_params)
@@ -226,8 +227,8 @@ def test_a_stage_may_weigh_the_text_in_its_own_way(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "load_config", lambda path: config)
     student = student_of(config)
     stage = dataclasses.replace(student.stage, cond_drop_rate=0.0)
-    assert Lesson.build(dataclasses.replace(student, stage=stage)) is not None
-    assert Lesson.build(config) is None
+    assert DistillObjective.build(dataclasses.replace(student, stage=stage)) is not None
+    assert DistillObjective.build(config) is None
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_stage_may_weigh_the_text_in_its_own_way(tmp_path, monkeypatch):
         ({"sampling": {"guidance_weight": 2.0}}, r"sampling.guidance_weight \(2.0\) of a distilled stage must be 1"),
         ({"sampling": {"sampler": DDPMSampler()}}, "must be DDIMSampler"),
         ({"sampling": {"sampler": DDIMSampler(eta=0.5)}}, "must be DDIMSampler"),
-        ({"sampling": {"grid": RespacedGrid(sections=(2, 2))}}, "UniformGrid"),
+        ({"sampling": {"times": RespacedGrid(sections=(2, 2))}}, "UniformGrid"),
         ({"sampling": {"guidance_weight": 1.0, "guidance_schedule": OscillatingGuidance(low=2.0)}}, "at every step"),
     ],
 )
@@ -250,13 +251,13 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, monkeypatch, changes, mes
     student = student_of(config)
     parts = {name: dataclasses.replace(getattr(student, name), **values) for name, values in changes.items()}
     with pytest.raises(UserError, match=message):
-        Lesson.build(dataclasses.replace(student, **parts))
+        DistillObjective.build(dataclasses.replace(student, **parts))
 
 
 def test_a_teacher_that_is_not_there_is_refused(tmp_path):
     student = student_of(teacher_config(tmp_path))
     with pytest.raises(UserError, match="no checkpoint under .*teacher.*train first"):
-        loop.Program.build(student)
+        loop.TrainSetup.build(student)
 
 
 @pytest.mark.parametrize(

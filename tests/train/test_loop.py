@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+from imagen_jax.checkpoints import checkpoints
 from imagen_jax.errors import UserError
-from imagen_jax.train import checkpoints, loop
-from imagen_jax.train.dry_run import dry_run
+from imagen_jax.planning.dry_run import dry_run
+from imagen_jax.train import loop
 from tests.train import tiny_run
 
 
@@ -96,7 +97,7 @@ def test_sigkill_at_a_random_moment_changes_nothing(tmp_path):
     assert f"own checkpoint of step {stopped_at}" in errors
     finish(children[1])
     assert checkpoints.saved_steps(killed) == checkpoints.saved_steps(whole) == list(range(2, 31, 2))
-    program = loop.Program.build(tiny_run.tiny_config(tmp_path / "any"))
+    program = loop.TrainSetup.build(tiny_run.tiny_config(tmp_path / "any"))
     for step in (stopped_at + 2, 30):
         # Parameters, averages, optimizer state and, in the position, the order of the data.
         one, position = checkpoints.restore(killed, program.state, step)
@@ -135,7 +136,7 @@ def test_non_finite_state_is_not_saved_when_saving_comes_before_logging(tmp_path
 def test_own_checkpoint_then_resume_then_init_from_then_scratch(tmp_path):
     donor = loop.train(tiny_run.tiny_config(tmp_path / "donor"), stop_at=4)
     ema = jax.device_get(donor.ema_params)
-    program = loop.Program.build(tiny_run.tiny_config(tmp_path / "x"))
+    program = loop.TrainSetup.build(tiny_run.tiny_config(tmp_path / "x"))
 
     scratch, position, origin = loop.start_state(tiny_run.tiny_config(tmp_path / "x"), program)
     assert int(scratch.step) == 0 and position is None and "scratch" in origin

@@ -9,7 +9,7 @@ import pytest
 
 from imagen_jax.sharding import rules
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.stage import Stage
+from imagen_jax.stage.spec import Stage
 from imagen_jax.train.step import loss_and_grads
 from tests.tiny import BASE, SR, batch
 

@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
+from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding
-from imagen_jax.stage import Stage
-from imagen_jax.train.state import TrainState, abstract_state, init_state, shardings_of
+from imagen_jax.stage.spec import Stage
+from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import bucket_sums, jit_train_step, loss_and_grads
 from tests.train import tiny_run
 

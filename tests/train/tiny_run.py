@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.data.pipeline import BatchIterator, DataConfig
+from imagen_jax.data.config import DataConfig
+from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.models.layers import conv, dense
 from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.stage import Stage
+from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.t5_encoder import T5Config
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.train import loop
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.optimizer import OptimizerConfig

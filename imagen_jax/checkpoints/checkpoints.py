@@ -1,0 +1,335 @@
+"""Checkpoints that are whole or not there, and that prove their bytes when read.
+
+    MODEL_DIR/checkpoints/checkpoint_N/
+      arrays/            orbax: one item each for params, ema_params, opt_state
+      position.json      step and data position
+      config.gin         operative config of the run that wrote it
+      digests.json       sha256 of every file above
+
+Everything is written to `checkpoint_N.partial` and renamed when the last byte is on disk, so a directory
+named checkpoint_N is whole. orbax returns flipped bytes as values without a word, hence the digests.
+MODEL_DIR must be a (mounted) file system that every process sees.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from imagen_jax.checkpoints.trees import TrainState, named_leaves
+from imagen_jax.errors import UserError
+from imagen_jax.typing import PyTree
+
+ITEMS = ("params", "ema_params", "opt_state")
+PARTIAL = ".partial"
+MAX_LISTED = 40
+# Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
+# a piece per copy, as orbax does by default, takes longer than writing it.
+MIN_SHARED_BYTES = 4 << 20
+
+
+def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
+    """Directory of the checkpoint after `step` updates."""
+    return Path(model_dir) / "checkpoints" / f"checkpoint_{step}"
+
+
+def saved_steps(model_dir: str | os.PathLike[str]) -> list[int]:
+    """Steps of the whole checkpoints of a run, oldest first."""
+    root = Path(model_dir) / "checkpoints"
+    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint_(\d+)", name)))
+
+
+def latest_step(model_dir: str | os.PathLike[str]) -> int | None:
+    """Step of the newest whole checkpoint, None when there is none."""
+    return max(saved_steps(model_dir), default=None)
+
+
+def remove_partial(model_dir: str | os.PathLike[str]) -> None:
+    """Removes what a killed process left half-written."""
+    root = Path(model_dir) / "checkpoints"
+    if jax.process_index() == 0 and root.is_dir():
+        for entry in root.glob(f"checkpoint_*{PARTIAL}"):
+            shutil.rmtree(entry)
+    _barrier("remove_partial")
+
+
+def save(
+    model_dir: str | os.PathLike[str],
+    state: TrainState,
+    position: Mapping[str, Any],
+    config_text: str,
+    keep: int,
+) -> Path:
+    """Writes one checkpoint and then removes all but the newest `keep`.
+
+    Args:
+      model_dir: run directory.
+      state: what is saved.
+      position: data position, JSON-able.
+      config_text: operative config.
+      keep: whole checkpoints left behind, >= 1.
+
+    Raises:
+      UserError: it could not be written; older checkpoints are untouched.
+    """
+    step = int(state.step)
+    final = checkpoint_dir(model_dir, step)
+    partial = final.with_name(final.name + PARTIAL)
+    if final.exists():
+        raise UserError(
+            f"{final} exists already and is never overwritten; choose another model_dir, or delete that checkpoint"
+        )
+    try:
+        if jax.process_index() == 0:
+            partial.mkdir(parents=True)
+        _barrier("save_start")
+        with _saver() as checkpointer:
+            items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
+            checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
+        if jax.process_index() == 0:
+            _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}))
+            _write(partial / "config.gin", config_text)
+            _write(partial / "digests.json", json.dumps(_digests(partial), indent=1))
+            os.rename(partial, final)
+            _sync_directory(final.parent)
+    except (OSError, ValueError, RuntimeError) as error:
+        _remove_while_written(partial)
+        have = saved_steps(model_dir)
+        raise UserError(
+            f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
+            f"({', '.join(map(str, have)) or 'none yet'}). Free space or fix the permissions, then run the "
+            f"same command again"
+        ) from error
+    _barrier("save_done")
+    if jax.process_index() == 0:
+        for old in saved_steps(model_dir)[:-keep]:
+            # Renamed first: a directory half-deleted by a kill must not pass for a whole one.
+            doomed = checkpoint_dir(model_dir, old)
+            gone = doomed.with_name(doomed.name + PARTIAL)
+            os.rename(doomed, gone)
+            shutil.rmtree(gone)
+    return final
+
+
+def restore(
+    model_dir: str | os.PathLike[str], abstract: TrainState, step: int | None = None
+) -> tuple[TrainState, dict[str, Any]]:
+    """State and data position of a checkpoint, laid out as `abstract` says (any mesh).
+
+    Args:
+      model_dir: run directory.
+      abstract: shapes, dtypes and shardings wanted.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      UserError: there is none, a file changed since it was written, or it is of another model.
+    """
+    path = _existing(model_dir, step)
+    verify(path)
+    wanted = {name: getattr(abstract, name) for name in ITEMS}
+    check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
+    items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
+    saved = json.loads((path / "position.json").read_text())
+    number = jax.device_put(jnp.int32(saved["step"]), abstract.step.sharding)
+    return TrainState(step=number, **items), saved["position"]
+
+
+def restore_params(
+    model_dir: str | os.PathLike[str], abstract: PyTree, step: int | None = None, ema: bool = True
+) -> PyTree:
+    """Parameters alone, checked against `abstract` and laid out as it says.
+
+    Args:
+      model_dir: run directory.
+      abstract: shapes, dtypes and shardings wanted.
+      step: which checkpoint; None is the newest.
+      ema: the moving average (True) or the raw parameters.
+
+    Raises:
+      UserError: as `restore`.
+    """
+    path, item = _existing(model_dir, step), "ema_params" if ema else "params"
+    verify(path)
+    check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
+    return _restore_item(path, item, abstract)
+
+
+def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema: bool = True) -> PyTree:
+    """Parameters of a run on the host, for sampling; the optimizer state is not read.
+
+    Args:
+      model_dir: run directory.
+      step: which checkpoint; None is the newest.
+      ema: the moving average (True) or the raw parameters.
+
+    Raises:
+      UserError: there is no checkpoint, or a file changed since it was written.
+    """
+    path, item = _existing(model_dir, step), "ema_params" if ema else "params"
+    verify(path)
+    sharding = jax.sharding.SingleDeviceSharding(_host_device())
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
+    )
+    return _restore_item(path, item, abstract)
+
+
+def load_config_text(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
+    """Operative config of the run that wrote a checkpoint."""
+    return (_existing(model_dir, step) / "config.gin").read_text()
+
+
+def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
+    """Step and content of a checkpoint in one word, which no other checkpoint has."""
+    path = _existing(model_dir, step)
+    return f"{path.name}-{hashlib.sha256((path / 'digests.json').read_bytes()).hexdigest()[:12]}"
+
+
+def verify(path: Path) -> None:
+    """Compares every file of a checkpoint with the digest taken when it was written.
+
+    Raises:
+      UserError: names the files that changed, are missing or are new.
+    """
+    try:
+        expected = json.loads((path / "digests.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} has no readable digests.json ({error}); {_fix(path)}") from error
+    found = _digests(path)
+    wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
+    wrong += [f"{name} (missing)" for name in expected if name not in found]
+    wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
+    if wrong:
+        raise UserError(f"checkpoint {path} is damaged: {_listed(wrong, '; ')}. {_fix(path)}")
+
+
+def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
+    """Raises one UserError that names every leaf in which a checkpoint differs from what is wanted."""
+    ours, theirs = named_leaves(wanted), named_leaves(found)
+    lines = []
+    for name in sorted(ours.keys() | theirs.keys()):
+        got = _describe(theirs[name]) if name in theirs else "nothing"
+        expected = _describe(ours[name]) if name in ours else "nothing"
+        if got != expected:
+            kind = "missing" if name not in theirs else "unexpected" if name not in ours else "different"
+            lines.append(f"  {kind}: {name}: got {got}, expected {expected}")
+    if lines:
+        raise UserError(
+            f"checkpoint {path} is not of this model or optimizer, {len(lines)} leaves differ:\n"
+            + "\n".join(lines)
+            + "\nUse the config that wrote it (config.gin beside it), or another model_dir"
+        )
+
+
+def _describe(leaf: Any) -> str:
+    return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _fix(path: Path) -> str:
+    return f"Delete {path} to fall back to the checkpoint before it, then run the same command again"
+
+
+def _listed(parts: list[str], separator: str) -> str:
+    more = f"{separator}and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
+    return separator.join(parts[:MAX_LISTED]) + more
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _remove_while_written(path: Path) -> None:
+    """Removes a directory to which writes may still be on their way: orbax tells the first failure at once."""
+    for _ in range(50):
+        shutil.rmtree(path, ignore_errors=True)
+        time.sleep(0.1)
+        if not path.exists():
+            return
+
+
+def _existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
+    have = saved_steps(model_dir)
+    if not have:
+        raise UserError(f"no checkpoint under {Path(model_dir) / 'checkpoints'}; train first, or check the path")
+    if step is not None and step not in have:
+        raise UserError(f"no checkpoint of step {step} under {model_dir}; choose from {', '.join(map(str, have))}")
+    return checkpoint_dir(model_dir, have[-1] if step is None else step)
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        handler = ocp.StandardCheckpointHandler()
+        registry.add(item, ocp.args.StandardSave, handler)
+        registry.add(item, ocp.args.StandardRestore, handler)
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+
+
+def _saver() -> ocp.Checkpointer:
+    """Writes what `_checkpointer` reads."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SHARED_BYTES)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        registry.add(item, ocp.args.PyTreeSave, ocp.PyTreeCheckpointHandler(type_handler_registry=types))
+    return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
+
+
+def _host_device() -> jax.Device:
+    """A CPU device where there is one, which is nearly always: an accelerator may not have room for every stage."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
+def _metadata(path: Path, item: str) -> PyTree:
+    with _checkpointer() as checkpointer:
+        return checkpointer.metadata(path.absolute() / "arrays").item_metadata[item].tree
+
+
+def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
+    with _checkpointer() as checkpointer:
+        args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
+        return checkpointer.restore(path.absolute() / "arrays", args=args)[item]
+
+
+def _digests(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
+    digests = {}
+    for file in files:
+        with file.open("rb") as stream:
+            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return digests
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,140 @@
+"""What the files of embedding stores (imagen_jax.text.store.reader) hold, and their names, digests and fingerprints.
+
+One record is one embedding of n tokens, C order, little-endian:
+
+    float32, bfloat16    n x embed_dim numbers
+    int8                 n float32 scales, then n x embed_dim numbers: x = scale * number, scale = max|x| / 127
+
+A scale a token, as tokens differ in size by far more than the numbers of one token do.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from imagen_jax.typing import Float
+
+FORMAT_VERSION = 2
+STORE_DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
+}
+NO_FLOAT16 = "float16 is not offered: T5's outputs overflow it"
+_SCALE = np.dtype(np.float32)
+REBUILD = "rebuild it (`imagen_jax cache_text --gin_file=…`) or point STORE_DIR elsewhere"
+HEADER, PLAN, NULL_TEXT = "store.json", "plan.json", "null_text.npy"
+INDEX_KEYS, INDEX_ROWS = "index_keys.npy", "index_rows.npy"
+_FILES = re.compile(
+    r"(text-\d+-of-\d+\.(array_record|json|npz|lock)|(index_keys|index_rows|null_text)\.npy|index\.npz|"
+    r"(plan|partial|store)\.json|(plan|writers|finish)\.lock)(\.tmp[-\d]*)?"
+)
+
+
+def pack(embedding: Float[np.ndarray, "_n _d"], dtype: str) -> bytes:
+    """One embedding as a record.
+
+    Args:
+      embedding: numbers of any float dtype.
+      dtype: a name among STORE_DTYPES.
+    """
+    if dtype != "int8":
+        return np.ascontiguousarray(embedding, STORE_DTYPES[dtype]).tobytes()
+    values = np.asarray(embedding, np.float32)
+    scales = np.maximum(np.abs(values).max(axis=1, initial=0.0), np.finfo(np.float32).tiny) / 127
+    return scales.astype(_SCALE).tobytes() + np.rint(values / scales[:, None]).astype(np.int8).tobytes()
+
+
+def unpack(record: bytes, dtype: str, embed_dim: int) -> Float[np.ndarray, "_n d"]:
+    """The embedding of a record, float32, read-only.
+
+    Raises:
+      ValueError: the record's length is not that of an embedding.
+    """
+    if dtype != "int8":
+        values = np.frombuffer(record, STORE_DTYPES[dtype]).reshape(-1, embed_dim).astype(np.float32, copy=False)
+    else:
+        num_tokens = len(record) // (embed_dim + _SCALE.itemsize)
+        scales = np.frombuffer(record, _SCALE, num_tokens)
+        numbers = np.frombuffer(record, np.int8, offset=scales.nbytes).reshape(num_tokens, embed_dim)
+        values = numbers * scales[:, None]
+    values.flags.writeable = False
+    return values
+
+
+def bytes_per_token(dtype: str, embed_dim: int) -> int:
+    """Bytes that one token takes in a record."""
+    return embed_dim * STORE_DTYPES[dtype].itemsize + (_SCALE.itemsize if dtype == "int8" else 0)
+
+
+def caption_digest(caption: str) -> bytes:
+    """What orders the rows of a store: SHA-256 of the caption's UTF-8, so that no process need know the others."""
+    return hashlib.sha256(caption.encode()).digest()
+
+
+def shard_of(digest: bytes, num_shards: int) -> int:
+    """The shard of a caption: shards are equal ranges of digests, in order."""
+    return int.from_bytes(digest[:8], "big") * num_shards >> 64
+
+
+def file_sha256(path: str) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
+    """Whether a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
+    path = os.path.join(directory, entry["file"])
+    return os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"] and file_sha256(path) == entry["sha256"]
+
+
+def file_entries(header: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a finished store's files."""
+    return [header["null_text"], header["index"]["keys"], header["index"]["rows"], *header["shards"]]
+
+
+def shard_name(shard: int, num_shards: int, kind: str = "array_record") -> str:
+    """File name of shard `shard` of `num_shards`; of another kind, of what stands beside it while work goes on."""
+    return f"text-{shard:05d}-of-{num_shards:05d}.{kind}"
+
+
+def fingerprint_differences(got: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line "part: got …, expected …" for each part of `expected` that `got` lacks or states otherwise."""
+    lines: list[str] = []
+    for part, want in expected.items():
+        have = got.get(part, "nothing")
+        if isinstance(want, Mapping) and isinstance(have, Mapping):
+            lines += fingerprint_differences(have, want, f"{prefix}{part}.")
+        elif have != want:
+            lines.append(f"{prefix}{part}: got {have}, expected {want}")
+    return lines
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+    """Writes JSON beside `path`, then renames: the file is whole or absent."""
+    beside = f"{path}.tmp-{os.getpid()}"
+    with open(beside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file."""
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def remove_store(directory: str) -> None:
+    """Removes a store's own files from a directory, store.json first, so that no half store looks whole."""
+    names = [name for name in os.listdir(directory) if _FILES.fullmatch(name) and not name.endswith(".lock")]
+    for name in sorted(names, key=lambda name: name != HEADER):
+        os.remove(os.path.join(directory, name))

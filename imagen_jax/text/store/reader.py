@@ -1,0 +1,192 @@
+"""The embedding store: token embeddings of a corpus' captions, computed once and looked up by example key.
+
+Section 2.1: the text encoder is frozen, so its embeddings are computed offline. A directory holds
+
+    store.json                            what it is, with a digest of every file; written last
+    null_text.npy                         the embedding of "", float32
+    index_keys.npy, index_rows.npy        example keys, sorted, and the row of each; mapped, not read
+    text-SSSSS-of-NNNNN.array_record      one record an embedding, unpadded (see format)
+
+Rows are in the order of the captions' SHA-256, and a shard is a range of digests: whoever has a caption knows its
+shard. Several keys may point to one embedding, so a caption that recurs is stored once. Fingerprints state what made
+the embeddings; `check` compares them part by part. ArrayRecord, because it gives a record by its number at the cost
+of one read, with a few bytes of overhead a record.
+"""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader
+
+from imagen_jax.errors import UserError
+from imagen_jax.text.store.format import (
+    FORMAT_VERSION,
+    HEADER,
+    PLAN,
+    REBUILD,
+    bytes_per_token,
+    file_entries,
+    fingerprint_differences,
+    is_whole,
+    read_json,
+    unpack,
+)
+from imagen_jax.text.store.writer import StoreWriter
+from imagen_jax.typing import Float
+
+__all__ = ["MEMORY_BYTES", "EmbeddingStore", "StoreWriter"]
+
+# Embeddings of a store up to this size are held in memory after the first lookup; larger ones are read
+# from the shards record by record.
+MEMORY_BYTES = 1_000_000_000
+
+
+class EmbeddingStore:
+    """A finished store, open for reading; `lookup` may be called from several threads.
+
+    Attributes:
+      fingerprint: what made the embeddings (see TextEncoder.fingerprint).
+      embed_dim: width of a token embedding.
+      num_embeddings: distinct embeddings.
+      num_keys: example keys.
+      num_tokens: token embeddings in all.
+      corpus_id: the corpus that the keys belong to, as its builder named it.
+    """
+
+    def __init__(self, directory: str, header: Mapping[str, Any]):
+        self._directory, self._header = directory, header
+        self.fingerprint: dict[str, Any] = header["fingerprint"]
+        self.embed_dim: int = header["embed_dim"]
+        self.num_embeddings: int = header["num_embeddings"]
+        self.num_keys: int = header["num_keys"]
+        self.num_tokens: int = header["num_tokens"]
+        self.corpus_id: str = header["corpus"]["id"]
+        self._dtype: str = self.fingerprint["dtype"]
+        self._keys, self._rows = (
+            np.load(os.path.join(directory, header["index"][part]["file"]), mmap_mode="r") for part in ("keys", "rows")
+        )
+        self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
+        self._lock = threading.Lock()
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._memory: list[bytes] | None = None
+
+    @classmethod
+    def open(cls, directory: str) -> "EmbeddingStore":
+        """Opens a finished store; reads no embeddings yet.
+
+        Raises:
+          UserError: there is no finished store, or a file is missing or of another size.
+        """
+        path = os.path.join(directory, HEADER)
+        if not os.path.isfile(path):
+            begun = os.path.isfile(os.path.join(directory, PLAN))
+            state = "is not finished" if begun else "does not exist"
+            raise UserError(
+                f"the embedding store {directory!r} {state} (no store.json); run "
+                "`imagen_jax cache_text --gin_file=…`, which also finishes one that was interrupted"
+            )
+        header = read_json(path)
+        version = header.get("format_version")
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
+            )
+        for entry in file_entries(header):
+            file = os.path.join(directory, entry["file"])
+            size = os.path.getsize(file) if os.path.isfile(file) else None
+            if size != entry["num_bytes"]:
+                got = "no such file" if size is None else f"{size} bytes"
+                raise UserError(
+                    f"the embedding store {directory!r} is damaged: {entry['file']}: got {got}, expected "
+                    f"{entry['num_bytes']} bytes; {REBUILD}"
+                )
+        return cls(directory, header)
+
+    @property
+    def null_text(self) -> Float[np.ndarray, "_n d"]:
+        """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
+        return np.load(os.path.join(self._directory, self._header["null_text"]["file"]))
+
+    def check(self, expected: Mapping[str, Any]) -> None:
+        """Refuses a store that another encoder, vocabulary or length made.
+
+        Args:
+          expected: the run's own TextEncoder.fingerprint(...), or the parts of it that matter.
+
+        Raises:
+          UserError: names every part that differs.
+        """
+        lines = fingerprint_differences(self.fingerprint, expected)
+        if lines:
+            raise UserError(
+                f"the embedding store {self._directory!r} was made with other text settings:\n  "
+                + "\n  ".join(lines)
+                + f"\n{REBUILD}"
+            )
+
+    def verify(self) -> None:
+        """Reads every file again and compares its digest.
+
+        Raises:
+          UserError: names every damaged file.
+        """
+        bad = [entry["file"] for entry in file_entries(self._header) if not is_whole(self._directory, entry)]
+        if bad:
+            raise UserError(
+                f"the embedding store {self._directory!r} is damaged: the contents of {', '.join(bad)} "
+                f"differ from the digest in store.json; `imagen_jax cache_text` with the same settings rebuilds them "
+                "and nothing else"
+            )
+
+    def lookup(self, keys: Sequence[bytes]) -> list[Float[np.ndarray, "_n d"]]:
+        """Embeddings of example keys, in the order given: float32, unpadded, read-only.
+
+        Raises:
+          UserError: a key is not in the store.
+        """
+        rows = self._find(keys)
+        num_bytes = self.num_tokens * bytes_per_token(self._dtype, self.embed_dim)
+        with self._lock:
+            if self._memory is None and num_bytes <= MEMORY_BYTES:
+                self._memory = self._load_all()
+            if self._memory is None:
+                return self._read(rows)
+        return [unpack(self._memory[row], self._dtype, self.embed_dim) for row in rows.tolist()]
+
+    def _find(self, keys: Sequence[bytes]) -> np.ndarray:
+        wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
+        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+        found = self._keys[places].tolist()
+        for key, have in zip(keys, found, strict=True):
+            if key != have:
+                raise UserError(
+                    f"example key {key!r} is not in the embedding store {self._directory!r} "
+                    f"(corpus {self.corpus_id!r}, {self.num_keys} keys); expected a store of this corpus; "
+                    f"{REBUILD}"
+                )
+        return self._rows[places]
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        if shard not in self._readers:
+            path = os.path.join(self._directory, self._header["shards"][shard]["file"])
+            self._readers[shard] = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+        return self._readers[shard]
+
+    def _load_all(self) -> list[bytes]:
+        memory: list[bytes] = []
+        for shard in range(len(self._header["shards"])):
+            memory += self._reader(shard).read_all()
+        self._readers.clear()
+        return memory
+
+    def _read(self, rows: np.ndarray) -> list[np.ndarray]:
+        unique, places = np.unique(rows, return_inverse=True)
+        shards = np.searchsorted(self._shard_starts, unique, side="right") - 1
+        records: list[np.ndarray] = []
+        for shard in np.unique(shards).tolist():
+            inside = (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist()
+            records += [unpack(record, self._dtype, self.embed_dim) for record in self._reader(shard).read(inside)]
+        return [records[place] for place in places.tolist()]

@@ -1,0 +1,281 @@
+"""Arrays of encoder checkpoints, read a slice at a time: t5x's, Hugging Face's, and our own copies.
+
+A checkpoint of many gigabytes passes through the host in pieces: whoever loads it asks for the slice that a
+device needs, and nothing else is held.
+"""
+
+import abc
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import msgpack
+import numpy as np
+import tensorstore
+from etils import epath
+from flax import serialization
+from safetensors import SafetensorError, safe_open
+
+from imagen_jax.errors import UserError
+from imagen_jax.text.store.format import file_sha256, read_json
+
+Index = tuple[slice, ...]
+T5X_INDEX = "checkpoint"
+COPY_HEADER, COPY_ARRAYS = "encoder.json", "arrays"
+INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
+
+
+class CheckpointArrays(abc.ABC):
+    """Named arrays of one checkpoint.
+
+    Attributes:
+      path: where it is.
+      shapes: shape of every array.
+    """
+
+    path: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @abc.abstractmethod
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """One slice of an array, in the dtype it is stored in.
+
+        Raises:
+          UserError: a file is missing, truncated or damaged; names it.
+        """
+
+
+class T5xArrays(CheckpointArrays):
+    """The `target` of a native t5x checkpoint: a msgpack index beside one zarr array a parameter.
+
+    Names are dotted paths, such as encoder.layers_0.mlp.wo.kernel. The optimizer's state is passed over.
+
+    Args:
+      path: a folder checkpoint_N, local or gs://, or one that holds such folders; the newest is taken.
+
+    Raises:
+      UserError: there is no index, or it is damaged or of a version that is not known.
+    """
+
+    def __init__(self, path: str):
+        folder = _newest_step(path)
+        self.path = os.fspath(folder)
+        index = folder / T5X_INDEX
+        try:
+            content = serialization.msgpack_restore(index.read_bytes())
+            self._version = int(content.get("version", 0))
+            target = content["optimizer"]["target"]
+        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+            raise UserError(
+                f"{index} is no t5x index ({type(error).__name__}: {error}): expected msgpack with optimizer/target; "
+                "copy the checkpoint again"
+            ) from error
+        self._leaves = dict(_leaves(target))
+        self.shapes = {name: _leaf_shape(leaf) for name, leaf in self._leaves.items()}
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """See CheckpointArrays."""
+        leaf = self._leaves[name]
+        if isinstance(leaf, np.ndarray):
+            return leaf[index]
+        try:
+            value = self._open(name)[index].read().result()
+        except ValueError as error:
+            raise UserError(
+                f"array {name} of the t5x checkpoint {self.path} cannot be read ({_first_line(error)}); "
+                "copy the checkpoint again"
+            ) from error
+        # Before version 3 bfloat16 stood as its bits (t5x/checkpoints.py).
+        return value.view(ml_dtypes.bfloat16) if self._version < 3 and value.dtype == np.uint16 else value
+
+    @functools.cache  # noqa: B019  An instance lives as long as its checkpoint is read.
+    def _open(self, name: str) -> tensorstore.TensorStore:
+        spec = _zarr_spec(self._leaves[name])
+        folder = epath.Path(self.path) / spec["kvstore"]["path"].strip("/").rpartition("/")[2]
+        where = {"driver": spec["driver"], "kvstore": _kvstore(folder)}
+        store: Any = tensorstore.open(where, open=True, read=True).result()
+        expected = self.shapes[name]
+        if tuple(store.shape) != expected:
+            raise UserError(
+                f"array {name} of the t5x checkpoint {self.path} has shape {tuple(store.shape)}; its index says "
+                f"{expected}; copy the checkpoint again"
+            )
+        # A chunk that is not there would read as zeros.
+        grid = [
+            math.ceil(size / chunk)
+            for size, chunk in zip(store.shape, store.chunk_layout.read_chunk.shape, strict=True)
+        ]
+        there = sum(
+            re.fullmatch(r"[0-9]+([./][0-9]+)*", key.decode()) is not None for key in store.kvstore.list().result()
+        )
+        if there != math.prod(grid):
+            raise UserError(
+                f"array {name} of the t5x checkpoint {self.path} has {there} of {math.prod(grid)} chunk files; "
+                "copy the checkpoint again"
+            )
+        return store
+
+
+class SafetensorsArrays(CheckpointArrays):
+    """The .safetensors files of a Hugging Face folder: one, or several with an index.
+
+    Args:
+      path: the folder.
+
+    Raises:
+      UserError: there is none, the index names a file or an array that is not there, or a file is damaged.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._file_of: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        index = os.path.join(path, INDEX_FILE)
+        listed = _read_index(index) if os.path.isfile(index) else None
+        files = sorted(set(listed.values())) if listed is not None else [WEIGHTS_FILE]
+        for file in files:
+            self._read_header(file)
+        if listed is not None and (absent := sorted(listed.keys() - self.shapes.keys())):
+            raise UserError(
+                f"{index} places {absent[0]} in {listed[absent[0]]}, which does not hold it"
+                f"{f', nor {len(absent) - 1} others' if len(absent) > 1 else ''}; download the folder again"
+            )
+
+    def _read_header(self, file: str) -> None:
+        full = os.path.join(self.path, file)
+        if not os.path.isfile(full):
+            raise UserError(f"{self.path} lacks {file}; download it, or give the folder that holds it")
+        try:
+            with safe_open(full, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  Not a mapping.
+                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    self._file_of[name] = full
+        except SafetensorError as error:
+            raise UserError(f"{full} is damaged ({error}); download it again") from error
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """See CheckpointArrays."""
+        try:
+            # Opened anew each time: a mapping that stays open would count its pages as this program's memory.
+            with safe_open(self._file_of[name], framework="numpy") as tensors:
+                return np.asarray(tensors.get_slice(name)[index])
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self._file_of[name]} cannot be read ({error}); download it again") from error
+
+
+class OrbaxArrays(CheckpointArrays):
+    """The arrays of a copy that `import_text` wrote, every file checked against its digest first.
+
+    Args:
+      path: the copy's folder.
+
+    Attributes:
+      header: encoder.json: sizes, digest of the parameters, files.
+
+    Raises:
+      UserError: a file changed since it was written, or is missing.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self.header = read_json(os.path.join(path, COPY_HEADER))
+        wrong = [name for name, digest in self.header["files"].items() if self._digest(name) != digest]
+        if wrong:
+            raise UserError(
+                f"the encoder copy {path} is damaged: {', '.join(wrong[:10])} changed or missing; "
+                f"write it again with `imagen_jax import_text --from {self.header['source']} --to {path} --overwrite`"
+            )
+        self.shapes = {name: tuple(shape) for name, shape in self.header["shapes"].items()}
+
+    def _digest(self, name: str) -> str | None:
+        file = os.path.join(self.path, name)
+        return file_sha256(file) if os.path.isfile(file) else None
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """See CheckpointArrays."""
+        folder = os.path.abspath(os.path.join(self.path, COPY_ARRAYS))
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}}
+        return tensorstore.open(spec, open=True, read=True).result()[index].read().result()
+
+
+def is_copy(path: str) -> bool:
+    """Whether a folder is a copy that `import_text` finished."""
+    return os.path.isfile(os.path.join(path, COPY_HEADER))
+
+
+def is_t5x(path: str) -> bool:
+    """Whether a folder is a native t5x checkpoint, or holds some."""
+    folder = epath.Path(path)
+    return folder.is_dir() and ((folder / T5X_INDEX).is_file() or bool(_steps(folder)))
+
+
+def is_safetensors(path: str) -> bool:
+    """Whether a folder holds Hugging Face weights."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in (INDEX_FILE, WEIGHTS_FILE))
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+    found = ((re.fullmatch(r"checkpoint_([0-9]+)", child.name), child) for child in folder.iterdir())
+    return {int(match[1]): child for match, child in found if match and (child / T5X_INDEX).is_file()}
+
+
+def _newest_step(path: str) -> epath.Path:
+    folder = epath.Path(path)
+    if not folder.is_dir():
+        raise UserError(f"no t5x checkpoint at {path}: expected a folder with the file {T5X_INDEX}")
+    if (folder / T5X_INDEX).is_file():
+        return folder
+    steps = _steps(folder)
+    if not steps:
+        raise UserError(f"{path} is no t5x checkpoint: expected the file {T5X_INDEX} in it, or folders checkpoint_N")
+    return steps[max(steps)]
+
+
+def _is_spec(node: Any) -> bool:
+    """Whether a node of the index stands for an array in files of its own."""
+    return isinstance(node, dict) and isinstance(node.get("driver"), str)
+
+
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(node, dict) and not _is_spec(node):
+        return [leaf for name in node for leaf in _leaves(node[name], f"{prefix}.{name}" if prefix else name)]
+    return [(prefix, node)]
+
+
+def _zarr_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """The innermost spec: a driver that casts wraps the one that reads."""
+    while "base" in spec:
+        spec = spec["base"]
+    if "path" in spec:  # tensorstore before 0.1.14
+        spec = {**spec, "kvstore": {**spec.get("kvstore", {}), "path": spec["path"]}}
+    return spec
+
+
+def _leaf_shape(leaf: Any) -> tuple[int, ...]:
+    if not _is_spec(leaf):
+        return np.shape(leaf)
+    return tuple(_zarr_spec(leaf)["metadata"]["shape"])
+
+
+def _kvstore(folder: epath.Path) -> dict[str, str]:
+    bucket = re.fullmatch(r"gs://([^/]+)/(.*)", os.fspath(folder))
+    if bucket:
+        return {"driver": "gcs", "bucket": bucket[1], "path": f"{bucket[2]}/"}
+    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+
+
+def _read_index(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file)["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); download it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]

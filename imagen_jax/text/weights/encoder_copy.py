@@ -1,0 +1,152 @@
+"""A copy of a pretrained encoder in orbax's format (the `import_text` mode).
+
+    DIR/
+      encoder.json   architecture ("t5" where it is not stated), sizes, digests of the parameters and of every file
+                     below; written last
+      arrays/        orbax: the parameters in t5x's names, layers apart
+
+The parameters pass through the host one at a time, whatever the size of the model. orbax returns flipped bytes as
+values without a word, hence the digests; a copy is verified when it is opened.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from imagen_jax.errors import UserError
+from imagen_jax.progress import Progress
+from imagen_jax.text.encoders.config import EncoderConfig
+from imagen_jax.text.encoders.t5_params import ParamsDigest
+from imagen_jax.text.store.format import file_sha256, read_json, write_json
+from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy
+from imagen_jax.text.weights.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
+
+FORMAT_VERSION = 1
+PARTIAL = ".partial"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unread:
+    """A parameter that is read when orbax comes to write it; looks like an array until then."""
+
+    checkpoint: EncoderCheckpoint
+    path: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    digest: ParamsDigest
+    progress: Progress
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return int(np.prod(self.shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """The parameter itself."""
+        value = self.checkpoint.read(self.path, (slice(None),) * len(self.shape), self.dtype)
+        self.digest.add(self.path, value)
+        self.progress.update(1)
+        return value
+
+
+class _OneAtATime(ocp.type_handlers.NumpyHandler):
+    """Writes parameters as NumPy arrays, each read only when the one before is on disk."""
+
+    async def serialize(
+        self, values: Sequence[Any], infos: Sequence[Any], args: Sequence[Any] | None = None
+    ) -> Sequence[Any]:
+        """See orbax's TypeHandler."""
+        for value, info, arg in zip(values, infos, args or [ocp.SaveArgs()] * len(values), strict=True):
+            for written in await super().serialize([value.read()], [info], [arg]):
+                written.result()
+        return []
+
+
+def import_text(
+    source: str,
+    directory: str,
+    *,
+    dtype: str = "float32",
+    config: EncoderConfig | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Copies the encoder of a t5x checkpoint or a Hugging Face folder.
+
+    Args:
+      source: what `load_encoder` takes.
+      directory: the copy to write.
+      dtype: of the matrices, "float32" or "bfloat16"; norms and biases stay float32.
+      config: sizes; None infers them.
+      overwrite: replace a copy that is there.
+
+    Raises:
+      UserError: the source cannot be read (see `load_encoder`), or something else is in the way.
+    """
+    checkpoint = open_checkpoint(source, config)
+    config = checkpoint.config.replaced(dtype=dtype, scan_layers=False)
+    checkpoint = dataclasses.replace(checkpoint, config=config)
+    final = os.path.abspath(directory)
+    if os.path.exists(final) and not (overwrite and is_copy(final)):
+        hint = "set --overwrite to replace it" if is_copy(final) else "it is no encoder copy: choose another"
+        raise UserError(f"{directory} exists already; {hint}")
+    partial = final + PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    held = held_dtypes(config)
+    digest = ParamsDigest()
+    with Progress(len(held), "import_text", "parameter") as progress:
+        tree: dict[str, Any] = {}
+        for path, leaf in held.items():
+            node = tree
+            *parents, last = path.split(".")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[last] = _Unread(checkpoint, path, leaf.shape, np.dtype(leaf.dtype), digest, progress)
+        registry = ocp.type_handlers.create_type_handler_registry((_Unread, _OneAtATime(deepcopy_host_arrays=False)))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        try:
+            with ocp.Checkpointer(handler) as checkpointer:
+                checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
+        except UserError:
+            raise
+        except (ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+            shutil.rmtree(partial, ignore_errors=True)
+            raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
+    header = {
+        "format_version": FORMAT_VERSION,
+        "source": source,
+        "architecture": config.architecture,
+        "config": config.to_json(),
+        "params_sha256": digest.hexdigest(),
+        "shapes": {path: list(leaf.shape) for path, leaf in held.items()},
+        "files": {name: file_sha256(os.path.join(partial, name)) for name in _files(partial)},
+    }
+    write_json(os.path.join(partial, COPY_HEADER), header)
+    if os.path.exists(final):
+        shutil.rmtree(final)
+    os.rename(partial, final)
+
+
+def _files(directory: str) -> list[str]:
+    found = (
+        os.path.relpath(os.path.join(root, name), directory) for root, _, names in os.walk(directory) for name in names
+    )
+    return sorted(name for name in found if name != COPY_HEADER)
+
+
+def known_sha256(path: str, dtype: str) -> str | None:
+    """`params_sha256` of a copy held in its own dtype, without reading it; None for anything else."""
+    if not is_copy(path):
+        return None
+    header = read_json(os.path.join(path, COPY_HEADER))
+    return header["params_sha256"] if header["config"]["dtype"] == dtype else None
