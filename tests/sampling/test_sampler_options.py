@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.sampling.test_stage_sampler import MEAN, ORACLE, STD
 
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import IntervalGuidance, OscillatingGuidance
@@ -18,6 +17,7 @@ from imagen_jax.sampling import stage_sampler
 from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
 from imagen_jax.stage.guided import Edit
 from imagen_jax.stage.sampling_config import SamplingConfig
+from tests.sampling.test_stage_sampler import MEAN, ORACLE, STD
 from tests.tiny import BASE
 
 PLAIN = SamplingConfig(num_steps=50, thresholding="none")
