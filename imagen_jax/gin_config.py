@@ -15,9 +15,11 @@ module, `--gin.TrainConfig.batch_size=32`. This file and main.py are the only on
 
 import ast
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import re
+import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,6 +95,46 @@ def load_with_operative(
         with _as_user_error(sources or f"the defaults of {target.__name__}"):
             instance = configured()
         return instance, gin.operative_config_str(max_line_length=110)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """A mention of @scope/module.Class() (macro False) or of %NAME (macro True) in gin text that was read as data."""
+
+    name: str
+    macro: bool
+
+
+class _AsData(gin.config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+        return Reference(scoped_configurable_name, macro=False)
+
+    def macro(self, macro_name: str) -> Reference:
+        return Reference(macro_name, macro=True)
+
+
+def read_as_data(text: str) -> dict[str, Any]:
+    """Bindings of gin text by their left sides, e.g. "base/unet.UNet.dim"; imports and executes nothing.
+
+    Values are Python literals with `Reference`s in them.
+
+    Raises:
+      UserError: the text is not gin's, or includes other files.
+    """
+    found: dict[str, Any] = {}
+    try:
+        for statement in gin.config_parser.ConfigParser(text, _AsData()):
+            if isinstance(statement, gin.config_parser.IncludeStatement):
+                raise UserError(
+                    f"the config includes {statement.filename!r}; expected an operative config, as runs write"
+                )
+            if isinstance(statement, gin.config_parser.BindingStatement):
+                scope = f"{statement.scope}/" if statement.scope else ""
+                argument = f".{statement.arg_name}" if statement.arg_name else ""
+                found[f"{scope}{statement.selector}{argument}"] = statement.value
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"not a gin config: {error}") from error
+    return found
 
 
 @contextlib.contextmanager

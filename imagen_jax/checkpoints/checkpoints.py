@@ -3,7 +3,9 @@
     MODEL_DIR/checkpoints/checkpoint_N/
       arrays/            orbax: one item each for params, ema_params, opt_state
       position.json      step and data position
-      config.gin         operative config of the run that wrote it
+      config.gin         operative config of the run that wrote it; for people, never executed
+      stage.json         what the stage is, as plain data (see `trained_stage`)
+      vocabulary/        its vocabulary
       digests.json       sha256 of every file above
 
 Everything is written to `checkpoint_N.partial` and renamed when the last byte is on disk, so a directory
@@ -68,7 +70,7 @@ def save(
     model_dir: str | os.PathLike[str],
     state: TrainState,
     position: Mapping[str, Any],
-    config_text: str,
+    companions: Mapping[str, bytes],
     keep: int,
 ) -> Path:
     """Writes one checkpoint and then removes all but the newest `keep`.
@@ -77,7 +79,7 @@ def save(
       model_dir: run directory.
       state: what is saved.
       position: data position, JSON-able.
-      config_text: operative config.
+      companions: further files by their names inside the checkpoint, e.g. config.gin.
       keep: whole checkpoints left behind, >= 1.
 
     Raises:
@@ -98,9 +100,10 @@ def save(
             items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
             checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
-            _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}))
-            _write(partial / "config.gin", config_text)
-            _write(partial / "digests.json", json.dumps(_digests(partial), indent=1))
+            _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}).encode())
+            for name, content in companions.items():
+                write_companion(partial, name, content)
+            write_digests(partial)
             os.rename(partial, final)
             _sync_directory(final.parent)
     except (OSError, ValueError, RuntimeError) as error:
@@ -135,7 +138,7 @@ def restore(
     Raises:
       UserError: there is none, a file changed since it was written, or it is of another model.
     """
-    path = _existing(model_dir, step)
+    path = existing(model_dir, step)
     verify(path)
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
@@ -159,7 +162,7 @@ def restore_params(
     Raises:
       UserError: as `restore`.
     """
-    path, item = _existing(model_dir, step), "ema_params" if ema else "params"
+    path, item = existing(model_dir, step), "ema_params" if ema else "params"
     verify(path)
     check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
     return _restore_item(path, item, abstract)
@@ -176,7 +179,7 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     Raises:
       UserError: there is no checkpoint, or a file changed since it was written.
     """
-    path, item = _existing(model_dir, step), "ema_params" if ema else "params"
+    path, item = existing(model_dir, step), "ema_params" if ema else "params"
     verify(path)
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
     abstract = jax.tree.map(
@@ -185,14 +188,9 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     return _restore_item(path, item, abstract)
 
 
-def load_config_text(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
-    """Operative config of the run that wrote a checkpoint."""
-    return (_existing(model_dir, step) / "config.gin").read_text()
-
-
 def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
     """Step and content of a checkpoint in one word, which no other checkpoint has."""
-    path = _existing(model_dir, step)
+    path = existing(model_dir, step)
     return f"{path.name}-{hashlib.sha256((path / 'digests.json').read_bytes()).hexdigest()[:12]}"
 
 
@@ -259,7 +257,21 @@ def _remove_while_written(path: Path) -> None:
             return
 
 
-def _existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
+def step_of(path: Path) -> int:
+    """Step of a checkpoint's directory."""
+    return int(path.name.removeprefix("checkpoint_"))
+
+
+def existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
+    """Directory of a whole checkpoint.
+
+    Args:
+      model_dir: run directory.
+      step: which checkpoint; None is the newest.
+
+    Raises:
+      UserError: there is none.
+    """
     have = saved_steps(model_dir)
     if not have:
         raise UserError(f"no checkpoint under {Path(model_dir) / 'checkpoints'}; train first, or check the path")
@@ -268,12 +280,12 @@ def _existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
     return checkpoint_dir(model_dir, have[-1] if step is None else step)
 
 
-def _checkpointer() -> ocp.Checkpointer:
+def _checkpointer(item: str) -> ocp.Checkpointer:
+    # One item: the metadata of all that are registered are read, each array's.
     registry = ocp.DefaultCheckpointHandlerRegistry()
-    for item in ITEMS:
-        handler = ocp.StandardCheckpointHandler()
-        registry.add(item, ocp.args.StandardSave, handler)
-        registry.add(item, ocp.args.StandardRestore, handler)
+    handler = ocp.StandardCheckpointHandler()
+    registry.add(item, ocp.args.StandardSave, handler)
+    registry.add(item, ocp.args.StandardRestore, handler)
     return ocp.Checkpointer(ocp.CompositeCheckpointHandler(handler_registry=registry))
 
 
@@ -296,12 +308,12 @@ def _host_device() -> jax.Device:
 
 
 def _metadata(path: Path, item: str) -> PyTree:
-    with _checkpointer() as checkpointer:
+    with _checkpointer(item) as checkpointer:
         return checkpointer.metadata(path.absolute() / "arrays").item_metadata[item].tree
 
 
 def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
-    with _checkpointer() as checkpointer:
+    with _checkpointer(item) as checkpointer:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
         return checkpointer.restore(path.absolute() / "arrays", args=args)[item]
 
@@ -315,9 +327,20 @@ def _digests(path: Path) -> dict[str, str]:
     return digests
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
+def write_companion(checkpoint: Path, name: str, content: bytes) -> None:
+    """Writes a file beside the arrays of a checkpoint that is not whole yet."""
+    (checkpoint / name).parent.mkdir(exist_ok=True)
+    _write(checkpoint / name, content)
+
+
+def write_digests(checkpoint: Path) -> None:
+    """Writes the digests of all files of a checkpoint, its last file."""
+    _write(checkpoint / "digests.json", json.dumps(_digests(checkpoint), indent=1).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.drawing import CascadePrograms, as_trained, draw_all, estimate_bytes, prepare
 from imagen_jax.sampling.images import to_uint8
-from imagen_jax.sampling.loading import LoadedStage, load_stages, stage_sizes
+from imagen_jax.sampling.loading import load_stages, stage_sizes
 from imagen_jax.sampling.request import (
     EditRequest,
     Request,
@@ -69,7 +70,7 @@ class Cascade:
         stage's parameters on the devices while it runs; "auto": resident if `drawing.estimate_bytes` says that it fits.
     """
 
-    stages: tuple[LoadedStage, ...]
+    stages: tuple[TrainedStage, ...]
     encoder: TextEncoder
     mesh: Mesh | None = None
     weights: str = "auto"
@@ -79,21 +80,26 @@ class Cascade:
             raise UserError(f"weights ({self.weights!r}) must be one of {', '.join(WEIGHTS)}")
 
     @classmethod
-    def load(cls, path: str, *, mesh: MeshConfig | None = None, weights: str = "auto") -> "Cascade":
+    def load(
+        cls, path: str, *, mesh: MeshConfig | None = None, weights: str = "auto", text_encoder: str | None = None
+    ) -> "Cascade":
         """Loads a cascade directory, the run directory of one stage, or a gin file (see `loading`).
 
         Args:
           path: where the trained stages are.
           mesh: how the local devices share the work; None: `data` over all of them.
           weights: see the class.
+          text_encoder: where the pretrained text encoder is; None: where the checkpoints say.
 
         Raises:
-          UserError: nothing trained there, or stages that do not fit each other.
+          UserError: nothing trained there, stages that do not fit each other, or another vocabulary or encoder than
+            they were trained with.
         """
-        stages = load_stages(path)
+        stages = load_stages(path, text_encoder)
         devices = drawing_devices()
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
-        return cls(stages=tuple(stages), encoder=TextEncoder(stages[0].text), mesh=built, weights=weights)
+        encoder = TextEncoder(stages[0].text, expected=stages[0].text_fingerprint)
+        return cls(stages=tuple(stages), encoder=encoder, mesh=built, weights=weights)
 
     @property
     def config_hash(self) -> str:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, drop_text
-from imagen_jax.sampling.loading import LoadedStage, stage_sizes
+from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.sampling.request import Request
 from imagen_jax.sampling.stage_sampler import draw, image_keys
 from imagen_jax.sharding import rules
@@ -33,7 +34,7 @@ class CascadePrograms:
     sizes: list[tuple[int, int]]
 
 
-def prepare(loaded: Sequence[LoadedStage], request: Request) -> CascadePrograms:
+def prepare(loaded: Sequence[TrainedStage], request: Request) -> CascadePrograms:
     """The program of every stage; raises UserError where the request does not fit them."""
     first = loaded[0].stage
     if (first.low_res_size is None) != (request.low_res is None):
@@ -133,7 +134,9 @@ def activation_bytes(stage: Stage, settings: StaticSettings, rows: int) -> int:
     return memory.peak_bytes(call, params, shape(height, width, 3), shape(), *text)
 
 
-def estimate_bytes(loaded: Sequence[LoadedStage], programs: CascadePrograms, batch_size: int, mesh: Mesh | None) -> int:
+def estimate_bytes(
+    loaded: Sequence[TrainedStage], programs: CascadePrograms, batch_size: int, mesh: Mesh | None
+) -> int:
     """Memory of one device with all stages' parameters and the widest moment of any stage's network."""
     total, widest = 0, 0
     ways = 1 if mesh is None else mesh.size

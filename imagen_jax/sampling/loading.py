@@ -11,106 +11,16 @@ a gin file that binds a `CascadeConfig` names the run directories, in order, and
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Sequence
 
-import jax
-import numpy as np
-from jax.sharding import Mesh
-
-from imagen_jax import gin_config
 from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.errors import UserError
-from imagen_jax.sharding import rules
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
-from imagen_jax.text.encoder import TextConfig
-from imagen_jax.train.config import TrainConfig
-from imagen_jax.typing import PyTree
-
-
-class Weights:
-    """Parameters of a stage on the host, and a copy on the devices for as long as it is wanted.
-
-    Args:
-      host: arrays on the host.
-    """
-
-    def __init__(self, host: PyTree):
-        self.host = host
-        self._placed: tuple[Mesh | None, PyTree] | None = None
-
-    def on_devices(self, stage: Stage, mesh: Mesh | None) -> PyTree:
-        """The parameters where the stage runs; kept there until `release`."""
-        if self._placed is None or self._placed[0] != mesh:
-            where = jax.local_devices()[0] if mesh is None else self.shardings(stage, mesh)
-            self._placed = (mesh, jax.device_put(self.host, where))
-        return self._placed[1]
-
-    def shardings(self, stage: Stage, mesh: Mesh) -> PyTree:
-        """How they lie on a mesh."""
-        return rules.param_shardings(jax.eval_shape(stage.init, jax.random.key(0)), mesh)
-
-    def release(self) -> None:
-        """Gives the devices' memory back."""
-        self._placed = None
-
-
-def load_config(model_dir: str) -> TrainConfig:
-    """The config of the run that wrote the newest checkpoint of a run directory.
-
-    Raises:
-      UserError: there is none.
-    """
-    step = checkpoints.latest_step(model_dir)
-    checkpoints.load_config_text(model_dir, step)
-    return gin_config.load(TrainConfig, [str(checkpoints.checkpoint_dir(model_dir, step or 0) / "config.gin")])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadedStage:
-    """A trained stage.
-
-    Args:
-      stage: network and diffusion.
-      sampling: its settings, as configured in its run.
-      weights: averaged parameters.
-      text: the text encoder it was trained with.
-      config_hash: first digits of the digest of its operative config.
-      checkpoint: `checkpoints.fingerprint` of what the weights are from.
-    """
-
-    stage: Stage
-    sampling: SamplingConfig
-    weights: Weights
-    text: TextConfig
-    config_hash: str
-    checkpoint: str
-
-    @classmethod
-    def load(cls, model_dir: str) -> "LoadedStage":
-        """Rebuilds a stage from its newest checkpoint.
-
-        Raises:
-          UserError: there is none, it is damaged, or it does not fit its own config.
-        """
-        step = checkpoints.latest_step(model_dir)
-        text = checkpoints.load_config_text(model_dir, step)
-        path = checkpoints.checkpoint_dir(model_dir, step or 0)
-        config = load_config(model_dir)
-        host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
-        abstract = jax.eval_shape(config.stage.init, jax.random.key(0))
-        checkpoints.check_same({"params": rules.unbox(abstract)}, {"params": host}, path)
-        return cls(
-            stage=config.stage,
-            sampling=config.sampling,
-            weights=Weights(host),
-            text=config.text,
-            config_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
-            checkpoint=checkpoints.fingerprint(model_dir, step),
-        )
+from imagen_jax.text.store.format import fingerprint_differences
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,25 +50,32 @@ class CascadeConfig:
             )
 
 
-def load_stages(path: str) -> list[LoadedStage]:
+def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage]:
     """The stages that a cascade directory, a run directory or a gin file of a `CascadeConfig` names, in order.
+
+    Args:
+      path: of one of these.
+      text_encoder: where the pretrained text encoder is; None: where the checkpoints say.
 
     Raises:
       UserError: nothing trained there, or stages that do not fit each other.
     """
     if path.endswith(".gin"):
+        # A file that the user names may bind anything; what lies beside a checkpoint is never taken for one.
+        from imagen_jax import gin_config
+
         stages = []
         for source in gin_config.load(CascadeConfig, [path]).stages:
             if checkpoints.latest_step(source.model_dir) is None:
                 raise UserError(f"{path} names {source.model_dir!r}, where no checkpoint is; train that stage first")
-            one = LoadedStage.load(source.model_dir)
+            one = TrainedStage.load(source.model_dir, text_encoder)
             stages.append(one if source.sampling is None else dataclasses.replace(one, sampling=source.sampling))
         check_chain(stages)
         return stages
     if checkpoints.latest_step(path) is not None:
-        return [LoadedStage.load(path)]
+        return [TrainedStage.load(path, text_encoder)]
     runs = [os.path.join(path, name) for name in sorted(os.listdir(path))] if os.path.isdir(path) else []
-    stages = [LoadedStage.load(run) for run in runs if checkpoints.latest_step(run) is not None]
+    stages = [TrainedStage.load(run, text_encoder) for run in runs if checkpoints.latest_step(run) is not None]
     if not stages:
         raise UserError(
             f"no trained stage under {path!r}: expected checkpoints/checkpoint_N in it or in its "
@@ -169,7 +86,7 @@ def load_stages(path: str) -> list[LoadedStage]:
     return stages
 
 
-def check_chain(stages: Sequence[LoadedStage]) -> None:
+def check_chain(stages: Sequence[TrainedStage]) -> None:
     """Raises UserError unless each stage takes what the one below draws, and all read the same text."""
     for below, above in zip(stages, stages[1:], strict=False):
         drawn, wanted = below.stage.draw_size, above.stage.draw_size // above.stage.scale
@@ -179,10 +96,11 @@ def check_chain(stages: Sequence[LoadedStage]) -> None:
                 f"stage {above.stage.name!r} takes {takes} from below, but stage {below.stage.name!r} draws {drawn}; "
                 "a cascade must be one chain (a stage trained on crops needs Stage.full_size)"
             )
-        if above.text != below.text:
+        differences = fingerprint_differences(above.text_fingerprint, below.text_fingerprint)
+        if differences:
             raise UserError(
-                f"stages {below.stage.name!r} and {above.stage.name!r} were trained with different text encoders: "
-                f"{below.text} and {above.text}; retrain one of them"
+                f"stages {above.stage.name!r} and {below.stage.name!r} were trained with different text encoders "
+                f"({'; '.join(differences)}); retrain one of them"
             )
 
 

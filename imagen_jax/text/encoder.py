@@ -11,7 +11,7 @@ does the same for the unconditional half. The models do that; nothing here or in
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from imagen_jax.text.cleaning import clean_caption
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.encoders.t5_params import params_sha256, random_params
+from imagen_jax.text.store.format import fingerprint_differences
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.text.weights.encoder_copy import known_sha256
 from imagen_jax.text.weights.pretrained import LoadedEncoder, Pretrained, check_positions, load_encoder
@@ -83,18 +84,20 @@ class TextEncoder:
       num_truncated: captions cut at max_length so far.
     """
 
-    def __init__(self, config: TextConfig, mesh: Mesh | None = None):
+    def __init__(self, config: TextConfig, mesh: Mesh | None = None, expected: Mapping[str, Any] | None = None):
         """Opens the vocabulary and looks at the checkpoint; parameters are read or drawn when first needed.
 
         Args:
           config: the encoder.
           mesh: devices that parameters and batches are divided over; None is the first local device.
+          expected: `fingerprint` that it must have; parameters are compared when they are loaded.
 
         Raises:
-          UserError: vocabulary or checkpoint is missing or damaged, the vocabulary has more pieces than the
-            encoder has embeddings, or max_length does not fit the encoder's positions or the special tokens.
+          UserError: another encoder or vocabulary is expected; vocabulary or checkpoint is missing or damaged; the
+            vocabulary has more pieces than the encoder has embeddings; or max_length does not fit the encoder's
+            positions or the special tokens.
         """
-        self.config, self._mesh = config, mesh
+        self.config, self._mesh, self._expected = config, mesh, dict(expected or {})
         self.num_truncated = 0
         self._tokenizer = Tokenizer(config.vocabulary_path)
         self.sizes = config.sizes()
@@ -110,6 +113,17 @@ class TextEncoder:
                 f"TextConfig.max_length ({config.max_length}) leaves no room for a caption: this vocabulary puts "
                 f"{self._frame_length} special tokens around it; choose at least {self._frame_length + 1}"
             )
+        self._check_expected({"vocabulary": self._tokenizer.sha256, "encoder_config": self.sizes.fingerprint()})
+
+    def _check_expected(self, found: Mapping[str, Any]) -> None:
+        wanted = {name: self._expected[name] for name in found if name in self._expected}
+        differences = fingerprint_differences(found, wanted)
+        if differences:
+            raise UserError(
+                f"this is not the text encoder that the stages were trained with ({'; '.join(differences)}): "
+                f"vocabulary {self.config.vocabulary_path!r}, encoder {self.config.encoder}. Point to the one "
+                f"of the training, or restore it from a copy"
+            )
 
     @functools.cached_property
     def _loaded(self) -> LoadedEncoder:
@@ -118,6 +132,13 @@ class TextEncoder:
             params = random_params(encoder, self.config.seed)
             return LoadedEncoder(encoder, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
         return load_encoder(encoder.path, config=self.sizes, mesh=self._mesh)
+
+    @functools.cached_property
+    def _checked(self) -> LoadedEncoder:
+        """The encoder, whose parameters are those that are expected."""
+        if "encoder" in self._expected:
+            self._check_expected({"encoder": self._params_sha256})
+        return self._loaded
 
     @functools.cached_property
     def _params_sha256(self) -> str:
@@ -200,5 +221,5 @@ class TextEncoder:
         mask = np.zeros(padded.shape, bool)
         for row, real, ids in zip(padded, mask, tokens, strict=False):
             row[: len(ids)], real[: len(ids)] = ids, True
-        encoded = self._loaded.encode(padded, mask)
+        encoded = self._checked.encode(padded, mask)
         return np.asarray(encoded)[: len(tokens)]

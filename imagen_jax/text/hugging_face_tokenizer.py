@@ -87,6 +87,15 @@ def open_vocabulary(path: str) -> HuggingFaceVocabulary:
     )
 
 
+def vocabulary_files(path: str) -> list[str]:
+    """Files of a folder that bear on the ids; empty where it holds no vocabulary."""
+    names = _files(path)
+    if names is None:
+        return []
+    settings = (_BERT_SETTINGS,) if names == _BERT and os.path.isfile(os.path.join(path, _BERT_SETTINGS)) else ()
+    return [os.path.join(path, name) for name in (*names, *settings)]
+
+
 def _files(path: str) -> tuple[str, ...] | None:
     for files in (_JSON, _CLIP, _BERT):
         if all(os.path.isfile(os.path.join(path, name)) for name in files):

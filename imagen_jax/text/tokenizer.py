@@ -1,4 +1,4 @@
-"""Vocabularies: SentencePiece and bytes through seqio (pad 0, eos 1, unk 2, as T5's), CLIP's and BERT's.
+"""Vocabularies: SentencePiece and bytes (pad 0, eos 1, unk 2, as T5's), CLIP's and BERT's.
 
 What stands around the ids of a caption belongs to the vocabulary: T5 ends it with </s>, CLIP has <|startoftext|> before
 and <|endoftext|> after, BERT [CLS] and [SEP].
@@ -9,15 +9,13 @@ import os
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
-import seqio
-from google.protobuf.message import DecodeError
 
 from imagen_jax.errors import UserError
 from imagen_jax.text import hugging_face_tokenizer
 from imagen_jax.text.store.format import file_sha256
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
-
+NUM_SPECIAL = 3
 
 BYTES = "bytes"
 HUGGING_FACE_FILE = "spiece.model"
@@ -56,22 +54,36 @@ class Tokenizer:
             ]
             return
         if path == BYTES:
-            vocabulary = seqio.ByteVocabulary()
-            self.sha256 = BYTES
-            self._encode = lambda captions: [vocabulary.encode(caption) for caption in captions]
+            self.sha256, self.vocab_size = BYTES, NUM_SPECIAL + 256
+            self._encode = lambda captions: [[NUM_SPECIAL + byte for byte in one.encode()] for one in captions]
         else:
             path = spiece if os.path.isdir(path) else path
             vocabulary = load_vocabulary(path)
-            self.sha256 = file_sha256(path)
-            self._encode = vocabulary.tokenizer.EncodeAsIds
-        self.vocab_size = vocabulary.vocab_size
+            self.sha256, self.vocab_size = file_sha256(path), vocabulary.GetPieceSize()
+            self._encode = lambda captions: vocabulary.EncodeAsIds(captions)
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
         """Ids of each caption, without prefix and suffix."""
         return self._encode(list(captions))
 
 
-def load_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
+def vocabulary_files(path: str) -> list[str]:
+    """Files that the vocabulary at `path` (see Tokenizer) is read from.
+
+    Raises:
+      UserError: there is no vocabulary.
+    """
+    if not os.path.isdir(path):
+        found = [path] if os.path.isfile(path) else []
+    else:
+        spiece = os.path.join(path, HUGGING_FACE_FILE)
+        found = [spiece] if os.path.isfile(spiece) else hugging_face_tokenizer.vocabulary_files(path)
+    if not found:
+        raise UserError(f"no vocabulary at {path!r}; set VOCABULARY_PATH to where it is")
+    return found
+
+
+def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
     """Opens a SentencePiece model.
 
     Args:
@@ -85,12 +97,13 @@ def load_vocabulary(path: str) -> seqio.SentencePieceVocabulary:
             f"no vocabulary file at {path!r}; build the corpus that trains it, or set VOCABULARY_PATH to a "
             "SentencePiece .model file, or to the folder of a T5, CLIP or BERT vocabulary"
         )
-    vocabulary = seqio.SentencePieceVocabulary(path)
+    vocabulary = sentencepiece.SentencePieceProcessor()
     try:
-        tokenizer = vocabulary.tokenizer
-    except (DecodeError, RuntimeError) as error:
+        with open(path, "rb") as file:
+            vocabulary.LoadFromSerializedProto(file.read())
+    except RuntimeError as error:
         raise UserError(f"{path!r} is not a SentencePiece model ({error})") from error
-    got = (tokenizer.pad_id(), tokenizer.eos_id())
+    got = (vocabulary.pad_id(), vocabulary.eos_id())
     if got != (PAD_ID, EOS_ID):
         raise UserError(
             f"vocabulary {path!r} has pad and eos ids {got}; expected {(PAD_ID, EOS_ID)}; train it with "

@@ -24,16 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints import plain_data
+from imagen_jax.checkpoints.trained_stage import StageRecord, read_record
 from imagen_jax.diffusion import losses, process, time_sampling
 from imagen_jax.diffusion.losses import Weighting
 from imagen_jax.diffusion.samplers import DDIMSampler
 from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, Denoiser
-from imagen_jax.sampling.loading import load_config
 from imagen_jax.stage.guided import StaticSettings, estimate, lay_out_steps
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
+from imagen_jax.text.encoder import TextConfig, TextEncoder
+from imagen_jax.text.encoders.t5 import T5Config
+from imagen_jax.text.store.format import fingerprint_differences
+from imagen_jax.text.weights.pretrained import Pretrained
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
@@ -62,7 +67,7 @@ class DistillObjective:
 
     @classmethod
     def build(cls, config: TrainConfig) -> "DistillObjective | None":
-        """What `config.distill` asks for; None where it asks for nothing. Reads the teacher's config alone.
+        """Builds the objective of `config.distill`, None if unset; reads the teacher's record, not its parameters.
 
         Raises:
           UserError: there is no such teacher, it is another stage, or the run's own sampling is not what it can learn.
@@ -71,7 +76,7 @@ class DistillObjective:
             return None
         own, size = config.sampling, (config.stage.image_size, config.stage.image_size)
         _check_student(config.stage, own)
-        teacher = load_config(config.distill.teacher_dir)
+        teacher = read_record(config.distill.teacher_dir)
         _check_teacher(config, teacher, config.distill.teacher_dir)
         weight = config.distill.guidance_weight
         sampling = dataclasses.replace(
@@ -193,15 +198,42 @@ def _check_student(stage: Stage, sampling: SamplingConfig) -> None:
         )
 
 
-def _check_teacher(config: TrainConfig, teacher: TrainConfig, teacher_dir: str) -> None:
+def _check_teacher(config: TrainConfig, teacher: StageRecord, teacher_dir: str) -> None:
     fields = [field.name for field in dataclasses.fields(Stage) if field.name not in OWN_FIELDS]
     pairs = {name: (getattr(config.stage, name), getattr(teacher.stage, name)) for name in fields}
-    pairs["text"] = (config.text, teacher.text)
+    pairs["text"] = (_without_paths(config.text), _without_paths(teacher.text))
+    # As plain data: gin's instances are of subclasses of their own.
     changed = [
-        f"{name}: got {ours!r}, the teacher has {theirs!r}" for name, (ours, theirs) in pairs.items() if ours != theirs
+        f"{name}: got {ours!r}, the teacher has {theirs!r}"
+        for name, (ours, theirs) in pairs.items()
+        if plain_data.to_data(ours) != plain_data.to_data(theirs)
     ]
     if changed:
         raise UserError(
             f"the stage is not that of the teacher in {teacher_dir} ({'; '.join(changed)}): a student is its teacher's "
             "network with other parameters; set these as in the config.gin there"
+        )
+
+
+def _without_paths(text: TextConfig) -> TextConfig:
+    """Text settings without where things lie; `check_teacher_text` compares what lies there."""
+    sizes = text.sizes()
+    encoder = sizes if isinstance(sizes, T5Config) else Pretrained(path="-", sizes=sizes)
+    return dataclasses.replace(text, vocabulary_path="-", encoder=encoder)
+
+
+def check_teacher_text(config: TrainConfig, encoder: TextEncoder) -> None:
+    """Compares the run's text encoder with that of the teacher, if there is one.
+
+    Raises:
+      UserError: vocabulary or parameters differ.
+    """
+    if config.distill is None:
+        return
+    teacher_dir = config.distill.teacher_dir
+    differences = fingerprint_differences(encoder.fingerprint(), read_record(teacher_dir).text_fingerprint)
+    if differences:
+        raise UserError(
+            f"the text encoder is not that of the teacher in {teacher_dir} ({'; '.join(differences)}): a student reads "
+            "what its teacher read"
         )

@@ -29,6 +29,7 @@ import optax
 from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import count_flops, peak_flops
 from imagen_jax.data.pipeline import BatchIterator
@@ -40,7 +41,7 @@ from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.distill import DistillObjective
+from imagen_jax.train.distill import DistillObjective, check_teacher_text
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricWriter, Window
 from imagen_jax.train.run_dir import describe_run
@@ -126,6 +127,7 @@ def check_text(config: TrainConfig) -> TextEncoder:
       UserError: the store was made by another encoder; names the part that differs.
     """
     encoder = TextEncoder(config.text)
+    check_teacher_text(config, encoder)
     if config.data.store_dir is None:
         return encoder
     store = EmbeddingStore.open(config.data.store_dir)
@@ -143,6 +145,13 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     text[0, : len(embedding)] = embedding
     mask = np.arange(text.shape[1])[None] < len(embedding)
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+
+
+def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
+    """Files beside the arrays of every checkpoint of a run: its operative config, its record and its vocabulary."""
+    record = StageRecord.of_run(config.stage, config.sampling, encoder, operative_text)
+    where = checkpoints.checkpoint_dir(config.model_dir, config.num_steps)
+    return {"config.gin": operative_text.encode(), **record.files(where)}
 
 
 def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
@@ -217,6 +226,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, program.state, program.mesh, operative_text)
+    beside = companions(config, encoder, operative_text)
     null = null_text(config, encoder)
     compiled, flops = program.compile(null)
     teacher = program.teacher()
@@ -236,9 +246,7 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
                     preview.draw(step, state.ema_params)
                 if last or step % config.save_every == 0:
                     window.check()
-                    checkpoints.save(
-                        config.model_dir, state, batches.position(), operative_text, config.keep_checkpoints
-                    )
+                    checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
             if last:
                 break
             with jax.transfer_guard("disallow"):

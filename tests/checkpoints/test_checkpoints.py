@@ -37,7 +37,9 @@ def make_state(step: int = 3, optimizer=ADAM, stage=None, mesh=None) -> tuple[Tr
 
 
 def save(model_dir: Path, state: TrainState, keep: int = 5) -> Path:
-    return checkpoints.save(model_dir, state, {"step": int(state.step)}, "# config", keep)
+    return checkpoints.save(
+        model_dir, state, {"step": int(state.step)}, {"config.gin": b"# config", "vocabulary/v": b"x"}, keep
+    )
 
 
 @pytest.mark.parametrize("optimizer", [ADAM, ADAFACTOR], ids=["adam", "adafactor"])
@@ -48,7 +50,8 @@ def test_round_trip_is_exact(tmp_path, optimizer):
     assert tiny_run.leaves_equal(state, restored)
     assert str(jax.tree.structure(state)) == str(jax.tree.structure(restored))
     assert position == {"step": 3}
-    assert checkpoints.load_config_text(tmp_path) == "# config"
+    path = checkpoints.checkpoint_dir(tmp_path, 3)
+    assert (path / "config.gin").read_text() == "# config" and (path / "vocabulary" / "v").read_bytes() == b"x"
 
 
 def test_restores_onto_another_mesh(tmp_path):

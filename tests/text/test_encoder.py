@@ -116,7 +116,7 @@ def test_noun_outputs_tell_colour_shape_and_order(text_encoder: TextEncoder) -> 
 
 def test_vocabulary_larger_than_the_encoder_is_refused(text_config: TextConfig) -> None:
     small = dataclasses.replace(text_config, encoder=dataclasses.replace(text_config.encoder, vocab_size=20))
-    pieces = load_vocabulary(text_config.vocabulary_path).vocab_size
+    pieces = load_vocabulary(text_config.vocabulary_path).vocab_size()
     with pytest.raises(UserError, match=f"has {pieces} pieces, but the encoder's vocab_size is 20"):
         TextEncoder(small)
 

@@ -15,12 +15,11 @@ CAPTIONS = [caption for caption, _ in two_objects()]
 
 def test_ids_are_t5s_and_text_comes_back(vocabulary_path: str) -> None:
     vocabulary = load_vocabulary(vocabulary_path)
-    pieces = vocabulary.tokenizer
-    assert (pieces.pad_id(), pieces.eos_id(), pieces.unk_id(), pieces.bos_id()) == (0, 1, 2, -1)
-    assert vocabulary.vocab_size <= 256
+    assert (vocabulary.pad_id(), vocabulary.eos_id(), vocabulary.unk_id(), vocabulary.bos_id()) == (0, 1, 2, -1)
+    assert vocabulary.vocab_size() <= 256
     for caption in CAPTIONS[::97]:
         ids = vocabulary.encode(caption)
-        assert min(ids) > 2 and max(ids) < vocabulary.vocab_size
+        assert min(ids) > 2 and max(ids) < vocabulary.vocab_size()
         assert vocabulary.decode(ids) == caption
 
 
@@ -36,7 +35,7 @@ def test_training_is_deterministic_quiet_and_leaves_one_file(tmp_path: pathlib.P
     assert capfd.readouterr() == ("", "")
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    assert load_vocabulary(str(tmp_path / "a")).vocab_size == 128
+    assert load_vocabulary(str(tmp_path / "a")).vocab_size() == 128
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.diffusion import losses, process
 from imagen_jax.diffusion.guidance import OscillatingGuidance
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler
@@ -22,6 +23,7 @@ from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding
 from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import distill, loop
 from imagen_jax.train.config import DistillConfig, TrainConfig
 from imagen_jax.train.distill import DistillObjective
@@ -32,6 +34,7 @@ from tests.train import tiny_run
 MEAN, STD, STEPS = 0.2, 0.15, 4
 
 
+@plain_data.register
 class GaussianOracle(nn.Module):
     """The exact x0_hat when every pixel of x0 is N(MEAN, STD²); with text, the mean is -MEAN."""
 
@@ -44,6 +47,7 @@ class GaussianOracle(nn.Module):
         return (alpha * STD**2 * z_t + sigma**2 * mean) / (alpha**2 * STD**2 + sigma**2)
 
 
+@plain_data.register
 class Affine(nn.Module):
     """x0_hat = slope z_t + shift, both parameters of the nearest of some log-SNRs."""
 
@@ -75,10 +79,15 @@ def ddim(x0_of: Any, z: np.ndarray, log_snrs: np.ndarray) -> tuple[np.ndarray, n
 
 def lesson(monkeypatch: pytest.MonkeyPatch, teacher: TrainConfig, **changes: Any) -> DistillObjective:
     """What `student_of(teacher)` learns."""
-    monkeypatch.setattr(distill, "load_config", lambda path: teacher)
+    monkeypatch.setattr(distill, "read_record", lambda path: record_of(teacher))
     found = DistillObjective.build(student_of(teacher, **changes))
     assert found is not None
     return found
+
+
+def record_of(config: TrainConfig) -> StageRecord:
+    """What a run of `config` leaves beside its checkpoints."""
+    return StageRecord.of_run(config.stage, config.sampling, TextEncoder(config.text), "")
 
 
 def student_of(teacher: TrainConfig, **changes: Any) -> TrainConfig:
@@ -198,7 +207,6 @@ def test_a_run_starts_from_its_teacher_and_approaches_it(tmp_path, monkeypatch):
     tiny_run.use_tiny_data(monkeypatch.setattr)
     config = teacher_config(tmp_path)
     taught = loop.train(config)
-    monkeypatch.setattr(distill, "load_config", lambda path: config)
     student = dataclasses.replace(student_of(config), num_steps=60)
     program = loop.TrainSetup.build(student)
     state, position, origin = loop.start_state(student, program)
@@ -218,13 +226,13 @@ def loss_lines(model_dir: str) -> list[dict[str, Any]]:
 
 def test_later_phases_call_their_teacher_unguided(tmp_path, monkeypatch):
     config = teacher_config(tmp_path, guidance_weight=1.0)
-    assert lesson(monkeypatch, config).how.guided == "never"
-    assert lesson(monkeypatch, config, guidance_weight=3.0).how.guided == "always"
+    assert lesson(monkeypatch, config).settings.guided == "never"
+    assert lesson(monkeypatch, config, guidance_weight=3.0).settings.guided == "always"
 
 
 def test_a_stage_may_weigh_the_text_in_its_own_way(tmp_path, monkeypatch):
     config = teacher_config(tmp_path)
-    monkeypatch.setattr(distill, "load_config", lambda path: config)
+    monkeypatch.setattr(distill, "read_record", lambda path: record_of(config))
     student = student_of(config)
     stage = dataclasses.replace(student.stage, cond_drop_rate=0.0)
     assert DistillObjective.build(dataclasses.replace(student, stage=stage)) is not None
@@ -247,7 +255,7 @@ def test_a_stage_may_weigh_the_text_in_its_own_way(tmp_path, monkeypatch):
 )
 def test_what_cannot_be_distilled_is_refused(tmp_path, monkeypatch, changes, message):
     config = teacher_config(tmp_path)
-    monkeypatch.setattr(distill, "load_config", lambda path: config)
+    monkeypatch.setattr(distill, "read_record", lambda path: record_of(config))
     student = student_of(config)
     parts = {name: dataclasses.replace(getattr(student, name), **values) for name, values in changes.items()}
     with pytest.raises(UserError, match=message):

@@ -179,7 +179,7 @@ def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
         assert "mfu" not in line
     assert lines[0]["learning_rate"] == pytest.approx(1e-2)
     assert (tmp_path / "config.gin").read_text() == "operative"
-    assert checkpoints.load_config_text(tmp_path) == "operative"
+    assert (checkpoints.existing(tmp_path, None) / "config.gin").read_text() == "operative"
     assert json.loads((tmp_path / "versions.json").read_text())["jax"] == jax.__version__
     info = (tmp_path / "model-info.txt").read_text()
     # conv 3x3x3x16 + 16, dense 17x16 + 16, conv 3x3x16x3 + 3
