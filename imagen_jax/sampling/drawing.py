@@ -56,8 +56,9 @@ def prepare(loaded: Sequence[TrainedStage], request: Request) -> CascadePrograms
     for one, own in zip(loaded, sizes, strict=True):
         small = None if edit is None else edit.at(np.zeros(1, int), sizes[-1][0] // own[0])
         laid_out.append(lay_out_steps(one.stage, one.sampling, own, small))
-    tables, settings = zip(*laid_out, strict=True)
-    return CascadePrograms(stages=tuple(stages), settings=tuple(settings), tables=tables, sizes=sizes)
+    tables = [table for table, _ in laid_out]
+    settings = tuple(static for _, static in laid_out)
+    return CascadePrograms(stages=tuple(stages), settings=settings, tables=tables, sizes=sizes)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
