@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
+from imagen_jax.files import sha256_of_file, sync_directory, write_json, write_text
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
@@ -98,11 +99,11 @@ def save(
             items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
             checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
-            _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}))
-            _write(partial / "config.gin", config_text)
-            _write(partial / "digests.json", json.dumps(_digests(partial), indent=1))
+            write_json(partial / "position.json", {"step": step, "position": dict(position)}, indent=None, sync=True)
+            write_text(partial / "config.gin", config_text, sync=True)
+            write_json(partial / "digests.json", _digests(partial), sync=True)
             os.rename(partial, final)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
     except (OSError, ValueError, RuntimeError) as error:
         _remove_while_written(partial)
         have = saved_steps(model_dir)
@@ -308,26 +309,7 @@ def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
 
 def _digests(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    digests = {}
-    for file in files:
-        with file.open("rb") as stream:
-            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files}
 
 
 def _barrier(name: str) -> None:
