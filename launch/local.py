@@ -10,7 +10,6 @@ is not measured: it reads what was.
 """
 
 import itertools
-import json
 import os
 import re
 import shlex
@@ -25,6 +24,8 @@ from typing import Any
 import psutil
 from absl import app
 from ml_collections import config_flags
+
+from imagen_jax.files import read_json, write_json
 
 SAMPLE_EVERY_S = 0.5
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
@@ -102,16 +103,8 @@ def write_metrics(out_dir: Path, seconds: Mapping[str, float], seconds_total: fl
     }
     evaluation = out_dir / "eval.json"
     if evaluation.exists():
-        metrics["alignment"] = alignment(json.loads(evaluation.read_text()))
-    write_json(out_dir / "metrics.json", metrics)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(beside, path)
+        metrics["alignment"] = alignment(read_json(evaluation))
+    write_json(out_dir / "metrics.json", metrics, indent=2, end="\n")
 
 
 def run(config: Mapping[str, Any]) -> int:
@@ -122,7 +115,9 @@ def run(config: Mapping[str, Any]) -> int:
     """
     out_dir = Path(config["out_dir"])
     phases = [(name, expand(command, config)) for name, command in config["phases"]]
-    write_json(out_dir / "commands.json", [{"phase": name, "command": shlex.join(words)} for name, words in phases])
+    out_dir.mkdir(parents=True, exist_ok=True)
+    commands = [{"phase": name, "command": shlex.join(words)} for name, words in phases]
+    write_json(out_dir / "commands.json", commands, indent=2, end="\n")
     seconds: dict[str, float] = {}
     start, peak = time.monotonic(), 0
     for number, (name, words) in enumerate(phases, 1):

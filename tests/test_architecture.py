@@ -13,10 +13,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"errors", "image_files", "progress", "typing"}
+COMMON = {"checks", "errors", "files", "image_files", "progress", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
+    "checks": set(),
     "errors": set(),
+    "files": set(),
     "image_files": set(),
     "progress": set(),
     "typing": set(),

@@ -9,7 +9,6 @@ Steps 1 to 3 and step 4 are two pipelines: a store that is not refused is begun 
 """
 
 import functools
-import os
 import pickle
 import tempfile
 import time
@@ -24,11 +23,12 @@ from imagen_jax.beam.files import WriteLines, read_lines
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError
+from imagen_jax.files import whole_file
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.cache import (
     CacheConfig,
     ShardPlan,
-    check_count,
+    check_num_examples,
     finish,
     is_done,
     num_shards_of,
@@ -70,7 +70,7 @@ def cache_text(config: CacheConfig, pipeline_args: Sequence[str]) -> None:
         run(functools.partial(_divide, corpus=corpus, num_shards=num_shards, work=work), options)
         sort_keys([bytes.fromhex(key) for key in sorted(read_lines(work / _REFUSED))])
         counts = {shard: (num_keys, num_captions) for shard, num_keys, num_captions in read_lines(work / _COUNTS)}
-        check_count(sum(num_keys for num_keys, _ in counts.values()), num_examples)
+        check_num_examples(sum(num_keys for num_keys, _ in counts.values()), num_examples)
         plan: dict[str, Any] = {
             "embed_dim": encoder.sizes.embed_dim,
             "num_shards": num_shards,
@@ -160,9 +160,8 @@ def _save_plan(group: tuple[int, Iterable[Pair]], work: Path) -> tuple[int, int,
     for key, caption in pairs:
         keys_of.setdefault(caption, []).append(key)
     plan, path = plan_shard(keys_of), _plan_of(work, shard)
-    with tempfile.NamedTemporaryFile(dir=work, delete=False) as beside:
-        pickle.dump(plan, beside)
-    os.replace(beside.name, path)
+    with whole_file(path) as file:
+        pickle.dump(plan, file)
     return shard, len(plan.keys), len(plan.captions)
 
 

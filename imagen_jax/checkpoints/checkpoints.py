@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
+from imagen_jax.files import sha256_of_file, sync_directory, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
@@ -100,12 +101,12 @@ def save(
             items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
             checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
         if jax.process_index() == 0:
-            _write(partial / "position.json", json.dumps({"step": step, "position": dict(position)}).encode())
+            write_json(partial / "position.json", {"step": step, "position": dict(position)}, indent=None, sync=True)
             for name, content in companions.items():
                 write_companion(partial, name, content)
             write_digests(partial)
             os.rename(partial, final)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
     except (OSError, ValueError, RuntimeError) as error:
         _remove_while_written(partial)
         have = saved_steps(model_dir)
@@ -320,37 +321,18 @@ def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
 
 def _digests(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    digests = {}
-    for file in files:
-        with file.open("rb") as stream:
-            digests[file.relative_to(path).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digests
+    return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files}
 
 
 def write_companion(checkpoint: Path, name: str, content: bytes) -> None:
     """Writes a file beside the arrays of a checkpoint that is not whole yet."""
     (checkpoint / name).parent.mkdir(exist_ok=True)
-    _write(checkpoint / name, content)
+    write_bytes(checkpoint / name, content, sync=True)
 
 
 def write_digests(checkpoint: Path) -> None:
     """Writes the digests of all files of a checkpoint, its last file."""
-    _write(checkpoint / "digests.json", json.dumps(_digests(checkpoint), indent=1).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_json(checkpoint / "digests.json", _digests(checkpoint), sync=True)
 
 
 def _barrier(name: str) -> None:

@@ -16,8 +16,9 @@ from imagen_jax import gin_config
 from imagen_jax.checkpoints import checkpoints, plain_data
 from imagen_jax.checkpoints.trained_stage import RECORD, VOCABULARY, StageRecord
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store.format import HEADER, fingerprint_differences, read_json
+from imagen_jax.text.store.format import HEADER, fingerprint_differences
 from imagen_jax.text.tokenizer import BYTES
 
 # Fields that have another name since.
@@ -81,7 +82,7 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
         raise UserError(f"{checkpoint / 'config.gin'} binds no TrainConfig with stage, sampling and text")
     data = _value(bindings, _fields(bindings, "DataConfig", ()).get("store_dir"), ())
     header = Path(data) / HEADER if isinstance(data, str) else None
-    store = read_json(str(header))["fingerprint"] if header is not None and header.is_file() else None
+    store = read_json(header)["fingerprint"] if header is not None and header.is_file() else None
     text = parts["text"]
     if vocabulary is not None:
         text = dataclasses.replace(text, vocabulary_path=vocabulary)

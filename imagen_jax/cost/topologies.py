@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 LOCAL = "local"
@@ -53,8 +54,7 @@ def describe(name: str, num_slices: int = 1) -> dict[str, Any]:
     """
     if name not in known_topologies() or name == LOCAL:
         raise UserError(f"topology ({name!r}) is not known; choose one of {', '.join(known_topologies())}")
-    if num_slices < 1:
-        raise UserError(f"num_slices ({num_slices}) must be at least 1")
+    check_count("num_slices", num_slices)
     generation, number = name.split("-")
     libtpu_name, cores, shapes, chip_config = GENERATIONS[generation]
     shape = shapes[int(number) // cores]

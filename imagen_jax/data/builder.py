@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.checks import check_count
 from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Rejects
 from imagen_jax.errors import UserError
+from imagen_jax.files import write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -53,8 +55,7 @@ class BuildConfig:
             value = getattr(self, field)
             if value is None and field in ("min_size", "vocab_size"):
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"{field} ({value!r}) must be a whole number of at least {least}")
+            check_count(field, value, least)
 
     @property
     def least_side(self) -> int:
@@ -155,7 +156,7 @@ def assemble(
             "extra": dict(extra or {}),
             "settings": settings,
         }
-        (scratch / records.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        write_json(scratch / records.MANIFEST, manifest, end="\n")
         _move_into_place(scratch, out)
     finally:
         shutil.rmtree(scratch)

@@ -1,8 +1,8 @@
 """What one stage is trained on; plain data, so that it loads without TensorFlow."""
 
 import dataclasses
-from typing import Any
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 CROPS = ("none", "centre", "random")
@@ -37,10 +37,10 @@ class DataConfig:
                 continue
             if not isinstance(value, str) or not value:
                 raise UserError(f"{field} is {value!r}; expected a non-empty text")
-        require_whole("image_size", self.image_size, 1)
-        require_whole("max_text_length", self.max_text_length, 1)
+        check_count("image_size", self.image_size, 1)
+        check_count("max_text_length", self.max_text_length, 1)
         if self.low_res_size is not None:
-            require_whole("low_res_size", self.low_res_size, 1)
+            check_count("low_res_size", self.low_res_size, 1)
             if self.image_size % self.low_res_size or self.low_res_size == self.image_size:
                 divisors = [str(n) for n in range(1, self.image_size) if self.image_size % n == 0]
                 raise UserError(
@@ -49,8 +49,3 @@ class DataConfig:
                 )
         if self.crop not in CROPS:
             raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
-
-
-def require_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} ({value!r}) must be a whole number of at least {least}")

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from imagen_jax.data.config import DataConfig, require_whole
+from imagen_jax.checks import check_count
+from imagen_jax.data.config import DataConfig
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.tasks import feature_converter, feature_lengths, register_task, shuffled
@@ -61,9 +62,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         process_count: int = 1,
         encoder: TextEncoder | None = None,
     ):
-        require_whole("batch_size", batch_size, 1)
-        require_whole("seed", seed, 0)
-        require_whole("start_step", start_step, 0)
+        check_count("batch_size", batch_size, 1)
+        check_count("seed", seed, 0)
+        check_count("start_step", start_step, 0)
         if seed >= 2**31:
             raise UserError(f"seed ({seed}) must be below 2**31")
         if batch_size % process_count:

@@ -4,12 +4,10 @@ No TensorFlow here: worker processes import this module, and TensorFlow alone wo
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,9 +121,3 @@ def prepare_part(part: Part, image_size: int, min_size: int) -> Iterator[Prepare
 def prepare_part_at_once(part: Part, image_size: int, min_size: int) -> list[Prepared | Rejection]:
     """`prepare_part` for a worker process, which hands back a list."""
     return list(prepare_part(part, image_size, min_size))
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,6 @@ Record g of a split is the g-th over its shards in their order.
 import bisect
 import dataclasses
 import itertools
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from imagen_jax.data.raw import sha256_of
 from imagen_jax.errors import UserError, file_errors
+from imagen_jax.files import read_json, sha256_of_file
 
 FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
@@ -142,7 +141,7 @@ class SplitWriter:
                     "file": name,
                     "num_examples": count,
                     "num_bytes": path.stat().st_size,
-                    "sha256": sha256_of(path),
+                    "sha256": sha256_of_file(path),
                 }
             )
         return {"num_examples": sum(self._counts), "shards": shards}
@@ -170,7 +169,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
             "(its build may have been interrupted); build it again"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); build the corpus again") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
@@ -288,7 +287,7 @@ class Corpus:
     @property
     def digest(self) -> str:
         """Names the contents: the SHA-256 of corpus.json, which holds that of every shard."""
-        return sha256_of(self.directory / MANIFEST)
+        return sha256_of_file(self.directory / MANIFEST)
 
     def verify(self) -> None:
         """Reads every shard and compares its SHA-256 with the manifest.
@@ -298,7 +297,7 @@ class Corpus:
         """
         for shard in itertools.chain.from_iterable(self._shards(split) for split in self.splits):
             path = self.directory / shard["file"]
-            if sha256_of(path) != shard["sha256"]:
+            if sha256_of_file(path) != shard["sha256"]:
                 raise UserError(
                     f"shard {path} differs from its SHA-256 in {MANIFEST}; copy it again or rebuild the corpus"
                 )

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.data.raw import RawExample, Rejection, Source, sha256_of
+from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.errors import UserError
+from imagen_jax.files import sha256_of_file
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -220,7 +221,7 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
             examples.append(row)
             continue
         if os.path.isfile(row.path) and os.access(row.path, os.R_OK):
-            digest.update(sha256_of(Path(row.path)).encode())
+            digest.update(sha256_of_file(row.path).encode())
         key = f"{row.name}#{seen[row.name]}" if seen[row.name] else row.name
         seen[row.name] += 1
         split = "val" if _unit_hash(f"{seed}/{row.name}") < val_fraction else "train"

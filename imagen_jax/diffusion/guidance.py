@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
@@ -84,8 +85,7 @@ class OscillatingGuidance:
 
     def __post_init__(self) -> None:
         check_guidance_weight(self.low)
-        if not isinstance(self.num_constant, int) or self.num_constant < 0:
-            raise UserError(f"OscillatingGuidance.num_constant ({self.num_constant!r}) must be a whole number >= 0")
+        check_count("OscillatingGuidance.num_constant", self.num_constant, 0)
 
     def weights(self, guidance_weight: float, times: np.ndarray) -> np.ndarray:
         """float32 [n]."""

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
@@ -206,10 +207,7 @@ class DiscreteSchedule:
     def __post_init__(self) -> None:
         if self.betas not in ("cosine", "linear"):
             raise UserError(f"DiscreteSchedule.betas ({self.betas!r}) must be 'cosine' or 'linear'")
-        if not isinstance(self.num_timesteps, int) or self.num_timesteps < 21:
-            raise UserError(
-                f"DiscreteSchedule.num_timesteps ({self.num_timesteps!r}) must be at least 21; 1000 is usual"
-            )
+        check_count("DiscreteSchedule.num_timesteps", self.num_timesteps, 21, hint="1000 is usual")
 
     def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """log(alpha² / sigma²) at time t in [0, 1]."""

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.diffusion.schedules import DiscreteSchedule, Schedule
 from imagen_jax.errors import UserError
 
@@ -70,8 +71,10 @@ class RespacedGrid:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sections", tuple(self.sections))
-        if not self.sections or not all(isinstance(count, int) and count >= 1 for count in self.sections):
-            raise UserError(f"RespacedGrid.sections ({self.sections}) must be whole numbers of at least 1")
+        if not self.sections:
+            raise UserError("RespacedGrid.sections is empty; give the number of times of each section, e.g. (10, 5)")
+        for count in self.sections:
+            check_count("each of RespacedGrid.sections", count)
         for count, size in zip(self.sections, self._sizes(), strict=True):
             if count > size:
                 raise UserError(

@@ -13,11 +13,12 @@ import os
 
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.data.shapes import Scene, eval_prompts
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.errors import UserError
-from imagen_jax.evals.evaluator import write_json
 from imagen_jax.evals.shapes_judge import Verdict, alignment, category, judge
+from imagen_jax.files import write_json
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import sheet, write_png
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -69,8 +70,7 @@ class Alignment:
         for weight in self.guidance_weights:
             check_guidance_weight(weight)
         for name in ("num_single", "num_two", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Alignment.{name} ({getattr(self, name)}) must be at least 1")
+            check_count(f"Alignment.{name}", getattr(self, name))
 
     def evaluate(self, cascade: Cascade, run_dir: str) -> None:
         """Sweeps the weights; writes RUN_DIR/eval.json and RUN_DIR/eval/*.png."""

@@ -1,9 +1,7 @@
 """`imagen_jax eval`: one cascade, any number of evaluators, each writing its own result into the run directory."""
 
 import dataclasses
-import json
-import os
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
@@ -45,11 +43,3 @@ def run(config: EvalConfig) -> None:
     cascade = Cascade.load(config.run_dir)
     for evaluator in config.evaluators:
         evaluator.evaluate(cascade, config.run_dir)
-
-
-def write_json(path: str, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-    os.replace(path + ".tmp", path)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
-from imagen_jax.evals.evaluator import write_json
+from imagen_jax.files import write_json
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import write_png
 from imagen_jax.typing import UInt8

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.data.shapes import Scene, eval_prompts
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.samplers import HeunSampler, Sampler
@@ -19,8 +20,8 @@ from imagen_jax.diffusion.thresholding import THRESHOLDINGS
 from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.evals.alignment import DECIDING, judge_all
-from imagen_jax.evals.evaluator import write_json
 from imagen_jax.evals.shapes_judge import alignment
+from imagen_jax.files import write_json
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import from_uint8, sheet, write_png
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -43,8 +44,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         for name in ("num_single", "num_two", "num_heldout"):
-            if getattr(self, name) < 1:
-                raise UserError(f"Prompts.{name} ({getattr(self, name)}) must be at least 1")
+            check_count(f"Prompts.{name}", getattr(self, name))
 
     def draw_and_judge(
         self,

@@ -6,12 +6,10 @@ the program's text) is measured; times are a roofline over published figures, se
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,12 +22,13 @@ from imagen_jax.cost.flops import jaxpr_flops, model_flops
 from imagen_jax.cost.hlo_work import hbm_bytes, layout_bytes, matmul_flops
 from imagen_jax.cost.roofline import Work, days, mfu, roofline
 from imagen_jax.errors import UserError
+from imagen_jax.files import write_json
 from imagen_jax.planning.text import plan_text
 from imagen_jax.sampling.stage_sampler import trace_sampler
 from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import TrainSetup
-from imagen_jax.train.run_dir import num_parameters, write_atomically
+from imagen_jax.train.run_dir import num_parameters
 from imagen_jax.train.step import abstract_batch
 
 GIB = 2.0**30
@@ -281,7 +280,7 @@ def run(
     else:
         found = plan(config, options)
     if json_path is not None:
-        write_atomically(Path(json_path), (json.dumps(found, indent=1) + "\n").encode())
+        write_json(json_path, found, end="\n")
     print(plan_text(found))
     if not found["fits"]:
         raise UserError(does_not_fit(found))

@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 from PIL import Image
 
+from imagen_jax import files
 from imagen_jax.errors import UserError
 
 Record = dict[str, float]
@@ -210,7 +211,7 @@ def read_json(path: Path, kind: type) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = files.read_json(path)
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); write it anew with the phase that made it") from error
     if not isinstance(content, kind):

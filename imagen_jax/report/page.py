@@ -3,13 +3,13 @@
 The page loads nothing: pictures are data: URIs, charts inline SVG, the style sheet inline, no script.
 """
 
-import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from imagen_jax.files import write_text
 from imagen_jax.report.data import CascadeRun, read_run
 from imagen_jax.report.markup import Child, Html, join, table, tag
 from imagen_jax.report.samplers import Study, read_samplers, read_thresholds
@@ -49,12 +49,7 @@ def write_report(run_dir: str) -> str:
     folder = Path(run_dir)
     content = page(read_run(folder), read_samplers(folder), read_thresholds(folder))
     path = folder / "report.html"
-    beside = folder / f".report.html.{os.getpid()}"
-    try:
-        beside.write_text(content, "utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, content)
     return str(path)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import write_bytes
 from imagen_jax.image_files import DECODE_ERRORS, decode_image
 from imagen_jax.typing import Bool, Float, UInt8
 
@@ -45,13 +46,10 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, o
     chunks = PngImagePlugin.PngInfo()
     for key, value in as_info(info or {}).items():
         chunks.add_itxt(key, value)
-    # Encoded in memory first: a full disk then leaves the temporary file, never a torn picture.
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path + ".tmp", "wb") as file:
-        file.write(buffer.getvalue())
-    os.replace(path + ".tmp", path)
+    write_bytes(path, buffer.getvalue())
 
 
 def read_info(path: str) -> dict[str, str]:

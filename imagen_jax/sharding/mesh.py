@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "spatial")
@@ -35,8 +36,8 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for name, size in self._sizes().items():
-            if not isinstance(size, int) or isinstance(size, bool) or (size < 1 and size != -1):
-                raise UserError(f"mesh axis {name} ({size!r}) must be a positive integer, or -1 for the rest")
+            if not isinstance(size, int) or size != -1:
+                check_count(f"mesh axis {name}", size, hint="-1 takes the rest")
         if sum(size == -1 for size in self._sizes().values()) > 1:
             raise UserError(f"only one mesh axis may be -1; got {self._sizes()}: give the others a size")
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.diffusion import guidance, samplers, thresholding
 from imagen_jax.diffusion.samplers import Estimate, Sampler
 from imagen_jax.errors import UserError
@@ -45,8 +46,7 @@ def check_edit(strength: float, num_resamples: int = 1, jump_length: int = 1) ->
     if not 0.0 < strength <= 1.0:
         raise UserError(f"strength ({strength}) must be in (0, 1]: near 0 keeps the image, 1 keeps nothing of it")
     for name, value in (("num_resamples", num_resamples), ("jump_length", jump_length)):
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{name} ({value!r}) must be a whole number of at least 1; RePaint has 10 of each")
+        check_count(name, value, hint="RePaint has 10 of each")
 
 
 class EditArrays(NamedTuple):

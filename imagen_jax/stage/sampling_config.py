@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from imagen_jax.checks import check_count
 from imagen_jax.diffusion import guidance, noise_conditioning, thresholding
 from imagen_jax.diffusion.guidance import ConstantGuidance, GuidanceSchedule
 from imagen_jax.diffusion.samplers import DDIMSampler, Sampler
@@ -46,8 +47,7 @@ class SamplingConfig:
     tile_overlap: int = 0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_steps, int) or self.num_steps < 1:
-            raise UserError(f"num_steps ({self.num_steps!r}) must be a whole number of at least 1; 32 to 256 is usual")
+        check_count("num_steps", self.num_steps, hint="32 to 256 is usual")
         kinds: dict[str, tuple[Any, str]] = {
             "sampler": (Sampler, "@DDIMSampler()"),
             "times": (TimeGrid, "@UniformGrid()"),

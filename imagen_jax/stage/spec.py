@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from imagen_jax.checks import check_count
 from imagen_jax.diffusion import losses, noise_conditioning, process, time_sampling
 from imagen_jax.diffusion.losses import SimpleWeighting, Weighting
 from imagen_jax.diffusion.samplers import Estimate
@@ -73,9 +74,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for field in ("image_size", "text_embed_dim", "max_text_length"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"Stage.{field} ({value!r}) must be a positive whole number")
+            check_count(f"Stage.{field}", getattr(self, field))
         process.check_prediction(self.prediction)
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
@@ -64,9 +65,7 @@ class TextConfig:
         if not isinstance(self.clean, bool):
             raise UserError(f"TextConfig.clean must be True or False; got {self.clean!r}")
         for name, least in (("max_length", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UserError(f"TextConfig.{name} must be an integer >= {least}; got {value!r}")
+            check_count(f"TextConfig.{name}", getattr(self, name), least)
         if isinstance(self.encoder, Pretrained) and self.encoder.sizes is not None:
             check_positions(self.max_length, self.encoder.sizes, _TOO_LONG)
 

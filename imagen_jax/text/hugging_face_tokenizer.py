@@ -14,7 +14,7 @@ import os
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from imagen_jax.errors import UserError
-from imagen_jax.text.store.format import file_sha256, read_json
+from imagen_jax.files import read_json, sha256_of_file
 
 _JSON, _CLIP, _BERT = ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)
 _BERT_SETTINGS = "tokenizer_config.json"
@@ -57,13 +57,13 @@ def open_vocabulary(path: str) -> HuggingFaceVocabulary:
     if files is None:
         raise UserError(f"no vocabulary in {path!r}: expected tokenizer.json, vocab.json and merges.txt, or vocab.txt")
     full = [os.path.join(path, name) for name in files]
-    digest = file_sha256(full[0])
+    digest = sha256_of_file(full[0])
     try:
         if files == _JSON:
             tokenizer = Tokenizer.from_file(*full)
         elif files == _CLIP:
             tokenizer = _clip(*full)
-            digest = _digest("clip", *map(file_sha256, full))
+            digest = _digest("clip", *map(sha256_of_file, full))
         else:
             settings = _bert_settings(path)
             tokenizer = _bert(full[0], settings)

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import sha256_of_file, write_bytes
 from imagen_jax.text import hugging_face_tokenizer
-from imagen_jax.text.store.format import file_sha256
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SPECIAL = 3
@@ -59,7 +59,7 @@ class Tokenizer:
         else:
             path = spiece if os.path.isdir(path) else path
             vocabulary = load_vocabulary(path)
-            self.sha256, self.vocab_size = file_sha256(path), vocabulary.GetPieceSize()
+            self.sha256, self.vocab_size = sha256_of_file(path), vocabulary.GetPieceSize()
             self._encode = lambda captions: vocabulary.EncodeAsIds(captions)
 
     def encode(self, captions: Sequence[str]) -> list[list[int]]:
@@ -160,7 +160,4 @@ def train_sentencepiece(captions: Iterable[str], path: str, vocab_size: int) -> 
             f"cannot train a vocabulary of {vocab_size} pieces on {num_captions} captions ({error}); "
             "change vocab_size or give more captions"
         ) from error
-    beside = f"{path}.tmp-{os.getpid()}"
-    with open(beside, "wb") as file:
-        file.write(model.getvalue())
-    os.replace(beside, path)
+    write_bytes(path, model.getvalue())

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+from imagen_jax.checks import check_count
 from imagen_jax.data.config import DataConfig
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
@@ -14,12 +15,6 @@ from imagen_jax.text.encoder import TextConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
 COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints")
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises UserError unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} ({value!r}) must be an integer >= {least}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

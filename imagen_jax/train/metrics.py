@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import write_text
 from imagen_jax.train.event_file import EventFile
-from imagen_jax.train.run_dir import write_atomically
 from imagen_jax.train.step import LOG_SNR_EDGES
 from imagen_jax.typing import Array
 
@@ -135,7 +135,7 @@ def drop_lines_after(path: Path, step: int) -> None:
             continue
         if line.endswith("\n") and entry["step"] <= step:
             kept.append(line)
-    write_atomically(path, "".join(kept).encode())
+    write_text(path, "".join(kept))
 
 
 class MetricWriter:

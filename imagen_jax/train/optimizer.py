@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float, Int
 
@@ -54,8 +55,7 @@ class OptimizerConfig:
             raise UserError(f"optimizer schedule ({self.schedule!r}) must be one of {', '.join(SCHEDULES)}")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate ({self.learning_rate!r}) must be > 0; the paper's is 1e-4")
-        if not isinstance(self.warmup_steps, int) or self.warmup_steps < 0:
-            raise UserError(f"warmup_steps ({self.warmup_steps!r}) must be an integer >= 0")
+        check_count("warmup_steps", self.warmup_steps, 0)
         if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
             raise UserError(f"b1, b2 ({self.b1}, {self.b2}) must be in [0, 1) and eps ({self.eps}) > 0")
         if self.weight_decay < 0 or (self.weight_decay and self.name != "adamw"):

@@ -1,7 +1,6 @@
 """What a run directory says about the run before its first update."""
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -13,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
+from imagen_jax.files import write_json, write_text
 
 PACKAGES = (
     "imagen_jax",
@@ -78,19 +78,12 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file beside and renames it, so that it is never half-written."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_bytes(data)
-    os.replace(beside, path)
-
-
 def describe_run(model_dir: str | os.PathLike[str], state: TrainState, mesh: Mesh, operative_text: str) -> None:
     """Writes config.gin, model-info.txt and versions.json into the run directory (first process only)."""
     if jax.process_index() != 0:
         return
     root = Path(model_dir)
     root.mkdir(parents=True, exist_ok=True)
-    write_atomically(root / "config.gin", operative_text.encode())
-    write_atomically(root / "model-info.txt", model_info(state, mesh).encode())
-    write_atomically(root / "versions.json", (json.dumps(versions(), indent=1) + "\n").encode())
+    write_text(root / "config.gin", operative_text)
+    write_text(root / "model-info.txt", model_info(state, mesh))
+    write_json(root / "versions.json", versions(), end="\n")

@@ -48,7 +48,7 @@ def test_local_is_what_is_here():
     [
         ("v4-7", 1, r"topology \('v4-7'\) is not known; choose one of local, v4-8, v4-16"),
         ("v9-8", 1, "tpu7x-2048"),
-        ("v4-8", 0, "must be at least 1"),
+        ("v4-8", 0, "must be an integer >= 1"),
         ("local", 2, "needs the name of a slice"),
     ],
 )

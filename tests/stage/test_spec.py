@@ -110,7 +110,7 @@ def test_low_res_is_resized_to_the_stage() -> None:
     ("change", "message"),
     [
         ({"image_size": 9}, r"image_size \(9\) must be divisible by 2.*choose 8 or 10"),
-        ({"image_size": 0}, "must be a positive whole number"),
+        ({"image_size": 0}, r"Stage.image_size \(0\) must be an integer >= 1"),
         ({"prediction": "noise"}, "one of eps, x0, v"),
         ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"max_aug_level": 0.0}, r"must be in \(0, 1\]; the paper uses 1"),

@@ -129,9 +129,9 @@ def test_missing_vocabulary_is_refused(text_config: TextConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_length": 1}, "max_length must be an integer >= 2"),
-        ({"max_length": 12.0}, "max_length must be an integer"),
-        ({"seed": -1}, "seed must be an integer >= 0"),
+        ({"max_length": 1}, r"TextConfig.max_length \(1\) must be an integer >= 2"),
+        ({"max_length": 12.0}, r"max_length \(12.0\) must be an integer >= 2"),
+        ({"seed": -1}, r"seed \(-1\) must be an integer >= 0"),
         ({"vocabulary_path": ""}, "vocabulary_path must be a file name"),
         ({"encoder": "xxl"}, "encoder must be a T5Config"),
     ],

@@ -14,7 +14,7 @@ from google.protobuf import json_format
 from tensorflow.core.util import event_pb2
 
 from imagen_jax.errors import UserError
-from imagen_jax.train.event_file import EventFile, masked_crc32c
+from imagen_jax.train.event_file import EventFile
 from imagen_jax.train.metrics import BUCKET_NAMES, MetricWriter, Window, drop_lines_after
 
 
@@ -98,10 +98,21 @@ def test_tensorflow_reads_the_event_file(tmp_path):
     assert (value["image"]["height"], value["image"]["width"], value["image"]["colorspace"]) == (12, 300, 3)
 
 
-def test_crc_of_the_standards_check_string():
-    # CRC-32C of "123456789" is E3069283 (RFC 3720); the record format rotates and offsets it.
-    crc = 0xE3069283
-    assert masked_crc32c(b"123456789") == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) % 2**32
+def test_every_event_is_on_the_disk_before_the_file_is_closed(tmp_path):
+    events = EventFile(tmp_path)
+    events.scalars(1, {"loss": 0.5})
+    assert [event.get("step") for event in read_events(tmp_path)] == [None, "1", "1"]
+    events.close()
+
+
+def test_a_restart_in_the_same_second_has_a_file_of_its_own_that_comes_later(tmp_path):
+    for start in (0, 20, 10):
+        events = EventFile(tmp_path, start)
+        events.scalars(start + 5, {"loss": 0.5})
+        events.close()
+    assert len(list(tmp_path.iterdir())) == 3
+    steps = [event["step"] for event in read_events(tmp_path) if "step" in event]
+    assert steps == ["1", "5", "21", "25", "11", "15"]
 
 
 def test_writer_appends_lines_and_flattens_nested_curves(tmp_path):

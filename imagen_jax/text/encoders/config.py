@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 
-from imagen_jax.errors import UserError
+from imagen_jax.checks import check_count
 
 DTYPES = ("float32", "bfloat16")
 
@@ -73,6 +73,4 @@ def check_positive(config: EncoderConfig, *names: str) -> None:
       UserError: names the first.
     """
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{type(config).__name__}.{name} must be a positive integer; got {value!r}")
+        check_count(f"{type(config).__name__}.{name}", getattr(config, name))

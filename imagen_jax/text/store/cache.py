@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.progress import Progress
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text.encoder import TextConfig, TextEncoder
@@ -29,7 +31,6 @@ from imagen_jax.text.store.format import (
     file_entries,
     fingerprint_differences,
     is_whole,
-    read_json,
     shard_of,
 )
 from imagen_jax.text.store.writer import StoreWriter, reopen, sort_keys
@@ -80,9 +81,7 @@ class CacheConfig:
         if not isinstance(self.mesh, MeshConfig):
             raise UserError(f"CacheConfig.mesh must be a MeshConfig; got {self.mesh!r}")
         for name in ("batch_size", "shard_size", "num_validated"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"CacheConfig.{name} must be a positive integer; got {value!r}")
+            check_count(f"CacheConfig.{name}", getattr(self, name))
         if not isinstance(self.overwrite, bool):
             raise UserError(f"CacheConfig.overwrite must be True or False; got {self.overwrite!r}")
 
@@ -245,12 +244,12 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
 def _plans(config: CacheConfig, examples: Iterable[tuple[bytes, str]], num_examples: int) -> list[ShardPlan]:
     plans = plan_shards(examples, num_shards_of(num_examples, config.shard_size))
     keys = [key for plan in plans for key in plan.keys]
-    check_count(len(keys), num_examples)
+    check_num_examples(len(keys), num_examples)
     sort_keys(keys)  # refuses recurring keys before hours of work, not after
     return plans
 
 
-def check_count(num_keys: int, num_examples: int) -> None:
+def check_num_examples(num_keys: int, num_examples: int) -> None:
     """Refuses a corpus that gave another number of examples than it states, or none."""
     if not num_keys or num_keys != num_examples:
         raise UserError(f"the corpus gave {num_keys} examples; expected {num_examples}, at least 1; rebuild the corpus")

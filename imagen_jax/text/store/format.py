@@ -9,7 +9,6 @@ A scale a token, as tokens differ in size by far more than the numbers of one to
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from imagen_jax.files import sha256_of_file
 from imagen_jax.typing import Float
 
 FORMAT_VERSION = 2
@@ -83,16 +83,11 @@ def shard_of(digest: bytes, num_shards: int) -> int:
     return int.from_bytes(digest[:8], "big") * num_shards >> 64
 
 
-def file_sha256(path: str) -> str:
-    """Hex SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
     """Whether a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
     path = os.path.join(directory, entry["file"])
-    return os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"] and file_sha256(path) == entry["sha256"]
+    sized = os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"]
+    return sized and sha256_of_file(path) == entry["sha256"]
 
 
 def file_entries(header: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -115,22 +110,6 @@ def fingerprint_differences(got: Mapping[str, Any], expected: Mapping[str, Any],
         elif have != want:
             lines.append(f"{prefix}{part}: got {have}, expected {want}")
     return lines
-
-
-def write_json(path: str, value: Mapping[str, Any]) -> None:
-    """Writes JSON beside `path`, then renames: the file is whole or absent."""
-    beside = f"{path}.tmp-{os.getpid()}"
-    with open(beside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON object from a file."""
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
 
 
 def remove_store(directory: str) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -31,7 +32,6 @@ from imagen_jax.text.store.format import (
     file_entries,
     fingerprint_differences,
     is_whole,
-    read_json,
     unpack,
 )
 from imagen_jax.text.store.writer import StoreWriter

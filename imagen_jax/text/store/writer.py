@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError, file_errors
+from imagen_jax.files import move_synced, read_json, sha256_of_file, whole_file, write_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -30,14 +32,11 @@ from imagen_jax.text.store.format import (
     NULL_TEXT,
     PLAN,
     STORE_DTYPES,
-    file_sha256,
     fingerprint_differences,
     is_whole,
     pack,
-    read_json,
     remove_store,
     shard_name,
-    write_json,
 )
 from imagen_jax.typing import Float
 
@@ -70,8 +69,7 @@ class StoreWriter:
         corpus_id: str = "",
         overwrite: bool = False,
     ):
-        if num_shards < 1:
-            raise UserError(f"num_shards must be at least 1; got {num_shards}")
+        check_count("num_shards", num_shards)
         if fingerprint.get("dtype") not in STORE_DTYPES:
             raise UserError(
                 f"dtype must be one of {tuple(STORE_DTYPES)}; got {fingerprint.get('dtype')!r} ({NO_FLOAT16})"
@@ -124,7 +122,7 @@ class StoreWriter:
             remove_store(self.directory)
         elif alone:
             self._remove_damaged()
-        write_json(self._path(PLAN), self._plan)
+        write_json(self._path(PLAN), self._plan, sync=True)
         _lock(self._alive, fcntl.LOCK_SH)
 
     def _remove_damaged(self) -> None:
@@ -185,9 +183,7 @@ class StoreWriter:
             writer.close()
         if len(keys) != len(rows) or (len(rows) and not 0 <= min(rows) <= max(rows) < num_embeddings):
             raise ValueError(f"shard {shard}: {len(keys)} keys, {len(rows)} rows, {num_embeddings} embeddings")
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, self._beside(shard))
+        move_synced(beside, self._beside(shard))
         self.note_shard(shard, sorted_keys, np.asarray(rows, np.int64)[order], num_embeddings, num_tokens, **notes)
 
     def note_shard(
@@ -195,16 +191,17 @@ class StoreWriter:
     ) -> None:
         """Notes a shard that lies there as whole."""
         path = self._beside(shard)
-        _write_array(self._beside(shard, "npz"), lambda file: np.savez(file, keys=keys, rows=rows))
+        with whole_file(self._beside(shard, "npz"), sync=True) as file:
+            np.savez(file, keys=keys, rows=rows)
         entry = {
             "file": os.path.basename(path),
             "num_embeddings": num_embeddings,
             "num_tokens": num_tokens,
             "num_bytes": os.path.getsize(path),
-            "sha256": file_sha256(path),
+            "sha256": sha256_of_file(path),
             **notes,
         }
-        write_json(self._beside(shard, "json"), entry)
+        write_json(self._beside(shard, "json"), entry, sync=True)
 
     def finish(self, null_text: Float[np.ndarray, "_n _d"]) -> None:
         """Writes the index and store.json, unless another process did: from here on the store is whole.
@@ -229,7 +226,7 @@ class StoreWriter:
             del counts["num_bytes"]
             counts["num_keys"] = index.pop("num_keys")
             header = {**self._plan, **counts, "null_text": null, "index": index, "shards": shards}
-            write_json(self._path(HEADER), header)
+            write_json(self._path(HEADER), header, sync=True)
             for shard in range(self.num_shards):
                 for kind in ("json", "npz", "lock"):
                     _remove(self._beside(shard, kind))
@@ -255,8 +252,9 @@ class StoreWriter:
 
     def _write_file(self, name: str, array: np.ndarray) -> dict[str, Any]:
         path = self._path(name)
-        _write_array(path, lambda file: np.save(file, array))
-        return {"file": name, "num_bytes": os.path.getsize(path), "sha256": file_sha256(path)}
+        with whole_file(path, sync=True) as file:
+            np.save(file, array)
+        return {"file": name, "num_bytes": os.path.getsize(path), "sha256": sha256_of_file(path)}
 
 
 def reopen(directory: str) -> None:
@@ -270,7 +268,7 @@ def reopen(directory: str) -> None:
         index, shards, num_shards = header["index"], header["shards"], header["num_shards"]
         whole_index = all(is_whole(directory, index[part]) for part in ("keys", "rows"))
         plan = {name: header[name] for name in ("format_version", "fingerprint", "embed_dim", "num_shards", "corpus")}
-        write_json(os.path.join(directory, PLAN), plan)
+        write_json(os.path.join(directory, PLAN), plan, sync=True)
         if whole_index:
             keys = np.load(os.path.join(directory, INDEX_KEYS), mmap_mode="r")
             rows = np.load(os.path.join(directory, INDEX_ROWS), mmap_mode="r")
@@ -281,17 +279,10 @@ def reopen(directory: str) -> None:
                 mine = np.flatnonzero((rows >= starts[shard]) & (rows < starts[shard + 1]))
                 kept = {"keys": keys[mine], "rows": rows[mine].astype(np.int64) - starts[shard]}
                 path = os.path.join(directory, shard_name(shard, num_shards, "npz"))
-                _write_array(path, lambda file, kept=kept: np.savez(file, **kept))
-                write_json(os.path.join(directory, shard_name(shard, num_shards, "json")), entry)
+                with whole_file(path, sync=True) as file:
+                    np.savez(file, **kept)
+                write_json(os.path.join(directory, shard_name(shard, num_shards, "json")), entry, sync=True)
         os.remove(os.path.join(directory, HEADER))
-
-
-def _write_array(path: str, write: Any) -> None:
-    with open(f"{path}.tmp", "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.tmp", path)
 
 
 def _remove(path: str) -> None:

@@ -22,7 +22,7 @@ from flax import serialization
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import UserError
-from imagen_jax.text.store.format import file_sha256, read_json
+from imagen_jax.files import read_json, sha256_of_file
 
 Index = tuple[slice, ...]
 T5X_INDEX = "checkpoint"
@@ -194,7 +194,7 @@ class OrbaxArrays(CheckpointArrays):
 
     def _digest(self, name: str) -> str | None:
         file = os.path.join(self.path, name)
-        return file_sha256(file) if os.path.isfile(file) else None
+        return sha256_of_file(file) if os.path.isfile(file) else None
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""

@@ -19,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json, sha256_of_file, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import ParamsDigest
-from imagen_jax.text.store.format import file_sha256, read_json, write_json
 from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy
 from imagen_jax.text.weights.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
 
@@ -129,9 +129,9 @@ def import_text(
         "config": config.to_json(),
         "params_sha256": digest.hexdigest(),
         "shapes": {path: list(leaf.shape) for path, leaf in held.items()},
-        "files": {name: file_sha256(os.path.join(partial, name)) for name in _files(partial)},
+        "files": {name: sha256_of_file(os.path.join(partial, name)) for name in _files(partial)},
     }
-    write_json(os.path.join(partial, COPY_HEADER), header)
+    write_json(os.path.join(partial, COPY_HEADER), header, sync=True)
     if os.path.exists(final):
         shutil.rmtree(final)
     os.rename(partial, final)

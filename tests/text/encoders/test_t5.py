@@ -116,8 +116,8 @@ def test_random_params_are_t5s_with_heads_at_near_offsets() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"embed_dim": 0}, "embed_dim must be a positive integer"),
-        ({"num_layers": 2.0}, "num_layers must be a positive integer"),
+        ({"embed_dim": 0}, r"T5Config.embed_dim \(0\) must be an integer >= 1"),
+        ({"num_layers": 2.0}, r"num_layers \(2.0\) must be an integer >= 1"),
         ({"activations": ("swish",)}, "activations must be a tuple"),
         ({"activations": "gelu"}, "activations must be a tuple"),
         ({"dtype": "float16"}, "float16 overflows"),

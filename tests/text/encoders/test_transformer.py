@@ -199,10 +199,10 @@ def test_ids_and_lengths_out_of_range_are_refused(folder: Path) -> None:
     ("folder", "change", "message"),
     [
         (CLIP, {"num_layers": 1}, "CLIPConfig.num_layers must be at least 2; got 1"),
-        (CLIP, {"max_positions": 0}, "CLIPConfig.max_positions must be a positive integer"),
+        (CLIP, {"max_positions": 0}, r"CLIPConfig.max_positions \(0\) must be an integer >= 1"),
         (CLIP, {"activation": "linear"}, "CLIPConfig.activation must be one of"),
         (CLIP, {"dtype": "float16"}, "CLIPConfig.dtype must be one of"),
-        (BERT, {"num_token_types": 0}, "BertConfig.num_token_types must be a positive integer"),
+        (BERT, {"num_token_types": 0}, r"BertConfig.num_token_types \(0\) must be an integer >= 1"),
         (BERT, {"norm_epsilon": 1}, r"BertConfig.norm_epsilon must be in \(0, 1\)"),
         (BERT, {"scan_layers": 1}, "BertConfig.scan_layers must be True or False"),
         (BERT, {"num_heads": 3}, r"BertConfig.embed_dim \(32\) must be divisible by num_heads \(3\)"),

@@ -240,8 +240,8 @@ def test_bad_examples_leave_nothing(config: CacheConfig, examples, num_examples:
     ("change", "message"),
     [
         ({"dtype": "float16"}, "float16 is not offered"),
-        ({"batch_size": 0}, "batch_size must be a positive integer"),
-        ({"shard_size": 1.5}, "shard_size must be a positive integer"),
+        ({"batch_size": 0}, r"batch_size \(0\) must be an integer >= 1"),
+        ({"shard_size": 1.5}, r"shard_size \(1.5\) must be an integer >= 1"),
         ({"store_dir": ""}, "store_dir must be a directory name"),
         ({"text": None}, "text must be a TextConfig"),
         ({"overwrite": "yes"}, "overwrite must be True or False"),

@@ -1,0 +1,32 @@
+"""Counts: what is one, and what is said of all else."""
+
+import numpy as np
+import pytest
+
+from imagen_jax.checks import check_count
+from imagen_jax.errors import UserError
+
+
+@pytest.mark.parametrize(("value", "least"), [(1, 1), (0, 0), (2**40, 1), (-1, -1), (21, 21)])
+def test_integers_from_the_least_on_pass(value, least):
+    check_count("num_steps", value, least)
+
+
+@pytest.mark.parametrize(
+    ("value", "least"), [(0, 1), (-1, 0), (20, 21), (1.0, 1), (True, 1), (False, 0), ("3", 1), (None, 0), ([1], 1)]
+)
+def test_all_else_is_refused(value, least):
+    with pytest.raises(UserError) as error:
+        check_count("num_steps", value, least)
+    assert str(error.value) == f"num_steps ({value!r}) must be an integer >= {least}"
+
+
+def test_numpy_integers_are_refused_as_json_would():
+    with pytest.raises(UserError, match=r"seed \(np.int64\(3\)\) must be an integer >= 0"):
+        check_count("seed", np.int64(3), 0)
+
+
+def test_the_hint_comes_last():
+    with pytest.raises(UserError) as error:
+        check_count("num_steps", 0, hint="32 to 256 is usual")
+    assert str(error.value) == "num_steps (0) must be an integer >= 1; 32 to 256 is usual"
