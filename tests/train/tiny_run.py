@@ -15,7 +15,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig, TextEncoder
 from imagen_jax.text.encoders.t5 import T5Config
-from imagen_jax.train import loop
+from imagen_jax.train import loop, setup
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
@@ -114,7 +114,7 @@ def use_tiny_data(setattr_: Any = setattr) -> None:
     Args:
       setattr_: a pytest monkeypatch's setattr, or the built-in one in a subprocess.
     """
-    setattr_(loop, "BatchIterator", TinyBatches)
+    setattr_(setup, "BatchIterator", TinyBatches)
     setattr_(loop, "check_text", lambda config: object.__new__(TextEncoder))
     build = MeshConfig.build
     setattr_(MeshConfig, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))
