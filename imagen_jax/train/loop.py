@@ -7,11 +7,11 @@
     5. step
     6. after_step hooks       metrics lines, progress
 
-The boundary at which a process begins has neither 1 nor 2: its state was saved already, or is fresh. Before 1 and 2 the
-updates so far are checked to be finite: nothing else is drawn or saved. A kill between any two of them loses at most the
-updates since the last checkpoint, and the data goes on exactly where that checkpoint stood. An exception, also of a
-hook, calls the on_error hooks and ends the run; the checkpoints stay as they are. `train.hooks` says what a hook sees at
-each event.
+The boundary at which a process begins has neither 1 nor 2: its state was saved already, or is fresh. Before 1 and 2
+the updates so far are checked to be finite: nothing else is drawn or saved. A kill between any two of them loses at
+most the updates since the last checkpoint, and the data goes on exactly where that checkpoint stood. An exception, also
+of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are. `train.hooks` says what a hook
+sees at each event.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def update_loop(
     Raises:
       UserError: an update was not finite.
     """
-    start = step = int(state.step)
+    start = done = int(state.step)
     reason = None
     try:
         for step in range(start, period.end + 1):
@@ -134,11 +134,12 @@ def update_loop(
                 batch = next(batches)
                 window.data_ready()
                 state, metrics = update(state, batch)
+                done = step + 1
                 window.add(metrics)
-                due = (step + 1) % period.log_every == 0 or step + 1 == period.end
-                hooks.after_step(StepInfo(step=step + 1, state=state, line=window.close() if due else None))
+                due = done % period.log_every == 0 or done == period.end
+                hooks.after_step(StepInfo(step=done, state=state, line=window.close() if due else None))
     except BaseException as error:
-        hooks.on_error(StepInfo(step=step, state=state), error)
+        hooks.on_error(StepInfo(step=done, state=state), error)
         raise
     return state, reason
 
@@ -155,7 +156,7 @@ def train(
       config: the run.
       operative_text: operative gin config, kept beside every checkpoint.
       stop_at: saves and returns after this many updates, as a signal would; None trains to the end.
-      hooks: builds what happens beside training, called after the loop's own hooks; built when nothing can be refused any more.
+      hooks: builds what happens beside training; called once nothing can be refused any more.
 
     Returns:
       The last state.

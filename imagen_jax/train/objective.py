@@ -35,8 +35,9 @@ objective of its own subclasses `Objective` for the defaults, or has the same at
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import flax.struct
 import jax
 from jax.sharding import Mesh
 
@@ -45,11 +46,16 @@ from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 Batch = dict[str, Array]
 
 
-class Mean(NamedTuple):
-    """A mean as sum and count, so that means of microbatches and steps add up; scalars, or one entry a label."""
+class Mean(flax.struct.PyTreeNode):
+    """A mean as sum and count, so that means of microbatches and steps add up; scalars, or one entry a label.
 
-    total: Array
-    count: Array
+    Args:
+      total: float32 sum.
+      count: float32 number of what was summed, of the same shape.
+    """
+
+    total: PyTree
+    count: PyTree
 
 
 @runtime_checkable

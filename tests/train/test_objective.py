@@ -56,7 +56,7 @@ class OnFeatures:
         return squares.mean(), {"squared_error": Mean(squares.sum(), jnp.float32(squares.size))}
 
 
-class LastState(Hook):
+class Lines(Hook):
     """Keeps the lines."""
 
     def __init__(self):
@@ -82,7 +82,7 @@ def test_the_loop_trains_a_regression_to_the_least_squares_solution(accumulate_s
     step = jit_train_step(objective, settings, mesh, abstract)
     batch = abstract_batch(objective, ROWS, mesh)
     compiled = step.lower(abstract, batch, objective.frozen_spec(mesh)).compile()
-    frozen, hook, saved = objective.load_frozen(mesh), LastState(), []
+    frozen, hook, saved = objective.load_frozen(mesh), Lines(), []
     rows = iter([{"x": x.astype(np.float32), "y": y.astype(np.float32)}] * 300)
     state, reason = update_loop(
         lambda state, batch: compiled(state, batch, frozen),
