@@ -15,7 +15,7 @@ from imagen_jax.sampling.flags import add_sample_flags, captions_of, options_of
 GIN_TARGETS = {
     "cache_text": ("imagen_jax.text.store.cache:CacheConfig", "imagen_jax.main:cache_text"),
     "validate_cache": ("imagen_jax.text.store.cache:CacheConfig", "imagen_jax.main:validate_cache"),
-    "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.train.loop:run"),
+    "train": ("imagen_jax.train.config:TrainConfig", "imagen_jax.commands.training:run"),
     "plan": ("imagen_jax.train.config:TrainConfig", "imagen_jax.main:plan"),
     "eval": ("imagen_jax.evals.evaluator:EvalConfig", "imagen_jax.evals.evaluator:run"),
 }

@@ -2,8 +2,8 @@
 
 from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.loop import TrainSetup
 from imagen_jax.train.run_dir import mesh_text, num_parameters
+from imagen_jax.train.setup import TrainSetup
 
 GIB = 2.0**30
 

@@ -27,8 +27,8 @@ from imagen_jax.planning.text import plan_text
 from imagen_jax.sampling.stage_sampler import trace_sampler
 from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.loop import TrainSetup
 from imagen_jax.train.run_dir import num_parameters
+from imagen_jax.train.setup import TrainSetup
 from imagen_jax.train.step import abstract_batch
 
 GIB = 2.0**30
@@ -91,12 +91,11 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
     if options.global_batch_size is not None:
         config = dataclasses.replace(config, batch_size=options.global_batch_size)
     program = TrainSetup.build(config, topologies.devices(options.topology, options.num_slices))
-    mesh, batch = program.mesh, abstract_batch(config, program.mesh)
+    mesh, objective = program.mesh, program.objective
     device = mesh.devices.flat[0]
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params, lesson = program.state.params, program.lesson
-    loss, teacher = (config.stage.loss, ()) if lesson is None else (lesson.loss, (params,))
-    useful = model_flops(loss, params, *teacher, batch, key)
+    batch = abstract_batch(objective, config.batch_size, mesh)
+    useful = model_flops(objective.loss, program.state.params, objective.frozen_spec(mesh), batch, key)
     found: dict[str, Any] = {
         "stage": config.stage.name,
         "topology": options.topology,

@@ -1,72 +1,84 @@
 """Preview pictures during training: the same captions and the same noise every time."""
 
-import contextlib
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.images import write_png
 from imagen_jax.sampling.preview import draw_preview
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.train.config import PreviewConfig, TrainConfig
-from imagen_jax.train.metrics import MetricWriter
-from imagen_jax.typing import PyTree
+from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.stage.spec import Stage
+from imagen_jax.train.hooks import Hook, StepInfo
+from imagen_jax.typing import Bool, Float
 
 
-class PreviewHook:
-    """Draws MODEL_DIR/samples/step_N.png.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviewRows:
+    """Inputs of a preview, one row a picture.
 
     Args:
-      config: the run.
-      previews: what is drawn, and when.
-      encoder: encodes the captions.
-      writer: the picture is shown in TensorBoard too.
-      null: the stage's null text; None is zeros.
+      text, text_mask: embeddings of the captions.
+      low_res: super-resolution: inputs in [-1, 1].
+      captions: the captions, where they are known; written into the picture's file.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        previews: PreviewConfig,
-        encoder: TextEncoder,
-        writer: MetricWriter,
-        null: Conditioning | None = None,
-    ):
-        self._config, self._previews, self._writer, self._null = config, previews, writer, null
-        self._low_res: np.ndarray | None = None
-        self._mesh = config.mesh.build()
-        if previews.captions and config.stage.low_res_size is None:
-            self._text, self._text_mask = encoder.encode(previews.captions)
-        else:
-            batches = BatchIterator(
-                config.data, batch_size=previews.num_images, seed=config.seed, start_step=0, encoder=encoder
-            )
-            with contextlib.closing(batches):
-                first = next(iter(batches))
-            self._text, self._text_mask, self._low_res = (
-                first["text"],
-                first["text_mask"],
-                first.get("low_res"),
-            )
+    text: Float[np.ndarray, "b n d"]
+    text_mask: Bool[np.ndarray, "b n"]
+    low_res: Float[np.ndarray, "b h w 3"] | None = None
+    captions: tuple[str, ...] = ()
 
-    def draw(self, step: int, ema_params: PyTree) -> None:
-        """Draws the picture of the averaged parameters after `step` updates."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviewHook(Hook):
+    """Draws DIRECTORY/step_N.png of the averaged parameters.
+
+    Args:
+      stage: what is trained.
+      sampling: how it is sampled.
+      mesh: where its parameters lie.
+      rows: what is drawn.
+      every: steps between previews, >= 1.
+      seed: seed of the noise.
+      directory: where the pictures go.
+      null: the stage's null text; None is zeros.
+      show: also given each picture, as (step, tag, PNG, height, width); e.g. `MetricWriter.image`.
+    """
+
+    stage: Stage
+    sampling: SamplingConfig
+    mesh: Mesh
+    rows: PreviewRows
+    every: int
+    seed: int
+    directory: Path
+    null: Conditioning | None = None
+    show: Callable[[int, str, bytes, int, int], None] | None = None
+
+    def wants(self, step: int) -> bool:
+        """True every `every` steps."""
+        return step % self.every == 0
+
+    def before_step(self, info: StepInfo) -> None:
+        """Draws and writes the picture; all processes draw, the first one writes."""
         image = draw_preview(
-            self._config.stage,
-            ema_params,
-            self._text,
-            self._text_mask,
-            self._low_res,
-            mesh=self._mesh,
-            sampling=self._config.sampling,
-            seed=self._previews.seed,
-            null=self._null,
+            self.stage,
+            info.state.ema_params,
+            self.rows.text,
+            self.rows.text_mask,
+            self.rows.low_res,
+            mesh=self.mesh,
+            sampling=self.sampling,
+            seed=self.seed,
+            null=self.null,
         )
         if jax.process_index() == 0:
-            path = Path(self._config.model_dir) / "samples" / f"step_{step}.png"
-            write_png(os.fspath(path), image, {"step": step, "captions": list(self._previews.captions)})
-            self._writer.image(step, "samples", path.read_bytes(), image.shape[0], image.shape[1])
+            path = self.directory / f"step_{info.step}.png"
+            write_png(os.fspath(path), image, {"step": info.step, "captions": list(self.rows.captions)})
+            if self.show is not None:
+                self.show(info.step, "samples", path.read_bytes(), image.shape[0], image.shape[1])

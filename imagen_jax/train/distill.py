@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.checkpoints import plain_data
+from imagen_jax.checkpoints import checkpoints, plain_data
 from imagen_jax.checkpoints.trained_stage import StageRecord, read_record
 from imagen_jax.diffusion import losses, process, time_sampling
 from imagen_jax.diffusion.losses import Weighting
@@ -40,6 +40,9 @@ from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.store.format import fingerprint_differences
 from imagen_jax.text.weights.pretrained import Pretrained
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.objective import Batch
+from imagen_jax.train.stage_objective import StageObjective
+from imagen_jax.train.state import abstract_params
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 # What of a stage is read in ordinary training alone: a student may have its own.
@@ -47,19 +50,20 @@ OWN_FIELDS = ("cond_drop_rate", "weighting", "vlb_weight")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillObjective:
-    """What a student learns from its teacher.
+class DistillObjective(StageObjective):
+    """Trains a student on its teacher; the teacher's parameters are the frozen ones and lie as the student's do.
 
     Args:
       stage: of both.
-      how: how the teacher is sampled.
+      teacher_dir: run directory of the teacher.
+      settings: how the teacher is sampled.
       log_snr: float32 [n, K + 1], log-SNR at the begin of each of the student's n steps, between the teacher's K steps
         and at the end.
       guidance_weight: float32 [n, K], of the teacher.
       weighting: of the squared error of x0_hat.
     """
 
-    stage: Stage
+    teacher_dir: str
     settings: StaticSettings
     log_snr: np.ndarray
     guidance_weight: np.ndarray
@@ -93,6 +97,7 @@ class DistillObjective:
         begins, ends = table.log_snr_t.reshape(steps), table.log_snr_s.reshape(steps)
         return cls(
             stage=config.stage,
+            teacher_dir=config.distill.teacher_dir,
             settings=settings if settings.guided == "never" else dataclasses.replace(settings, guided="always"),
             log_snr=np.concatenate([begins, ends[:, -1:]], axis=1),
             guidance_weight=table.guidance_weight.reshape(steps),
@@ -142,20 +147,26 @@ class DistillObjective:
         )
         return jax.lax.scan(step, (z_t, jnp.zeros_like(z_t)), entries)[0][1]
 
-    def loss(
-        self,
-        params: PyTree,
-        teacher: PyTree,
-        batch: dict[str, Array],
-        rng: PRNGKeyArray,
-        null: Conditioning | None = None,
-        mesh: Mesh | None = None,
+    def frozen_spec(self, mesh: Mesh) -> PyTree:
+        """The teacher's parameters: those of the same network."""
+        return abstract_params(self, mesh)
+
+    def load_frozen(self, mesh: Mesh) -> PyTree:
+        """The teacher's newest averaged parameters.
+
+        Raises:
+          UserError: there is no checkpoint, or it is damaged or of another network.
+        """
+        return checkpoints.restore_params(self.teacher_dir, self.frozen_spec(mesh))
+
+    def diffusion_loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, rng: PRNGKeyArray, mesh: Mesh | None = None
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Weighted squared error of the student's x0_hat at the begin of random steps of its sampler.
 
         Args:
-          params, batch, null, mesh: as in `Stage.loss`.
-          teacher: the teacher's parameters, which lie as `params` do.
+          params, batch, mesh: as in `Stage.loss`.
+          frozen: the teacher's parameters.
           rng: decides steps, noise, dropped text and augmentation levels. Where the text is dropped the teacher is not
             guided, since both of its texts are the null text.
 
@@ -168,8 +179,8 @@ class DistillObjective:
         index = jnp.minimum((t * len(self.log_snr)).astype(jnp.int32), len(self.log_snr) - 1)
         log_snr = jnp.asarray(self.log_snr[:, 0])[index]
         z_t = process.diffuse(x0, jax.random.normal(eps_rng, x0.shape), log_snr)
-        cond = stage.conditioning(batch, drop_rng, aug_rng, aug_eps_rng, null)
-        target = self.target(stage.network(teacher, mesh), z_t, index, cond, null)
+        cond = stage.conditioning(batch, drop_rng, aug_rng, aug_eps_rng, self.null)
+        target = self.target(stage.network(frozen, mesh), z_t, index, cond, self.null)
         x0_hat = stage.estimate(stage.network(params, mesh)(z_t, log_snr, cond), z_t, log_snr).x0
         per_example = losses.per_example_mse(x0_hat, target) * self.weighting.weight("x0", log_snr)
         return per_example.mean(), {"per_example_loss": per_example, "log_snr": log_snr}

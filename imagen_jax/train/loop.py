@@ -1,150 +1,75 @@
-"""The training loop, an ordered contract:
+"""The training loop, an ordered contract. At each step boundary:
 
-    1. evaluate on the parameters as they are     so that a preview shows what the checkpoint beside it holds
-    2. save                                       before the batch is drawn: the data position is then exact
-    3. next batch
-    4. step
-    5. write metrics
-A kill between any two of them loses at most the updates since the last checkpoint, and the data goes on
-exactly where that checkpoint stood.
+    1. before_step hooks      evaluate on the parameters as they are: a preview shows what the checkpoint beside it has
+    2. save, on_save hooks    before the batch is drawn: the data position is then exact
+    3. on_stop hooks          at the last boundary, and at the one where a signal asks to stop; the run ends here
+    4. next batch
+    5. step
+    6. after_step hooks       metrics lines, progress
 
-A run starts from the first of these that exists:
-    1. the newest checkpoint of its own model_dir
-    2. `resume`: the newest checkpoint, with data position, of another run
-    3. `init_from`, or the teacher of `distill`: the averaged parameters of another run, at step 0
-    4. scratch
+The boundary at which a process begins has neither 1 nor 2: its state was saved already, or is fresh. Before 1 and 2
+the updates so far are checked to be finite: nothing else is drawn or saved. A kill between any two of them loses at
+most the updates since the last checkpoint, and the data goes on exactly where that checkpoint stood. An exception, also
+of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are. `train.hooks` says what a hook
+sees at each event.
 """
 
 import contextlib
 import dataclasses
-import functools
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
-from imagen_jax.cost.flops import count_flops, peak_flops
-from imagen_jax.data.pipeline import BatchIterator
-from imagen_jax.errors import UserError
+from imagen_jax.cost.flops import peak_flops
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
-from imagen_jax.sampling.preview_hook import PreviewHook
-from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.distill import DistillObjective, check_teacher_text
+from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
-from imagen_jax.train.metrics import MetricWriter, Window
+from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window
+from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import describe_run
-from imagen_jax.train.state import abstract_state, init_state, shardings_of
-from imagen_jax.train.step import abstract_batch, jit_train_step
-from imagen_jax.typing import PyTree
+from imagen_jax.train.setup import TrainSetup, check_text, global_batches, null_text, open_data, start_state
+from imagen_jax.train.step import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSetup:
-    """What a config asks to be run.
+class Period:
+    """Steps at which a loop acts.
+
+    Args:
+      end: updates after which it ends.
+      log_every, save_every: steps between metrics lines, between checkpoints; the last step has both.
+    """
+
+    end: int
+    log_every: int
+    save_every: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that is about to begin, for whoever builds its hooks.
 
     Attributes:
       config: the run.
-      mesh: the devices.
-      optimizer: the optax transformation.
-      state: abstract state with shardings.
-      lesson: what the run learns from a teacher, if `config.distill` names one.
+      setup: its step and state.
+      encoder: its text encoder.
+      null: the stage's null text; None is zeros.
+      writer: metrics.jsonl and TensorBoard; hooks may add pictures.
     """
 
     config: TrainConfig
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    state: TrainState
-    lesson: DistillObjective | None = None
-
-    @classmethod
-    def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "TrainSetup":
-        """Lays the state of `config` out over its devices; compiles nothing.
-
-        Args:
-          config: the run.
-          devices: what to lay it out over, also devices that are described only; None is all that are here.
-        """
-        mesh = config.mesh.build(devices)
-        rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
-        optimizer = config.optimizer.build()
-        state = abstract_state(config.stage, optimizer, mesh)
-        return cls(config=config, mesh=mesh, optimizer=optimizer, state=state, lesson=DistillObjective.build(config))
-
-    def compile(self, null: Conditioning | None = None) -> tuple[jax.stages.Compiled, int]:
-        """The step, (state, batch, *teacher) -> (state, metrics), ahead of the first batch, and FLOPs of one update.
-
-        Args:
-          null: the null text that the stage's null_text names; None is zeros.
-        """
-        step = jit_train_step(self.config, self.optimizer, self.mesh, self.state, null, self.lesson)
-        teacher = () if self.lesson is None else (self.state.params,)
-        args = (self.state, abstract_batch(self.config, self.mesh), *teacher)
-        return step.lower(*args).compile(), count_flops(step, *args)
-
-    def teacher(self) -> tuple[PyTree, ...]:
-        """What the step takes besides state and batch: the averaged parameters of the teacher, if there is one."""
-        if self.config.distill is None:
-            return ()
-        return (checkpoints.restore_params(self.config.distill.teacher_dir, self.state.params),)
-
-
-def start_state(config: TrainConfig, program: TrainSetup) -> tuple[TrainState, dict[str, Any] | None, str]:
-    """The state a run starts from, its data position (None at step 0) and where it came from, in words."""
-    own = checkpoints.latest_step(config.model_dir)
-    if own is not None:
-        state, position = checkpoints.restore(config.model_dir, program.state, own)
-        return state, position, f"goes on from its own checkpoint of step {own}"
-    if config.resume:
-        state, position = checkpoints.restore(config.resume, program.state)
-        return state, position, f"resumes {config.resume} at step {int(state.step)}"
-    fresh = functools.partial(init_state, config.stage, program.optimizer, config.seed)
-    state = jax.jit(fresh, out_shardings=shardings_of(program.state))()
-    source = config.init_from or (config.distill and config.distill.teacher_dir)
-    if source:
-        params = checkpoints.restore_params(source, program.state.params)
-        # The step donates its state, so that no buffer may stand in it twice.
-        state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
-        return state, None, f"starts from the averaged parameters of {source}"
-    return state, None, "starts from scratch"
-
-
-def check_text(config: TrainConfig) -> TextEncoder:
-    """The run's text encoder, after its fingerprint was found in the embedding store, if there is one.
-
-    Raises:
-      UserError: the store was made by another encoder; names the part that differs.
-    """
-    encoder = TextEncoder(config.text)
-    check_teacher_text(config, encoder)
-    if config.data.store_dir is None:
-        return encoder
-    store = EmbeddingStore.open(config.data.store_dir)
-    store.check(encoder.fingerprint(store.fingerprint["dtype"]))
-    return encoder
-
-
-def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
-    """What the stage's null_text names: the embedding of "" (the store's, if there is one), or None for zeros."""
-    if config.stage.null_text == "zeros":
-        return None
-    store_dir = config.data.store_dir
-    embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
-    text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
-    text[0, : len(embedding)] = embedding
-    mask = np.arange(text.shape[1])[None] < len(embedding)
-    return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+    setup: TrainSetup
+    encoder: TextEncoder
+    null: Conditioning | None
+    writer: MetricWriter
 
 
 def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
@@ -154,43 +79,9 @@ def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -
     return {"config.gin": operative_text.encode(), **record.files(where)}
 
 
-def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
-    """This process's batches from the one after `step` updates on.
-
-    Raises:
-      UserError: the data order would not be the one the checkpoint was trained with.
-    """
-    batches = BatchIterator(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        encoder=encoder,
-    )
-    here = dict(batches.position())
-    if position is not None and position != here:
-        changed = [
-            f"{name}: got {here.get(name)!r}, the checkpoint has {position.get(name)!r}"
-            for name in sorted(position.keys() | here.keys())
-            if here.get(name) != position.get(name)
-        ]
-        raise UserError(
-            f"the data order differs from the checkpoint's ({'; '.join(changed)}): set it back, "
-            f"or start a new model_dir with init_from"
-        )
-    return batches
-
-
-def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Host batches as global arrays, rows split over the mesh."""
-    sharding = rules.batch_sharding(mesh)
-    for batch in batches:
-        # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.
-        with jax.transfer_guard_host_to_device("allow"):
-            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-        yield arrays
+def no_hooks(run: Run) -> Sequence[Hook]:
+    """No hooks but the loop's own: metrics lines and progress."""
+    return ()
 
 
 def say(text: str) -> None:
@@ -199,13 +90,81 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = None) -> TrainState:
+def update_loop(
+    update: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    state: TrainState,
+    batches: Iterator[Batch],
+    *,
+    period: Period,
+    window: Window,
+    hooks: Hook,
+    save: Callable[[TrainState], Path],
+    stop: Callable[[int], str | None],
+) -> tuple[TrainState, str | None]:
+    """Runs the contract of this module, whatever the objective is.
+
+    Args:
+      update: one step; it may take the buffers of the state it is given.
+      state: where to start.
+      batches: global batches.
+      period: when to end, log and save.
+      window: opened at the state's step.
+      hooks: called as `train.hooks` says.
+      save: writes a checkpoint, with the position of the data, and returns its directory.
+      stop: the reason to stop at a step boundary, or None.
+
+    Returns:
+      The last state, and the reason that stopped it or None.
+
+    Raises:
+      UserError: an update was not finite.
+    """
+    start = done = int(state.step)
+    reason = None
+    try:
+        for step in range(start, period.end + 1):
+            info = StepInfo(step=step, state=state)
+            reason = stop(step)
+            last = step == period.end or reason is not None
+            if step > start:
+                saving, wanted = last or step % period.save_every == 0, hooks.wants(step)
+                if saving or wanted:
+                    window.check()
+                if wanted:
+                    hooks.before_step(info)
+                if saving:
+                    hooks.on_save(dataclasses.replace(info, checkpoint=save(state)))
+            if last:
+                hooks.on_stop(dataclasses.replace(info, reason=reason))
+                break
+            with jax.transfer_guard("disallow"):
+                window.start()
+                batch = next(batches)
+                window.data_ready()
+                state, metrics = update(state, batch)
+                done = step + 1
+                window.add(metrics)
+                due = done % period.log_every == 0 or done == period.end
+                hooks.after_step(StepInfo(step=done, state=state, line=window.close() if due else None))
+    except BaseException as error:
+        hooks.on_error(StepInfo(step=done, state=state), error)
+        raise
+    return state, reason
+
+
+def train(
+    config: TrainConfig,
+    operative_text: str = "",
+    stop_at: int | None = None,
+    hooks: Callable[[Run], Sequence[Hook]] = no_hooks,
+) -> TrainState:
     """Trains one stage; run again, it goes on from its newest checkpoint.
 
     Args:
       config: the run.
       operative_text: operative gin config, kept beside every checkpoint.
       stop_at: saves and returns after this many updates, as a signal would; None trains to the end.
+      hooks: builds what happens beside training; called once nothing can be refused any more.
 
     Returns:
       The last state.
@@ -215,8 +174,8 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     """
     checkpoints.remove_partial(config.model_dir)
     encoder = check_text(config)
-    program = TrainSetup.build(config)
-    state, position, origin = start_state(config, program)
+    setup = TrainSetup.build(config)
+    state, position, origin = start_state(config, setup)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
@@ -225,58 +184,32 @@ def train(config: TrainConfig, operative_text: str = "", stop_at: int | None = N
     batches = open_data(config, start, position, encoder)
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
-    describe_run(config.model_dir, program.state, program.mesh, operative_text)
+    describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     beside = companions(config, encoder, operative_text)
     null = null_text(config, encoder)
-    compiled, flops = program.compile(null)
-    teacher = program.teacher()
-    device_batches = global_batches(iter(batches), program.mesh)
-    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
-    window = Window(start, config.batch_size, flops, peak and peak * program.mesh.size)
+    setup = setup.with_null_text(null)
+    compiled, flops = setup.compile()
+    frozen = setup.load_frozen()
+    peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
+    window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
     writer = MetricWriter(config.model_dir, start)
-    preview = config.previews and PreviewHook(config, config.previews, encoder, writer, null)
+    extra = hooks(Run(config=config, setup=setup, encoder=encoder, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
-    with StopRequest() as stop, progress, contextlib.closing(batches):
-        for step in range(start, end + 1):
-            reason = stop.reason(step)
-            last = step == end or reason is not None
-            if step > start:
-                if config.previews and preview and step % config.previews.every == 0:
-                    window.check()
-                    preview.draw(step, state.ema_params)
-                if last or step % config.save_every == 0:
-                    window.check()
-                    checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
-            if last:
-                break
-            with jax.transfer_guard("disallow"):
-                window.start()
-                batch = next(device_batches)
-                window.data_ready()
-                state, metrics = compiled(state, batch, *teacher)
-                window.add(metrics)
-                shown: dict[str, float] = {}
-                if (step + 1) % config.log_every == 0 or step + 1 == end:
-                    line = window.close()
-                    writer.write(line)
-                    shown = {"loss": line["loss"], "images_per_s": line["images_per_s"]}
-            progress.update(1, **shown)
-    writer.close()
+
+    def save(state: TrainState) -> Path:
+        return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
+
+    with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer):
+        state, reason = update_loop(
+            lambda state, batch: compiled(state, batch, frozen),
+            state,
+            global_batches(iter(batches), setup.mesh),
+            period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
+            window=window,
+            hooks=HookList((MetricLines(writer), ShowProgress(progress), *extra)),
+            save=save,
+            stop=stop.reason,
+        )
     if reason is not None:
-        say(f"{config.stage.name}: stopped by {reason}, saved at step {step}; run the same command to go on")
+        say(f"{config.stage.name}: stopped by {reason}, saved at step {int(state.step)}; run the same command to go on")
     return state
-
-
-def run(config: TrainConfig, operative_config: str = "") -> None:
-    """The console command's door to `train`.
-
-    Raises:
-      UserError: also when the run directory cannot be written.
-    """
-    try:
-        train(config, operative_config)
-    except OSError as error:
-        raise UserError(
-            f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "
-            f"fix the permissions, then run the same command again"
-        ) from error

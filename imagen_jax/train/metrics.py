@@ -1,9 +1,9 @@
 """What a run reports: metrics.jsonl, TensorBoard, and the sums behind every average."""
 
 import json
-import math
 import os
 import time
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_text
+from imagen_jax.progress import Progress
 from imagen_jax.train.event_file import EventFile
-from imagen_jax.train.step import LOG_SNR_EDGES
-from imagen_jax.typing import Array
+from imagen_jax.train.hooks import Hook, StepInfo
+from imagen_jax.train.step import Metrics
 
 # Updates the host may be ahead of the device: enough to hide its own work, few enough that the batches
 # waiting on the device stay small.
@@ -23,10 +24,6 @@ STEPS_AHEAD = 2
 
 # All three finite: loss and gradients were, and so are the parameters that a checkpoint would hold.
 CHECKED = ("loss", "grad_norm", "param_norm")
-
-BUCKET_NAMES = tuple(
-    f"{low:g}..{high:g}" for low, high in zip((-math.inf, *LOG_SNR_EDGES), (*LOG_SNR_EDGES, math.inf), strict=True)
-)
 
 
 class Window:
@@ -39,12 +36,21 @@ class Window:
       batch_size: rows of one update.
       flops_per_step: FLOPs of one update over all devices.
       peak_flops: peak FLOP/s of all devices together, None where unknown.
+      labels: the objective's `metrics`.
     """
 
-    def __init__(self, step: int, batch_size: int, flops_per_step: int, peak_flops: float | None):
+    def __init__(
+        self,
+        step: int,
+        batch_size: int,
+        flops_per_step: int,
+        peak_flops: float | None,
+        labels: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
+    ):
+        self._labels = labels
         self._batch_size, self._flops, self._peak = batch_size, flops_per_step, peak_flops
         self._checked = self._opened = step
-        self._waiting: list[dict[str, Array]] = []
+        self._waiting: list[Metrics] = []
         self._rows: list[dict[str, Any]] = []
         self._data_s = self._compute_s = 0.0
         self._mark = time.perf_counter()
@@ -57,7 +63,7 @@ class Window:
         """The next batch is there: the time since the last mark was waiting for data."""
         self._data_s += self._lap()
 
-    def add(self, metrics: dict[str, Array]) -> None:
+    def add(self, metrics: Metrics) -> None:
         """Takes the metrics of one dispatched update; waits only when the host is too far ahead."""
         self._waiting.append(metrics)
         if len(self._waiting) > STEPS_AHEAD:
@@ -93,16 +99,10 @@ class Window:
         self.check()
         rows, num = self._rows, len(self._rows)
         seconds = self._data_s + self._compute_s
-        sums = np.sum([row["bucket_loss_sum"] for row in rows], axis=0)
-        counts = np.sum([row["bucket_count"] for row in rows], axis=0)
         line: dict[str, Any] = {
             "step": self._checked,
             "loss": float(np.mean([row["loss"] for row in rows])),
-            "loss_by_log_snr": {
-                name: float(total / count)
-                for name, total, count in zip(BUCKET_NAMES, sums, counts, strict=True)
-                if count
-            },
+            **self._means(),
             "grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
             "param_norm": float(rows[-1]["param_norm"]),
             "learning_rate": float(rows[-1]["learning_rate"]),
@@ -116,6 +116,19 @@ class Window:
         self._rows, self._opened = [], self._checked
         self._data_s = self._compute_s = 0.0
         return line
+
+    def _means(self) -> dict[str, Any]:
+        """The objective's metrics over the window, without entries that no example counted in."""
+        found: dict[str, Any] = {}
+        for name, labels in self._labels.items():
+            total = np.sum([row["means"][name].total for row in self._rows], axis=0)
+            count = np.sum([row["means"][name].count for row in self._rows], axis=0)
+            if labels:
+                entries = zip(labels, total, count, strict=True)
+                found[name] = {label: float(above / below) for label, above, below in entries if below}
+            elif count:
+                found[name] = float(total / count)
+        return found
 
     def _lap(self) -> float:
         now = time.perf_counter()
@@ -177,3 +190,27 @@ class MetricWriter:
         """Closes the event file."""
         if self._active:
             self._events.close()
+
+
+class MetricLines(Hook):
+    """Writes the lines of a run."""
+
+    def __init__(self, writer: MetricWriter):
+        self._writer = writer
+
+    def after_step(self, info: StepInfo) -> None:
+        """Writes the line, where one is due."""
+        if info.line is not None:
+            self._writer.write(info.line)
+
+
+class ShowProgress(Hook):
+    """Counts the steps of a run on the terminal, with the loss and the speed of the newest line."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+
+    def after_step(self, info: StepInfo) -> None:
+        """Counts one step."""
+        line = info.line or {}
+        self._progress.update(1, **{name: line[name] for name in ("loss", "images_per_s") if name in line})

@@ -10,39 +10,44 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves, path_name
 from imagen_jax.sharding import rules
-from imagen_jax.stage.spec import Stage
+from imagen_jax.train.objective import Objective
 from imagen_jax.typing import PyTree
 
 
-def init_state(stage: Stage, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(objective: Objective, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state; call it under `jax.jit` or `jax.eval_shape`.
 
     Args:
-      stage: gives the parameters.
+      objective: gives the parameters.
       optimizer: gives their optimizer state.
       seed: seed of the parameters.
     """
-    params = rules.unbox(stage.init(jax.random.key(seed)))
+    params = rules.unbox(objective.init(jax.random.key(seed)))
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     return TrainState(step=jnp.int32(0), params=params, ema_params=params, opt_state=optimizer.init(params))
 
 
-def abstract_state(stage: Stage, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_params(objective: Objective, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and shardings of the parameters, computing nothing."""
+    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, rules.unbox(boxed), rules.param_shardings(boxed, mesh))
+
+
+def abstract_state(objective: Objective, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, computing nothing.
 
     Optimizer leaves that mirror a parameter (same path end, same shape) lie as it does; the others
     (counters, Adafactor's factored rows and columns) are small and replicated.
     """
-    boxed = jax.eval_shape(stage.init, jax.random.key(0))
-    by_name = named_leaves(rules.param_shardings(boxed, mesh))
-    state = jax.eval_shape(lambda: init_state(stage, optimizer, 0))
-    shapes = {name: leaf.shape for name, leaf in named_leaves(state.params).items()}
+    params = named_leaves(abstract_params(objective, mesh))
+    state = jax.eval_shape(lambda: init_state(objective, optimizer, 0))
 
     def place(path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         parts = path_name(path).split(".")
         tails = (".".join(parts[start:]) for start in range(1, len(parts)))
-        name = next((tail for tail in tails if shapes.get(tail) == leaf.shape), None)
-        sharding = rules.replicated(mesh) if name is None else by_name[name]
+        name = next((tail for tail in tails if tail in params and params[tail].shape == leaf.shape), None)
+        sharding = rules.replicated(mesh) if name is None else params[name].sharding
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree_util.tree_map_with_path(place, state)

@@ -1,4 +1,4 @@
-"""The one training step of every stage.
+"""The one training step of every objective.
 
 rng      = fold_in(key(seed), step)                      so that resuming needs no generator state
 gradient = mean over microbatches of d loss / d params   a scan, one microbatch in memory at a time
@@ -6,8 +6,8 @@ params  += optimizer(clip(gradient))
 ema      = decay * ema + (1 - decay) * params
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +15,35 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.checkpoints.trees import TrainState
-from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.errors import UserError
 from imagen_jax.sharding import rules
-from imagen_jax.train.config import TrainConfig
-from imagen_jax.train.distill import DistillObjective
 from imagen_jax.train.ema import ema_decay_at, ema_update
+from imagen_jax.train.objective import Batch, Objective
 from imagen_jax.train.state import shardings_of
-from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
+from imagen_jax.typing import Array, PRNGKeyArray, PyTree
 
-# Inner edges of the log-SNR buckets; the outermost buckets are open.
-LOG_SNR_EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
-NUM_BUCKETS = len(LOG_SNR_EDGES) + 1
-
-Batch = dict[str, Array]
-Metrics = dict[str, Array]
-Loss = Callable[..., tuple[Array, dict[str, Array]]]
+Metrics = dict[str, PyTree]
 
 
-def bucket_sums(
-    per_example_loss: Float[Array, " b"], log_snr: Float[Array, " b"]
-) -> tuple[Float[Array, " buckets"], Float[Array, " buckets"]]:
-    """Sum of the losses and number of examples in each log-SNR bucket: what averages are made of."""
-    bucket = jnp.searchsorted(jnp.asarray(LOG_SNR_EDGES), log_snr, side="right")
-    member = jax.nn.one_hot(bucket, NUM_BUCKETS, dtype=jnp.float32)
-    # Not a matmul: a non-finite loss would spoil the buckets it is not in (0 * inf).
-    return jnp.where(member > 0, per_example_loss[:, None], 0.0).sum(0), member.sum(0)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """Parts of one update besides the objective.
+
+    Args:
+      optimizer: the optax transformation.
+      rate: its learning rate after so many updates; reported only.
+      seed: seed of every draw.
+      ema_decay: decay of the parameter average, in [0, 1).
+      ema_warmup: starts the average at a smaller decay, see `train.ema`.
+      accumulate_steps: microbatches of one update.
+    """
+
+    optimizer: optax.GradientTransformation
+    rate: Callable[[Array], Array | float]
+    seed: int = 0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = True
+    accumulate_steps: int = 1
 
 
 def split_microbatches(batch: Batch, num: int, mesh: Mesh) -> Batch:
@@ -57,23 +61,29 @@ def split_microbatches(batch: Batch, num: int, mesh: Mesh) -> Batch:
 
 
 def loss_and_grads(
-    loss: Loss,
+    objective: Objective,
     params: PyTree,
+    frozen: PyTree,
     batch: Batch,
     rng: PRNGKeyArray,
-    accumulate_steps: int,
     mesh: Mesh,
-    null: Conditioning | None = None,
+    accumulate_steps: int = 1,
 ) -> tuple[Metrics, PyTree]:
-    """Mean loss, bucket sums and mean gradient of one batch, taken in `accumulate_steps` microbatches.
+    """Mean loss, sums of the metrics and mean gradient of one batch, taken in `accumulate_steps` microbatches.
 
-    `loss` has the arguments and results of `Stage.loss`.
+    Raises:
+      UserError: the objective returns other metrics than it names.
     """
 
     def one(micro: Batch, rng: PRNGKeyArray) -> tuple[Metrics, PyTree]:
-        (mean, aux), grads = jax.value_and_grad(loss, has_aux=True)(params, micro, rng, null, mesh)
-        sums, counts = bucket_sums(aux["per_example_loss"], aux["log_snr"])
-        return {"loss": mean, "bucket_loss_sum": sums, "bucket_count": counts}, grads
+        value_and_grad = jax.value_and_grad(objective.loss, has_aux=True)
+        (mean, means), grads = value_and_grad(params, frozen, micro, rng, mesh)
+        if means.keys() != objective.metrics.keys():
+            raise UserError(
+                f"the loss of {type(objective).__name__} returned the metrics {sorted(means)}, but its attribute "
+                f"metrics names {sorted(objective.metrics)}: name the same in both"
+            )
+        return {"loss": mean, "means": means}, grads
 
     if accumulate_steps == 1:
         return one(batch, rng)
@@ -91,32 +101,20 @@ def loss_and_grads(
 
 
 def make_train_step(
-    config: TrainConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    null: Conditioning | None = None,
-    lesson: DistillObjective | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step as a plain function of (state, batch), with a lesson of (state, batch, teacher's parameters).
+    objective: Objective, settings: StepSettings, mesh: Mesh
+) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
+    """The step as a plain function of state, batch and the objective's frozen parameters."""
 
-    `null` is a constant of it.
-    """
-    rate = config.optimizer.rate()
-
-    def train_step(state: TrainState, batch: Batch, *teacher: PyTree) -> tuple[TrainState, Metrics]:
-        rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-
-        def loss(params: PyTree, *rest: Any) -> tuple[Array, dict[str, Array]]:
-            return config.stage.loss(params, *rest) if lesson is None else lesson.loss(params, *teacher, *rest)
-
-        metrics, grads = loss_and_grads(loss, state.params, batch, rng, config.accumulate_steps, mesh, null)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
+        rng = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        metrics, grads = loss_and_grads(objective, state.params, frozen, batch, rng, mesh, settings.accumulate_steps)
+        updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = ema_decay_at(state.step, config.ema_decay, config.ema_warmup)
+        decay = ema_decay_at(state.step, settings.ema_decay, settings.ema_warmup)
         metrics |= {
             "grad_norm": optax.global_norm(grads),
             "param_norm": optax.global_norm(params),
-            "learning_rate": rate(state.step),
+            "learning_rate": settings.rate(state.step),
         }
         new = TrainState(
             step=state.step + 1,
@@ -129,43 +127,28 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(
-    config: TrainConfig,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-    state: TrainState,
-    null: Conditioning | None = None,
-    lesson: DistillObjective | None = None,
-) -> jax.stages.Wrapped:
+def jit_train_step(objective: Objective, settings: StepSettings, mesh: Mesh, state: TrainState) -> jax.stages.Wrapped:
     """The step under `jax.jit`: the state is donated and stays where it lies, metrics are replicated.
 
     Args:
-      config: the run.
-      optimizer: `config.optimizer.build()`.
-      mesh: `config.mesh.build()`.
+      objective: what is trained.
+      settings: optimizer, average, seed, microbatches.
+      mesh: the devices.
       state: abstract state with shardings.
-      null: the null text that `config.stage.null_text` names, on the host; None is zeros.
-      lesson: what `config.distill` asks for; the step then takes the teacher's parameters, which lie as the run's do.
     """
     shardings = shardings_of(state)
-    teacher = () if lesson is None else (shardings.params,)
     return jax.jit(
-        make_train_step(config, optimizer, mesh, null, lesson),
-        in_shardings=(shardings, rules.batch_sharding(mesh), *teacher),
+        make_train_step(objective, settings, mesh),
+        in_shardings=(shardings, rules.batch_sharding(mesh), shardings_of(objective.frozen_spec(mesh))),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one global batch."""
-    stage, b = config.stage, config.batch_size
-    shapes: dict[str, tuple[tuple[int, ...], type]] = {
-        "x0": ((b, stage.image_size, stage.image_size, 3), jnp.float32),
-        "text": ((b, stage.max_text_length, stage.text_embed_dim), jnp.float32),
-        "text_mask": ((b, stage.max_text_length), jnp.bool_),
-    }
-    if stage.low_res_size is not None:
-        shapes["low_res"] = ((b, stage.low_res_size, stage.low_res_size, 3), jnp.float32)
+def abstract_batch(objective: Objective, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of one global batch."""
     sharding = rules.batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        for name, leaf in objective.batch_spec(batch_size).items()
+    }

@@ -16,6 +16,7 @@ from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.optimizer import OptimizerConfig
+from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from tests.train import tiny_run
 
@@ -30,8 +31,9 @@ def one_device():
 def make_state(step: int = 3, optimizer=ADAM, stage=None, mesh=None) -> tuple[TrainState, TrainState]:
     """A state with different values in every part, and its abstract form."""
     stage = stage or tiny_run.tiny_stage()
-    abstract = abstract_state(stage, optimizer, mesh or one_device())
-    state = jax.jit(lambda: init_state(stage, optimizer, 0), out_shardings=shardings_of(abstract))()
+    objective = StageObjective(stage=stage)
+    abstract = abstract_state(objective, optimizer, mesh or one_device())
+    state = jax.jit(lambda: init_state(objective, optimizer, 0), out_shardings=shardings_of(abstract))()
     ema = jax.tree.map(lambda leaf: leaf * 0.5, state.params)
     return state.replace(step=state.step + step, ema_params=ema), abstract
 

@@ -27,6 +27,8 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import distill, loop
 from imagen_jax.train.config import DistillConfig, TrainConfig
 from imagen_jax.train.distill import DistillObjective
+from imagen_jax.train.setup import step_settings
+from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import jit_train_step
 from tests.train import tiny_run
@@ -161,7 +163,7 @@ def test_the_loss_of_the_exact_map_is_nothing(tmp_path, monkeypatch):
     def loss(params):
         batch = tiny_run.tiny_batch(0, 0, 64)
         params, taught = (jax.tree.map(jnp.float32, tree) for tree in (params, teacher))
-        value, aux = jax.jit(learned.loss)(params, taught, batch, jax.random.key(0))
+        value, aux = jax.jit(learned.diffusion_loss)(params, taught, batch, jax.random.key(0))
         np.testing.assert_allclose(np.unique(aux["log_snr"]), times(STEPS)[:-1], atol=1e-5)
         return float(value)
 
@@ -172,12 +174,13 @@ def test_the_loss_of_the_exact_map_is_nothing(tmp_path, monkeypatch):
 def started(config: TrainConfig, mesh: Any, learned: DistillObjective | None) -> tuple[Any, Any, Any]:
     """A fresh state, other parameters laid out alike, and the step."""
     optimizer = config.optimizer.build()
-    abstract = abstract_state(config.stage, optimizer, mesh)
+    objective = learned or StageObjective(stage=config.stage)
+    abstract = abstract_state(objective, optimizer, mesh)
     state, other = (
-        jax.jit(lambda seed=seed: init_state(config.stage, optimizer, seed), out_shardings=shardings_of(abstract))()
+        jax.jit(lambda seed=seed: init_state(objective, optimizer, seed), out_shardings=shardings_of(abstract))()
         for seed in (0, 1)
     )
-    return state, other.params, jit_train_step(config, optimizer, mesh, abstract, None, learned)
+    return state, other.params, jit_train_step(objective, step_settings(config), mesh, abstract)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +215,7 @@ def test_a_run_starts_from_its_teacher_and_approaches_it(tmp_path, monkeypatch):
     state, position, origin = loop.start_state(student, program)
     assert position is None and "averaged parameters of" in origin and config.model_dir in origin
     assert tiny_run.leaves_equal(state.params, taught.ema_params)
-    assert tiny_run.leaves_equal(program.teacher()[0], taught.ema_params)
+    assert tiny_run.leaves_equal(program.load_frozen(), taught.ema_params)
     loop.train(student, stop_at=30)
     loop.train(student)
     lines = [line["loss"] for line in loss_lines(student.model_dir)]

@@ -10,6 +10,7 @@ import pytest
 from imagen_jax.sharding import rules
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
+from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.step import loss_and_grads
 from tests.tiny import BASE, SR, batch
 
@@ -36,7 +37,8 @@ def _run(stage: Stage, mesh: jax.sharding.Mesh):
     values, boxed = _params(stage)
     params = jax.device_put(values, rules.param_shardings(boxed, mesh))
     rows = jax.device_put(batch(stage, 16), rules.batch_sharding(mesh))
-    step = jax.jit(lambda params, rows: loss_and_grads(stage.loss, params, rows, jax.random.key(3), 1, mesh))
+    objective = StageObjective(stage=stage)
+    step = jax.jit(lambda params, rows: loss_and_grads(objective, params, (), rows, jax.random.key(3), mesh))
     return step.lower(params, rows).compile(), params, rows
 
 

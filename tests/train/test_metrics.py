@@ -5,7 +5,6 @@ import struct
 import time
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,23 +14,25 @@ from tensorflow.core.util import event_pb2
 
 from imagen_jax.errors import UserError
 from imagen_jax.train.event_file import EventFile
-from imagen_jax.train.metrics import BUCKET_NAMES, MetricWriter, Window, drop_lines_after
+from imagen_jax.train.metrics import MetricWriter, Window, drop_lines_after
+from imagen_jax.train.objective import Mean
+from imagen_jax.train.stage_objective import BUCKET_NAMES
 
 
-def row(mean: float, sums: list[float], counts: list[float], **changes: float) -> dict[str, jax.Array]:
+def row(mean: float, sums: list[float], counts: list[float], **changes: float) -> dict[str, Any]:
     values: dict[str, Any] = {
         "loss": mean,
-        "bucket_loss_sum": sums,
-        "bucket_count": counts,
         "grad_norm": 1,
         "param_norm": 2,
         "learning_rate": 0.5,
     }
-    return {name: jnp.asarray(value, jnp.float32) for name, value in (values | changes).items()}
+    row: dict[str, Any] = {name: jnp.asarray(value, jnp.float32) for name, value in (values | changes).items()}
+    means = {"loss_by_log_snr": Mean(jnp.asarray(sums, jnp.float32), jnp.asarray(counts, jnp.float32))}
+    return row | {"means": means}
 
 
 def test_buckets_are_averaged_over_examples_not_over_steps():
-    window = Window(4, 3, 1_000_000, 1e9)
+    window = Window(4, 3, 1_000_000, 1e9, {"loss_by_log_snr": BUCKET_NAMES})
     window.start()
     window.data_ready()
     window.add(row(1.0, [1, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 1]))
@@ -48,6 +49,21 @@ def test_buckets_are_averaged_over_examples_not_over_steps():
     assert line["images_per_s"] == pytest.approx(3 / line["step_time_s"])
     window.add(row(5.0, [5, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]))
     assert window.close()["loss"] == 5.0
+
+
+def test_scalar_metrics_are_means_over_examples_and_left_out_where_nothing_counts():
+    window = Window(0, 3, 1, None, {"accuracy": (), "never": ()})
+    assert "never" not in window_line(window, [(3.0, 4.0), (0.0, 8.0)])
+    assert window_line(window, [(3.0, 4.0), (0.0, 8.0)])["accuracy"] == 0.25
+    assert window_line(window, [(5.0, 5.0)])["accuracy"] == 1.0
+
+
+def window_line(window: Window, accuracies: list[tuple[float, float]]) -> dict[str, Any]:
+    """The line of steps that measured these (sum, count)."""
+    for total, count in accuracies:
+        means = {"accuracy": Mean(jnp.float32(total), jnp.float32(count)), "never": Mean(jnp.zeros(()), jnp.zeros(()))}
+        window.add(row(1.0, [], []) | {"means": means})
+    return window.close()
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])

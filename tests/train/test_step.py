@@ -11,18 +11,21 @@ import pytest
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding
-from imagen_jax.stage.spec import Stage
+from imagen_jax.train.objective import Mean, Objective
+from imagen_jax.train.setup import step_settings
+from imagen_jax.train.stage_objective import StageObjective, bucket_sums
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
-from imagen_jax.train.step import bucket_sums, jit_train_step, loss_and_grads
+from imagen_jax.train.step import jit_train_step, loss_and_grads
 from tests.train import tiny_run
 
 
 def start(config: Any, mesh: Any) -> tuple[TrainState, Any]:
     """A fresh state on a mesh, and the jitted step."""
     optimizer = config.optimizer.build()
-    abstract = abstract_state(config.stage, optimizer, mesh)
-    make = jax.jit(lambda: init_state(config.stage, optimizer, config.seed), out_shardings=shardings_of(abstract))
-    return make(), jit_train_step(config, optimizer, mesh, abstract)
+    objective = StageObjective(stage=config.stage)
+    abstract = abstract_state(objective, optimizer, mesh)
+    make = jax.jit(lambda: init_state(objective, optimizer, config.seed), out_shardings=shardings_of(abstract))
+    return make(), jit_train_step(objective, step_settings(config), mesh, abstract)
 
 
 def put(batch: dict[str, np.ndarray], mesh: Any) -> dict[str, jax.Array]:
@@ -45,12 +48,25 @@ def test_non_finite_loss_stays_in_its_bucket():
     np.testing.assert_array_equal(sums, [np.inf, 0, 0, 0, 0, 2])
 
 
-class LinearStage(Stage):
-    """A stage without randomness: per-example squared error of a linear map."""
+class LeastSquares(Objective):
+    """Squared error of a linear map, also by the sign of the first output."""
 
-    def loss(self, params, batch, rng, null=None, mesh=None):
-        per_example = ((batch["x"] @ params - batch["y"]) ** 2).mean(-1)
-        return per_example.mean(), {"per_example_loss": per_example, "log_snr": batch["y"][:, 0]}
+    metrics = {"error": (), "error_by_sign": ("negative", "positive")}
+
+    def init(self, rng):
+        return jnp.zeros((5, 3))
+
+    def batch_spec(self, batch_size):
+        shapes = {"x": (batch_size, 5), "y": (batch_size, 3)}
+        return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+    def loss(self, params, frozen, batch, rng, mesh=None):
+        per_row = ((batch["x"] @ params - batch["y"]) ** 2).mean(-1)
+        member = jax.nn.one_hot((batch["y"][:, 0] > 0).astype(int), 2)
+        return per_row.mean(), {
+            "error": Mean(per_row.sum(), jnp.float32(per_row.size)),
+            "error_by_sign": Mean(per_row @ member, member.sum(0)),
+        }
 
 
 @pytest.mark.parametrize("num", [2, 4])
@@ -59,14 +75,16 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(num):
     x, y, params = rng.normal(size=(32, 5)), rng.normal(size=(32, 3)) * 5, rng.normal(size=(5, 3))
     mesh = MeshConfig(fsdp=2).build()
     batch = put({"x": x.astype(np.float32), "y": y.astype(np.float32)}, mesh)
-    stage = LinearStage(name="linear", model=tiny_run.TinyNet(), image_size=8, text_embed_dim=1, max_text_length=1)
-    run = jax.jit(lambda p, b: loss_and_grads(stage.loss, p, b, jax.random.key(0), num, mesh))
+    run = jax.jit(lambda p, b: loss_and_grads(LeastSquares(), p, (), b, jax.random.key(0), mesh, num))
     metrics, grads = run(jnp.asarray(params, jnp.float32), batch)
     residual = x @ params - y
     np.testing.assert_allclose(grads, 2 * x.T @ residual / residual.size, rtol=2e-5)
     assert float(metrics["loss"]) == pytest.approx((residual**2).mean(), rel=1e-5)
-    assert float(metrics["bucket_loss_sum"].sum()) == pytest.approx((residual**2).mean(-1).sum(), rel=1e-5)
-    assert float(metrics["bucket_count"].sum()) == 32
+    per_row, positive = (residual**2).mean(-1), y[:, 0] > 0
+    error, by_sign = metrics["means"]["error"], metrics["means"]["error_by_sign"]
+    assert float(error.total) == pytest.approx(per_row.sum(), rel=1e-5) and float(error.count) == 32
+    np.testing.assert_allclose(by_sign.total, [per_row[~positive].sum(), per_row[positive].sum()], rtol=1e-5)
+    np.testing.assert_array_equal(by_sign.count, [(~positive).sum(), positive.sum()])
 
 
 def test_one_update_is_the_optimizer_on_the_stages_own_gradient(tmp_path):
@@ -76,7 +94,7 @@ def test_one_update_is_the_optimizer_on_the_stages_own_gradient(tmp_path):
     # Copies: a buffer that numpy looks into cannot be donated.
     before = jax.tree.map(jnp.copy, state)
     batch = put(tiny_run.tiny_batch(0, 0, 16), mesh)
-    new, metrics = step(state, batch)
+    new, metrics = step(state, batch, ())
 
     rng = jax.random.fold_in(jax.random.key(1), 0)
     loss_of = jax.jit(jax.value_and_grad(config.stage.loss, has_aux=True))
@@ -104,7 +122,7 @@ def test_every_step_draws_its_own_noise(tmp_path):
     losses = []
     for number in (0, 1, 1):
         batch = put(tiny_run.tiny_batch(0, 0, 16), mesh)
-        _, metrics = step(jax.device_put(frozen.replace(step=np.int32(number))), batch)
+        _, metrics = step(jax.device_put(frozen.replace(step=np.int32(number))), batch, ())
         losses.append(float(metrics["loss"]))
     assert losses[0] != losses[1] == losses[2]
 
@@ -120,7 +138,7 @@ def test_eight_devices_train_as_one(tmp_path, mesh_config, accumulate_steps):
         state, step = start(config, mesh)
         row = []
         for number in range(3):
-            state, metrics = step(state, put(tiny_run.tiny_batch(0, number, 16), mesh))
+            state, metrics = step(state, put(tiny_run.tiny_batch(0, number, 16), mesh), ())
             row.append(float(metrics["loss"]))
         losses.append(row)
         states.append(state)

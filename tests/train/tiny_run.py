@@ -16,7 +16,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig, TextEncoder
 from imagen_jax.text.encoders.t5 import T5Config
-from imagen_jax.train import loop
+from imagen_jax.train import loop, setup
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
@@ -110,13 +110,28 @@ class TinyBatches(BatchIterator):
         return {"seed": self._seed, "step": self._step, "batch_size": self._num}
 
 
+class LetterEncoder(TextEncoder):
+    """Tells captions apart without a vocabulary."""
+
+    def __init__(self):
+        pass
+
+    def encode(self, captions):
+        rows = [np.random.default_rng(len(caption)) for caption in captions]
+        text = np.stack([row.normal(size=(TEXT_LENGTH, TEXT_DIM)) for row in rows])
+        return text.astype(np.float32), np.ones(text.shape[:2], bool)
+
+    def fingerprint(self, dtype="float32"):
+        return {"encoder": "ours", "dtype": dtype}
+
+
 def use_tiny_data(setattr_: Any = setattr) -> None:
     """Puts `TinyBatches` in the place of the corpus and the embedding store, and one device in that of all.
 
     Args:
       setattr_: a pytest monkeypatch's setattr, or the built-in one in a subprocess.
     """
-    setattr_(loop, "BatchIterator", TinyBatches)
+    setattr_(setup, "BatchIterator", TinyBatches)
     setattr_(loop, "check_text", lambda config: TextEncoder(config.text))
     build = MeshConfig.build
     setattr_(MeshConfig, "build", lambda self, devices=None: build(self, devices or jax.devices()[:1]))

@@ -1,4 +1,4 @@
-"""Previews drawn by the loop, and the store's fingerprint compared before it."""
+"""Training as the console command does it: previews beside the loop, errors of files told in one message."""
 
 import dataclasses
 from pathlib import Path
@@ -8,31 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.commands import training
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import preview_hook
 from imagen_jax.sharding.rules import unbox
 from imagen_jax.stage.sampling_config import SamplingConfig
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train import loop
-from imagen_jax.train.config import PreviewConfig
+from imagen_jax.train.config import PreviewConfig, TrainConfig
+from imagen_jax.train.hooks import StepInfo
 from imagen_jax.train.metrics import MetricWriter
+from imagen_jax.train.setup import TrainSetup
+from imagen_jax.train.state import init_state
 from tests.train import tiny_run
-
-
-class LetterEncoder(TextEncoder):
-    """Tells captions apart without a vocabulary."""
-
-    def __init__(self):
-        pass
-
-    def encode(self, captions):
-        rows = [np.random.default_rng(len(caption)) for caption in captions]
-        text = np.stack([row.normal(size=(tiny_run.TEXT_LENGTH, tiny_run.TEXT_DIM)) for row in rows])
-        return text.astype(np.float32), np.ones(text.shape[:2], bool)
-
-    def fingerprint(self, dtype="float32"):
-        return {"encoder": "ours", "dtype": dtype}
+from tests.train.tiny_run import LetterEncoder
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +33,27 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_grids_of_the_averaged_parameters_are_drawn_on_their_steps_with_one_seed(tmp_path, monkeypatch):
+def hook_of(config: TrainConfig) -> preview_hook.PreviewHook:
+    """The preview hook of a run that is about to begin."""
+    run = loop.Run(
+        config=config,
+        setup=TrainSetup.build(config),
+        encoder=LetterEncoder(),
+        null=None,
+        writer=MetricWriter(config.model_dir, 0),
+    )
+    (hook,) = training.hooks_of(run)
+    assert isinstance(hook, preview_hook.PreviewHook)
+    return hook
+
+
+def info_of(config: TrainConfig, step: int, params: object) -> StepInfo:
+    setup = TrainSetup.build(config)
+    state = init_state(setup.objective, setup.settings.optimizer, 0)
+    return StepInfo(step=step, state=state.replace(ema_params=params))
+
+
+def test_previews_of_the_averaged_parameters_are_drawn_on_their_steps_with_one_seed(tmp_path, monkeypatch):
     drawn, real = [], preview_hook.draw_preview
 
     def recorded(stage, params, *args, **values):
@@ -55,15 +63,14 @@ def test_grids_of_the_averaged_parameters_are_drawn_on_their_steps_with_one_seed
     monkeypatch.setattr(preview_hook, "draw_preview", recorded)
     settings = PreviewConfig(every=2, captions=("a", "bb", "ccc"))
     config = tiny_run.tiny_config(tmp_path, num_steps=4, sampling=SamplingConfig(num_steps=2), previews=settings)
-    state = loop.train(config)
+    state = loop.train(config, hooks=training.hooks_of)
     samples = tmp_path / "samples"
     assert sorted(path.name for path in samples.iterdir()) == ["step_2.png", "step_4.png"]
     assert len(drawn) == 2 and tiny_run.leaves_equal(drawn[1], state.ema_params)
     first, second = read(samples / "step_2.png"), read(samples / "step_4.png")
     assert first.dtype == np.uint8 and first.ndim == 3 and first.shape[2] == 3
     assert (first != second).any()
-    again = preview_hook.PreviewHook(config, settings, LetterEncoder(), MetricWriter(tmp_path, 4))
-    again.draw(9, drawn[0])
+    hook_of(config).before_step(info_of(config, 9, drawn[0]))
     np.testing.assert_array_equal(first, read(samples / "step_9.png"))
 
 
@@ -86,34 +93,40 @@ def test_super_resolution_draws_rows_of_the_first_batch(tmp_path, monkeypatch):
         given.append(args)
         return real(*args, **values)
 
-    monkeypatch.setattr(preview_hook, "BatchIterator", FirstRows)
+    monkeypatch.setattr(training, "BatchIterator", FirstRows)
     monkeypatch.setattr(preview_hook, "draw_preview", recorded)
-    settings = PreviewConfig(every=1, num_images=2)
     config = tiny_run.tiny_config(
         tmp_path,
         stage=tiny_run.tiny_stage(low_res_size=4),
         data=dataclasses.replace(tiny_run.tiny_config(tmp_path).data, low_res_size=4),
         seed=5,
         sampling=SamplingConfig(num_steps=1),
-        previews=settings,
+        previews=PreviewConfig(every=1, num_images=2),
     )
     params = unbox(config.stage.init(jax.random.key(0)))
-    preview_hook.PreviewHook(config, settings, LetterEncoder(), MetricWriter(tmp_path, 0)).draw(7, params)
+    hook_of(config).before_step(info_of(config, 7, params))
     assert asked == [{"batch_size": 2, "seed": 5, "start_step": 0}]
     np.testing.assert_array_equal(given[0][4], low_res)
     np.testing.assert_array_equal(given[0][2], tiny_run.tiny_batch(5, 0, 2)["text"])
     assert read(tmp_path / "samples" / "step_7.png").shape[2] == 3
 
 
-def test_store_of_another_encoder_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.undo()
-    store = object.__new__(EmbeddingStore)
-    store._directory = "store"
-    monkeypatch.setattr(loop, "TextEncoder", lambda config: LetterEncoder())
-    monkeypatch.setattr(EmbeddingStore, "open", classmethod(lambda cls, directory: store))
-    store.fingerprint = {"encoder": "ours", "dtype": "bfloat16"}
-    assert isinstance(loop.check_text(tiny_run.tiny_config(tmp_path)), LetterEncoder)
-    store.fingerprint = {"encoder": "theirs", "dtype": "bfloat16"}
-    with pytest.raises(UserError, match="(?s)store.*encoder.*theirs"):
-        loop.train(tiny_run.tiny_config(tmp_path))
-    assert not any(tmp_path.iterdir())
+def test_non_finite_parameters_are_not_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 2)
+    settings = PreviewConfig(every=3, captions=("a",))
+    config = tiny_run.tiny_config(tmp_path, log_every=100, sampling=SamplingConfig(num_steps=1), previews=settings)
+    with pytest.raises(UserError, match="step 3: loss = nan"):
+        training.run(config)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_run_without_previews_has_no_hooks_of_its_own(tmp_path):
+    config = tiny_run.tiny_config(tmp_path, num_steps=1)
+    training.run(config)
+    assert not (tmp_path / "samples").exists() and (tmp_path / "metrics.jsonl").exists()
+
+
+def test_run_directory_that_cannot_be_written_is_told_in_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="stopped on a file.*run the same command again"):
+        training.run(tiny_run.tiny_config(tmp_path / "file" / "run"))

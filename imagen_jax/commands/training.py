@@ -1,0 +1,66 @@
+"""Training as the console command does it: the loop joined with the hooks that draw."""
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.errors import UserError
+from imagen_jax.sampling.preview_hook import PreviewHook, PreviewRows
+from imagen_jax.train.config import PreviewConfig, TrainConfig
+from imagen_jax.train.hooks import Hook
+from imagen_jax.train.loop import Run, train
+
+
+def preview_rows(run: Run, previews: PreviewConfig) -> PreviewRows:
+    """Encoded captions of a base stage's previews; without captions, or for super-resolution, the data's first rows."""
+    config = run.config
+    if previews.captions and config.stage.low_res_size is None:
+        text, text_mask = run.encoder.encode(previews.captions)
+        return PreviewRows(text=text, text_mask=text_mask, captions=previews.captions)
+    batches = BatchIterator(
+        config.data, batch_size=previews.num_images, seed=config.seed, start_step=0, encoder=run.encoder
+    )
+    with contextlib.closing(batches):
+        first = next(iter(batches))
+    return PreviewRows(
+        text=first["text"],
+        text_mask=first["text_mask"],
+        low_res=first.get("low_res"),
+        captions=previews.captions,
+    )
+
+
+def hooks_of(run: Run) -> Sequence[Hook]:
+    """The hooks that the config of `run` asks for, in the order they are called."""
+    config, previews = run.config, run.config.previews
+    if previews is None:
+        return ()
+    return (
+        PreviewHook(
+            stage=config.stage,
+            sampling=config.sampling,
+            mesh=run.setup.mesh,
+            rows=preview_rows(run, previews),
+            every=previews.every,
+            seed=previews.seed,
+            directory=Path(config.model_dir) / "samples",
+            null=run.null,
+            show=run.writer.image,
+        ),
+    )
+
+
+def run(config: TrainConfig, operative_config: str = "") -> None:
+    """Trains one stage with its previews.
+
+    Raises:
+      UserError: see `train`; also when the run directory cannot be written.
+    """
+    try:
+        train(config, operative_config, hooks=hooks_of)
+    except OSError as error:
+        raise UserError(
+            f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "
+            f"fix the permissions, then run the same command again"
+        ) from error

@@ -1,0 +1,197 @@
+"""Parts of a training run, built from its config: step, state, data, text.
+
+A run starts from the first of these that exists:
+    1. the newest checkpoint of its own model_dir
+    2. `resume`: the newest checkpoint, with data position, of another run
+    3. `init_from`, or the teacher of `distill`: the averaged parameters of another run, at step 0
+    4. scratch
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.trees import TrainState
+from imagen_jax.cost.flops import count_flops
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.errors import UserError
+from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.sharding import rules
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.store.reader import EmbeddingStore
+from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.distill import DistillObjective, check_teacher_text
+from imagen_jax.train.stage_objective import StageObjective
+from imagen_jax.train.state import abstract_state, init_state, shardings_of
+from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
+from imagen_jax.typing import PyTree
+
+
+def objective_of(config: TrainConfig) -> StageObjective:
+    """What `config` trains: its stage, on the corpus alone or on a teacher; the null text is zeros.
+
+    Raises:
+      UserError: see `DistillObjective.build`.
+    """
+    return DistillObjective.build(config) or StageObjective(stage=config.stage)
+
+
+def step_settings(config: TrainConfig) -> StepSettings:
+    """Parts of one update that `config` asks for."""
+    return StepSettings(
+        optimizer=config.optimizer.build(),
+        rate=config.optimizer.rate(),
+        seed=config.seed,
+        ema_decay=config.ema_decay,
+        ema_warmup=config.ema_warmup,
+        accumulate_steps=config.accumulate_steps,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSetup:
+    """A run's step and state, laid out over its devices.
+
+    Attributes:
+      objective: what is trained.
+      settings: optimizer, average, seed, microbatches.
+      batch_size: rows of one update.
+      mesh: the devices.
+      state: abstract state with shardings.
+    """
+
+    objective: StageObjective
+    settings: StepSettings
+    batch_size: int
+    mesh: Mesh
+    state: TrainState
+
+    @classmethod
+    def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "TrainSetup":
+        """Lays the state of `config` out over its devices; compiles nothing.
+
+        Args:
+          config: the run.
+          devices: what to lay it out over, also devices that are described only; None is all that are here.
+
+        Raises:
+          UserError: mesh or batch do not fit the devices, or the teacher cannot teach this stage.
+        """
+        mesh = config.mesh.build(devices)
+        rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps)
+        settings, objective = step_settings(config), objective_of(config)
+        return cls(
+            objective=objective,
+            settings=settings,
+            batch_size=config.batch_size,
+            mesh=mesh,
+            state=abstract_state(objective, settings.optimizer, mesh),
+        )
+
+    def with_null_text(self, null: Conditioning | None) -> "TrainSetup":
+        """The same, with the null text that the stage's null_text names; None is zeros."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null))
+
+    def compile(self) -> tuple[jax.stages.Compiled, int]:
+        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch, and FLOPs of one update."""
+        step = jit_train_step(self.objective, self.settings, self.mesh, self.state)
+        batch = abstract_batch(self.objective, self.batch_size, self.mesh)
+        args = (self.state, batch, self.objective.frozen_spec(self.mesh))
+        return step.lower(*args).compile(), count_flops(step, *args)
+
+    def load_frozen(self) -> PyTree:
+        """The parameters that the step reads and nobody trains, e.g. a teacher's."""
+        return self.objective.load_frozen(self.mesh)
+
+
+def start_state(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """The state a run starts from, its data position (None at step 0) and where it came from, in words."""
+    own = checkpoints.latest_step(config.model_dir)
+    if own is not None:
+        state, position = checkpoints.restore(config.model_dir, setup.state, own)
+        return state, position, f"goes on from its own checkpoint of step {own}"
+    if config.resume:
+        state, position = checkpoints.restore(config.resume, setup.state)
+        return state, position, f"resumes {config.resume} at step {int(state.step)}"
+    fresh = functools.partial(init_state, setup.objective, setup.settings.optimizer, setup.settings.seed)
+    state = jax.jit(fresh, out_shardings=shardings_of(setup.state))()
+    source = config.init_from or (config.distill and config.distill.teacher_dir)
+    if source:
+        params = checkpoints.restore_params(source, setup.state.params)
+        # The step donates its state, so that no buffer may stand in it twice.
+        state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
+        return state, None, f"starts from the averaged parameters of {source}"
+    return state, None, "starts from scratch"
+
+
+def check_text(config: TrainConfig) -> TextEncoder:
+    """The run's text encoder, after its fingerprint was found in the embedding store, if there is one.
+
+    Raises:
+      UserError: the store was made by another encoder; names the part that differs.
+    """
+    encoder = TextEncoder(config.text)
+    check_teacher_text(config, encoder)
+    if config.data.store_dir is None:
+        return encoder
+    store = EmbeddingStore.open(config.data.store_dir)
+    store.check(encoder.fingerprint(store.fingerprint["dtype"]))
+    return encoder
+
+
+def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
+    """What the stage's null_text names: the embedding of "" (the store's, if there is one), or None for zeros."""
+    if config.stage.null_text == "zeros":
+        return None
+    store_dir = config.data.store_dir
+    embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
+    text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
+    text[0, : len(embedding)] = embedding
+    mask = np.arange(text.shape[1])[None] < len(embedding)
+    return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+
+
+def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
+    """This process's batches from the one after `step` updates on.
+
+    Raises:
+      UserError: the data order would not be the one the checkpoint was trained with.
+    """
+    batches = BatchIterator(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        encoder=encoder,
+    )
+    here = dict(batches.position())
+    if position is not None and position != here:
+        changed = [
+            f"{name}: got {here.get(name)!r}, the checkpoint has {position.get(name)!r}"
+            for name in sorted(position.keys() | here.keys())
+            if here.get(name) != position.get(name)
+        ]
+        raise UserError(
+            f"the data order differs from the checkpoint's ({'; '.join(changed)}): set it back, "
+            f"or start a new model_dir with init_from"
+        )
+    return batches
+
+
+def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+    """Host batches as global arrays, rows split over the mesh."""
+    sharding = rules.batch_sharding(mesh)
+    for batch in batches:
+        # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.
+        with jax.transfer_guard_host_to_device("allow"):
+            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        yield arrays

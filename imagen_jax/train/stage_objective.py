@@ -1,0 +1,78 @@
+"""Objective of ordinary training: a stage's diffusion loss with its null text, averaged by log-SNR too."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.stage.spec import Stage
+from imagen_jax.train.objective import Batch, Mean, Objective
+from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
+
+# Inner edges of the log-SNR buckets; the outermost buckets are open.
+LOG_SNR_EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
+BUCKET_NAMES = tuple(
+    f"{low:g}..{high:g}" for low, high in zip((-math.inf, *LOG_SNR_EDGES), (*LOG_SNR_EDGES, math.inf), strict=True)
+)
+BY_LOG_SNR = "loss_by_log_snr"
+
+
+def bucket_sums(
+    per_example_loss: Float[Array, " b"], log_snr: Float[Array, " b"]
+) -> tuple[Float[Array, " buckets"], Float[Array, " buckets"]]:
+    """Sum of the losses and number of examples in each log-SNR bucket: what averages are made of."""
+    bucket = jnp.searchsorted(jnp.asarray(LOG_SNR_EDGES), log_snr, side="right")
+    member = jax.nn.one_hot(bucket, len(BUCKET_NAMES), dtype=jnp.float32)
+    # Not a matmul: a non-finite loss would spoil the buckets it is not in (0 * inf).
+    return jnp.where(member > 0, per_example_loss[:, None], 0.0).sum(0), member.sum(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageObjective(Objective):
+    """Trains a stage on its own loss.
+
+    Args:
+      stage: network and diffusion.
+      null: the null text that `stage.null_text` names, one row, a constant of the step; None is zeros.
+    """
+
+    stage: Stage
+    null: Conditioning | None = None
+
+    @property
+    def metrics(self) -> Mapping[str, tuple[str, ...]]:
+        """The loss by log-SNR."""
+        return {BY_LOG_SNR: BUCKET_NAMES}
+
+    def init(self, rng: PRNGKeyArray) -> PyTree:
+        """Fresh parameters of the network, boxed with their logical axis names."""
+        return self.stage.init(rng)
+
+    def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Images, text and, for super-resolution, low-resolution images: see `Stage.loss`."""
+        stage, b = self.stage, batch_size
+        spec = {
+            "x0": jax.ShapeDtypeStruct((b, stage.image_size, stage.image_size, 3), jnp.float32),
+            "text": jax.ShapeDtypeStruct((b, stage.max_text_length, stage.text_embed_dim), jnp.float32),
+            "text_mask": jax.ShapeDtypeStruct((b, stage.max_text_length), jnp.bool_),
+        }
+        if stage.low_res_size is not None:
+            spec["low_res"] = jax.ShapeDtypeStruct((b, stage.low_res_size, stage.low_res_size, 3), jnp.float32)
+        return spec
+
+    def loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, rng: PRNGKeyArray, mesh: Mesh | None = None
+    ) -> tuple[Float[Array, ""], dict[str, Mean]]:
+        """Mean of `diffusion_loss`, and its averages by log-SNR."""
+        mean, aux = self.diffusion_loss(params, frozen, batch, rng, mesh)
+        return mean, {BY_LOG_SNR: Mean(*bucket_sums(aux["per_example_loss"], aux["log_snr"]))}
+
+    def diffusion_loss(
+        self, params: PyTree, frozen: PyTree, batch: Batch, rng: PRNGKeyArray, mesh: Mesh | None = None
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """Arguments of `Objective.loss`, results of `Stage.loss`."""
+        return self.stage.loss(params, batch, rng, self.null, mesh)
