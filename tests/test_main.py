@@ -390,7 +390,7 @@ def test_a_new_mode_is_one_new_file(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert "    count               count the examples of a corpus\n" in run("--help")
+    assert "    count         count the examples of a corpus\n" in run("--help")
     assert "--corpus DIR" in run("count", "--help")
     run("build_corpus", "--images=images", "--output=corpus", "--image_size=8")
     assert run("count", "--corpus=corpus") == "3\n"

@@ -1,6 +1,6 @@
 """The modes of the console command, one file each; `imagen_jax.main` lists every file of this folder.
 
-A new mode is one new file, here imagen_jax/commands/count.py:
+A new mode is one new file here, for instance count.py:
 
     import argparse
 
