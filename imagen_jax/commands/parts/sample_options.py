@@ -1,4 +1,4 @@
-"""What `imagen_jax sample` is asked for; nothing heavy is imported, so `--help` stays quick."""
+"""The flags of `imagen_jax sample` as a frozen dataclass; nothing heavy is imported, so `--help` stays quick."""
 
 import dataclasses
 
