@@ -391,9 +391,9 @@ def test_a_new_mode_is_one_new_file(tmp_path):
         return done.stdout
 
     assert "    count         count the examples of a corpus\n" in run("--help")
-    assert "--corpus DIR" in run("count", "--help")
+    assert "DIR         corpus directory" in run("count", "--help")
     run("build_corpus", "--images=images", "--output=corpus", "--image_size=8")
-    assert run("count", "--corpus=corpus") == "3\n"
+    assert run("count", "corpus") == "3\n"
 
 
 def test_build_corpus_takes_a_folder_or_a_list(capsys, tmp_path):

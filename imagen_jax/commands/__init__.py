@@ -8,13 +8,14 @@ A new mode is one new file here, for instance count.py:
 
 
     def add_flags(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--corpus", required=True, metavar="DIR", help="corpus directory")
+        sub.add_argument("corpus", metavar="DIR", help="corpus directory")
 
 
     def run(args: argparse.Namespace) -> None:
         from imagen_jax.data.records import Corpus  # Here, not above: `imagen_jax --help` imports this file.
 
-        print(sum(Corpus(args.corpus).num_examples(split) for split in Corpus(args.corpus).splits))
+        corpus = Corpus(args.corpus)
+        print(sum(corpus.num_examples(split) for split in corpus.splits))
 
 
     COMMAND = Command(name="count", help="count the examples of a corpus", run=run, add_flags=add_flags)
