@@ -13,12 +13,12 @@ from imagen_jax.errors import exit_code
 
 
 def main() -> None:
-    from imagen_jax.main import FLAGS, build_inputs
+    from imagen_jax.commands.build_corpus import add_flags, build_inputs
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    FLAGS["build_corpus"](parser)
+    add_flags(parser)
     options, pipeline_args = parser.parse_known_args()
     if options.num_workers:
         pipeline_args.append(f"--num_workers={options.num_workers}")

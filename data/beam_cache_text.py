@@ -13,7 +13,8 @@ from imagen_jax.errors import exit_code
 
 
 def main() -> None:
-    from imagen_jax.main import GIN_FLAGS, add_gin_flags, load_gin
+    from imagen_jax.commands.cache_text import COMMAND
+    from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
 
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -25,10 +26,9 @@ def main() -> None:
     options, arguments = parser.parse_known_args()
 
     from imagen_jax.beam.cache_text import cache_text
-    from imagen_jax.gin_config import split_gin_flags
 
-    bindings, pipeline_args = split_gin_flags(arguments)
-    config, _ = load_gin("cache_text", options, bindings)
+    bindings, pipeline_args = split_bindings(arguments)
+    config, _ = load_gin(COMMAND, options, bindings)
     cache_text(config, pipeline_args)
 
 

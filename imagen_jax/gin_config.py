@@ -10,7 +10,7 @@ their frozen dataclasses; its UPPER_SNAKE macros are what a user sets:
     train_config.TrainConfig.batch_size = %BATCH_SIZE
 
 On the command line: `--gin.MODEL_DIR=runs/x`, `--gin.train_config.TrainConfig.batch_size=32`, or without the
-module, `--gin.TrainConfig.batch_size=32`. This file and main.py are the only ones that know gin.
+module, `--gin.TrainConfig.batch_size=32`. No other file imports gin.
 """
 
 import ast

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from imagen_jax.commands.parts.command import GinCommand
 from imagen_jax.gin_config import load_with_operative, split_gin_flags
-from imagen_jax.main import GIN_TARGETS, build_parser
+from imagen_jax.main import build_parser, find_modes
 from launch import local
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -197,13 +198,13 @@ def test_demo_measures_the_phases_its_metrics_promise(name):
 def test_gin_modes_of_the_phases_get_whole_configs(name):
     """Every gin file resolves with just the macros that the phase gives, and its operative config again."""
     config = importlib.import_module(f"launch.configs.{name}").get_config()
+    modes = find_modes()
     for _, command in config.phases:
         program, *words = local.split_settings(local.expand(command, config))[1]
-        if program == "imagen_jax" and words[0] in GIN_TARGETS:
+        if program == "imagen_jax" and isinstance(modes[words[0]], GinCommand):
             bindings, words = split_gin_flags(words)
             files = build_parser().parse_args(words).gin_file
-            module, attribute = GIN_TARGETS[words[0]][0].split(":")
-            target = getattr(importlib.import_module(module), attribute)
+            target = modes[words[0]].config_class()
             instance, text = load_with_operative(target, files, bindings)
             with tempfile.NamedTemporaryFile("w", suffix=".gin") as file:
                 file.write(text)

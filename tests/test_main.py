@@ -1,28 +1,32 @@
 """The console command: modes, flags, joins and what people read when something is wrong."""
 
+import ast
 import errno
 import importlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from imagen_jax import main as main_module
+from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.data.records import Corpus
-from imagen_jax.main import main
+from imagen_jax.errors import UserError
+from imagen_jax.main import find_modes, main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MODES = ["build_corpus", "cache_text", "train", "plan", "sample", "eval", "report"]
 
 FAKE = """
 import json, sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from imagen_jax.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +43,9 @@ def run(config, operative_config=None):
 def dry_run(config):
     print(f"parameters for size {config.size}")
 
-def sample(checkpoint, captions, **options):
-    print(json.dumps({"checkpoint": checkpoint, "captions": captions, **options}))
+def sample(checkpoint, captions, options):
+    given = {name: value for name, value in asdict(options).items() if value is not None}
+    print(json.dumps({"checkpoint": checkpoint, "captions": captions, **given}))
 
 def report(run_dir):
     return f"{run_dir}/report.html"
@@ -91,11 +96,20 @@ def joined(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    targets = {mode: (f"{name}:Config", f"{name}:run") for mode in main_module.GIN_TARGETS}
-    monkeypatch.setattr(main_module, "GIN_TARGETS", targets)
-    monkeypatch.setattr(main_module, "DRY_RUN", f"{name}:dry_run")
-    monkeypatch.setattr(main_module, "SAMPLE", f"{name}:sample")
-    monkeypatch.setattr(main_module, "REPORT", f"{name}:report")
+    fake = importlib.import_module(name)
+    for room, members in {
+        "text.store.cache": {"CacheConfig": fake.Config},
+        "train.config": {"TrainConfig": fake.Config},
+        "train.loop": {"run": fake.run},
+        "planning.dry_run": {"run": fake.dry_run},
+        "evals.evaluator": {"EvalConfig": fake.Config, "run": fake.run},
+        "commands.parts.sample_run": {"draw_to_files": fake.sample},
+        "report.page": {"write_report": fake.report},
+    }.items():
+        room = f"imagen_jax.{room}"
+        monkeypatch.setitem(sys.modules, room, types.ModuleType(room))
+        vars(sys.modules[room]).update(members)
+    monkeypatch.setattr("imagen_jax.commands.cache_text.cache_corpus", fake.run)
     return name
 
 
@@ -110,8 +124,9 @@ def test_each_mode_has_help(mode, capsys):
 def test_help_lists_the_modes_and_loads_no_library():
     script = (
         "import sys; from imagen_jax.main import main\n"
-        "try: main(['--help'])\n"
-        "except SystemExit: pass\n"
+        "for words in ['--help'], ['train', '--help'], ['sample', '--help']:\n"
+        "    try: main(words)\n"
+        "    except SystemExit: pass\n"
         "slow = {'jax', 'tensorflow', 'flax', 'gin', 'numpy'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
@@ -179,9 +194,38 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
 
 
 def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
-    from imagen_jax.sampling import cascade, command, flags
+    from imagen_jax.commands.parts import sample_options, sample_settings
+    from imagen_jax.sampling import cascade
 
-    assert cascade.MODES == flags.MODES and tuple(command.SAMPLERS) == flags.SAMPLERS
+    assert cascade.MODES == sample_options.MODES and cascade.WEIGHTS == sample_options.WEIGHTS
+    assert tuple(sample_settings.SAMPLERS) == sample_options.SAMPLERS
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mode": "paint"}, "--mode ('paint') must be one of text, image_to_image"),
+        ({"weights": "none"}, "--weights ('none') must be one of auto, resident, offload"),
+        ({"sampler": "euler"}, "--sampler ('euler') must be one of ddpm"),
+        ({"thresholding": "hard"}, "--thresholding ('hard') must be one of dynamic, static, none"),
+        ({"batch_size": 0}, "--batch_size (0) must be at least 1"),
+        ({"tile_overlap": 8}, "--tile_overlap needs --tile_size"),
+    ],
+)
+def test_sample_options_refuse_what_cannot_be(options, expected):
+    with pytest.raises(UserError) as refused:
+        SampleOptions(output="out", **options)
+    assert expected in str(refused.value)
+
+
+def test_a_flag_that_is_zero_or_empty_was_given():
+    options = SampleOptions(output="out", strength=0.0, negative_prompt="")
+    assert options.given("mask", "strength", "negative_prompt") == {"strength": 0.0, "negative_prompt": ""}
+
+
+def test_a_border_of_one_number_is_a_list_too(joined, capsys):
+    assert main(["sample", "--checkpoint=x", "--output=y", "--border=3", "a cat"]) == 0
+    assert json.loads(capsys.readouterr().out)["border"] == [3]
 
 
 def test_plan_passes_its_flags_on(monkeypatch, tmp_path):
@@ -248,7 +292,7 @@ def test_a_disk_that_fails_is_told_in_plain_words(joined, monkeypatch, capsys):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "out/00000.png")
 
-    monkeypatch.setattr(main_module, "_report", full)
+    monkeypatch.setattr(sys.modules["imagen_jax.report.page"], "write_report", full)
     assert main(["report", "--run_dir", "runs/demo"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "No space left on device: 'out/00000.png'. Free space" in error
@@ -258,7 +302,7 @@ def test_an_interrupt_is_told_in_plain_words(joined, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main_module, "_report", interrupted)
+    monkeypatch.setattr(sys.modules["imagen_jax.report.page"], "write_report", interrupted)
     assert main(["report", "--run_dir", "runs/demo"]) == 130
     told = capsys.readouterr().err
     assert told.startswith("interrupted") and "Traceback" not in told
@@ -276,10 +320,13 @@ def test_hosts_join_and_one_that_fails_does_not_hang_the_other(joined, tmp_path)
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     script = textwrap.dedent(f"""
-        import sys
-        from imagen_jax import main
-        main.GIN_TARGETS["train"] = ("{joined}:Config", "{joined}:fail_on_last")
-        sys.exit(main.main(sys.argv[1:]))
+        import sys, types
+        import {joined} as stand_in
+        from imagen_jax.main import main
+        config, loop = types.ModuleType("config"), types.ModuleType("loop")
+        config.TrainConfig, loop.run = stand_in.Config, stand_in.fail_on_last
+        sys.modules |= {{"imagen_jax.train.config": config, "imagen_jax.train.loop": loop}}
+        sys.exit(main(sys.argv[1:]))
     """)
     flags = ["train", "--gin_file=run.gin", f"--coordinator_address=localhost:{port}", "--num_processes=2"]
     path = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
@@ -305,12 +352,48 @@ def test_hosts_join_and_one_that_fails_does_not_hang_the_other(joined, tmp_path)
     assert waiting[2] != 0 and "another task died" in waiting[1]
 
 
-@pytest.mark.parametrize("name", ["DRY_RUN", "SAMPLE", "REPORT", *main_module.GIN_TARGETS])
+@pytest.mark.parametrize("name", find_modes())
 def test_every_mode_finds_its_room(name):
-    targets = main_module.GIN_TARGETS.get(name) or (getattr(main_module, name),)
-    for target in targets:
-        module, attribute = target.split(":")
-        assert callable(getattr(importlib.import_module(module), attribute))
+    """What its functions import when they run is there."""
+    tree = ast.parse((REPOSITORY / f"imagen_jax/commands/{name}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.col_offset]
+    for node in imports:
+        for alias in node.names:
+            assert callable(getattr(importlib.import_module(node.module), alias.name))
+    mode = find_modes()[name]
+    assert mode.name == name and (imports or isinstance(mode.config_class(), type))
+    assert mode.help and not mode.help.endswith(".")
+
+
+def test_modes_are_listed_in_the_order_that_people_need_them():
+    assert list(find_modes()) == [
+        "build_corpus", "import_text", "cache_text", "validate_cache", "train", "plan", "sample", "eval", "report",
+    ]  # fmt: skip
+
+
+def test_a_new_mode_is_one_new_file(tmp_path):
+    """Dropped into a copy of the package, the example of the docstring is listed, has help and runs."""
+    from imagen_jax import commands
+
+    shutil.copytree(REPOSITORY / "imagen_jax", tmp_path / "imagen_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    example = commands.__doc__.split("count.py:\n")[1].split("\nA mode that gin")[0]
+    (tmp_path / "imagen_jax/commands/count.py").write_text(textwrap.dedent(example))
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / f"images/{i}.png")
+        (tmp_path / f"images/{i}.txt").write_text(f"number {i}")
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "imagen_jax.main", *words]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "    count         count the examples of a corpus\n" in run("--help")
+    assert "DIR         corpus directory" in run("count", "--help")
+    run("build_corpus", "--images=images", "--output=corpus", "--image_size=8")
+    assert run("count", "corpus") == "3\n"
 
 
 def test_build_corpus_takes_a_folder_or_a_list(capsys, tmp_path):

@@ -10,8 +10,8 @@ import pytest
 # `make beam-test` installs it.
 pytest.importorskip("apache_beam")
 
-from imagen_jax import main
 from imagen_jax.beam.cache_text import cache_text
+from imagen_jax.commands.cache_text import cache_corpus
 from imagen_jax.data.records import Corpus, Record, SplitWriter, encode_record
 from imagen_jax.errors import UserError
 from imagen_jax.text.store.cache import CacheConfig, num_shards_of, plan_shards, write_if_free
@@ -24,7 +24,7 @@ from tests.beam.conftest import TWO_WORKERS, files
 def serial(cache_config: CacheConfig, tmp_path: Path) -> CacheConfig:
     """The store as one process writes it."""
     config = dataclasses.replace(cache_config, store_dir=str(tmp_path / "serial"))
-    main.cache_text(config)
+    cache_corpus(config)
     return config
 
 
@@ -67,7 +67,7 @@ def test_few_captions_leave_shards_empty(cache_config: CacheConfig, tmp_path: Pa
     few = dataclasses.replace(cache_config, corpus_dir=str(tmp_path / "few"), shard_size=1)
     write_corpus(tmp_path / "few", [b"1", b"2", b"3"])
     together = dataclasses.replace(few, store_dir=str(tmp_path / "together"))
-    main.cache_text(few)
+    cache_corpus(few)
     cache_text(together, [])
     assert files(few.store_dir) == files(together.store_dir)
 
@@ -87,7 +87,7 @@ def test_keys_are_refused_before_anything_is_written(cache_config: CacheConfig, 
     config = dataclasses.replace(cache_config, corpus_dir=str(tmp_path / "corpus"))
     write_corpus(tmp_path / "corpus", keys)
     with pytest.raises(UserError) as expected:
-        main.cache_text(config)
+        cache_corpus(config)
     with pytest.raises(UserError) as got:
         cache_text(config, [])
     assert str(got.value) == str(expected.value)

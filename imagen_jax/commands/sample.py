@@ -1,17 +1,29 @@
-"""Flags of `imagen_jax sample`; nothing heavy is imported, so `--help` stays quick."""
+"""`imagen_jax sample`: captions, and images to be changed, to PNG files (`parts.sample_run`)."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
 
-MODES = ("text", "image_to_image", "inpaint", "outpaint", "vary", "upscale")
-SAMPLERS = ("ddpm", "ddim", "dpm++", "dpm++sde", "heun")
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds captions, checkpoint and the flags of `SampleOptions`."""
+    _add_common_flags(sub)
+    _add_sampling_flags(sub.add_argument_group("how to sample"))
+    _add_image_flags(sub.add_argument_group("images to be changed"))
+    # The defaults stand in SampleOptions; an option without one there is None.
+    sub.set_defaults(**{field.name: field.default for field in _optional_fields()})
 
 
-def add_sample_flags(sub: argparse.ArgumentParser) -> None:
-    """Adds them all."""
+def _optional_fields() -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(SampleOptions) if field.default is not dataclasses.MISSING]
+
+
+def _add_common_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
     sub.add_argument(
         "--checkpoint",
@@ -19,17 +31,22 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="run directory of a cascade or one stage, or gin file of a cascade",
     )
+    sub.add_argument(
+        "--text_encoder", metavar="PATH", help="pretrained text encoder; default: where the checkpoint says"
+    )
     sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
     sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--overwrite", action="store_true", help="replace images that are already in the folder")
     sub.add_argument("--stage", metavar="NAME", help="stop after this stage, e.g. base")
     sub.add_argument("--first_stage", metavar="NAME", help="begin with this stage; it draws from --image")
-    sub.add_argument("--batch_size", type=int, default=64, metavar="N", help="images drawn at a time (default 64)")
+    sub.add_argument("--batch_size", type=int, metavar="N", help="images drawn at a time (default %(default)s)")
     sub.add_argument(
-        "--seed", type=_values(int), default=0, metavar="N[,N…]", help="one for all, or one an image (default 0)"
+        "--seed", type=_values(int), metavar="N[,N…]", help="one for all, or one an image (default %(default)s)"
     )
     sub.add_argument("--size", type=_size, metavar="HxW", help="height and width of the images; default: as trained")
-    how = sub.add_argument_group("how to sample")
+
+
+def _add_sampling_flags(how: argparse._ArgumentGroup) -> None:
     how.add_argument(
         "--guidance_weight",
         type=_values(float),
@@ -47,7 +64,7 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--num_steps", type=_values(int), metavar="N[,N…]", help="denoising steps of all stages, or one for each stage"
     )
-    how.add_argument("--thresholding", choices=("dynamic", "static", "none"), help="default: as configured")
+    how.add_argument("--thresholding", choices=THRESHOLDINGS, help="default: as configured")
     how.add_argument("--percentile", type=float, metavar="P", help="of dynamic thresholding, 0 to 100")
     how.add_argument("--tile_size", type=int, metavar="N", help="draw in overlapping tiles of N pixels")
     how.add_argument(
@@ -55,17 +72,18 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--weights",
-        choices=("auto", "resident", "offload"),
-        default="auto",
+        choices=WEIGHTS,
         help="stages on the devices at once or in turn",
     )
-    how.add_argument("--spatial", type=int, default=1, metavar="N", help="devices that share one image's height")
-    change = sub.add_argument_group("images to be changed")
-    change.add_argument("--mode", choices=MODES, default="text", help="what to do (default text: draw from captions)")
+    how.add_argument("--spatial", type=int, metavar="N", help="devices that share one image's height")
+
+
+def _add_image_flags(change: argparse._ArgumentGroup) -> None:
+    change.add_argument("--mode", choices=MODES, help="what to do (default %(default)s: draw from captions)")
     change.add_argument("--image", metavar="FILE", help="the image to work on, for every caption")
     change.add_argument("--mask", metavar="FILE", help="inpaint: as large as the image, white where to draw")
     change.add_argument(
-        "--border", type=_values(int), metavar="T,B,L,R", help="outpaint: pixels to add at top, bottom, left and right"
+        "--border", type=_list(int), metavar="T,B,L,R", help="outpaint: pixels to add at top, bottom, left and right"
     )
     change.add_argument(
         "--strength", type=float, metavar="S", help="0 keeps the image, 1 nothing of it (image_to_image: 0.6; else 1)"
@@ -74,16 +92,26 @@ def add_sample_flags(sub: argparse.ArgumentParser) -> None:
     change.add_argument("--jump_length", type=int, metavar="N", help="inpaint, outpaint: steps of a stretch (4)")
 
 
-def _values(kind: type) -> Callable[[str], Any]:
-    """A reader of one number, or of several with commas between as a tuple."""
+def _list(kind: type) -> Callable[[str], tuple]:
+    """A reader of numbers with commas between."""
 
-    def read(text: str) -> Any:
+    def read(text: str) -> tuple:
         try:
-            values = tuple(kind(word) for word in text.split(","))
+            return tuple(kind(word) for word in text.split(","))
         except ValueError as error:
             what = "whole numbers" if kind is int else "numbers"
             raise argparse.ArgumentTypeError(f"{text!r} is not {what} with commas between") from error
-        return values if "," in text else values[0]
+
+    return read
+
+
+def _values(kind: type) -> Callable[[str], Any]:
+    """A reader of one number, or of several with commas between as a tuple."""
+    read_list = _list(kind)
+
+    def read(text: str) -> Any:
+        values = read_list(text)
+        return values if len(values) > 1 else values[0]
 
     return read
 
@@ -113,7 +141,23 @@ def captions_of(args: argparse.Namespace) -> list[str]:
     return captions
 
 
-def options_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Every other flag that was given, by name."""
-    taken = ("command", "captions", "checkpoint", "prompts_file")
-    return {name: value for name, value in vars(args).items() if name not in taken and value is not None}
+def run(args: argparse.Namespace) -> None:
+    """Draws and writes the images.
+
+    Raises:
+      UserError: see `captions_of`, `SampleOptions` and `draw_to_files`.
+    """
+    captions = captions_of(args)
+    options = SampleOptions(**{field.name: getattr(args, field.name) for field in dataclasses.fields(SampleOptions)})
+    from imagen_jax.commands.parts.sample_run import draw_to_files
+
+    draw_to_files(args.checkpoint, captions, options)
+
+
+COMMAND = Command(
+    name="sample",
+    help="draw images from captions, or change images, with a trained cascade",
+    run=run,
+    add_flags=add_flags,
+    order=7,
+)

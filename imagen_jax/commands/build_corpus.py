@@ -1,0 +1,64 @@
+"""`imagen_jax build_corpus`: raw pairs of image and caption to a corpus directory."""
+
+import argparse
+import os
+from typing import Any
+
+from imagen_jax.commands.parts.command import Command
+
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds the flags that name the pairs, the corpus and how it is built."""
+    sub.add_argument(
+        "--images",
+        required=True,
+        metavar="PATH",
+        help="folder of images with captions beside them, or a .csv, .jsonl or .parquet list",
+    )
+    sub.add_argument("--output", required=True, metavar="DIR", help="corpus directory to write")
+    sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
+    sub.add_argument(
+        "--min_size", type=int, metavar="N", help="least shorter side of an image, in pixels (default: image_size)"
+    )
+    sub.add_argument("--name", default="images", help="name of the corpus (default images)")
+    sub.add_argument(
+        "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="fixes which images those are (default 0)")
+    sub.add_argument("--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces")
+    sub.add_argument("--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)")
+    sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
+
+
+def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Builds the Source and the BuildConfig that the flags name."""
+    from imagen_jax.data.builder import BuildConfig
+    from imagen_jax.data.sources import folder_source, list_source
+
+    config = BuildConfig(
+        name=args.name,
+        image_size=args.image_size,
+        min_size=args.min_size,
+        seed=args.seed,
+        vocab_size=args.vocab_size,
+    )
+    open_source = list_source if os.path.isfile(args.images) else folder_source
+    return open_source(args.images, val_fraction=args.val_fraction, seed=args.seed), config
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the corpus and prints its report."""
+    from imagen_jax.data.builder import build_corpus
+
+    source, config = build_inputs(args)
+    report = build_corpus(source, args.output, config, num_workers=args.num_workers, overwrite=args.overwrite)
+    print(f"{args.output}: {report}")
+
+
+COMMAND = Command(
+    name="build_corpus",
+    help="turn pairs of image and caption into a corpus directory of sharded records",
+    run=run,
+    add_flags=add_flags,
+    order=1,
+)

@@ -1,0 +1,123 @@
+"""`imagen_jax sample`: captions, and images to be changed, to PNG files.
+
+Images are written as they are drawn. An image that is there already and says of itself that it was drawn from the same
+caption, seed, settings and checkpoint is left as it is, so that a long list goes on where it stopped; one that says
+otherwise stops the command before anything is drawn.
+"""
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from imagen_jax.commands.parts.sample_images import images_and_settings
+from imagen_jax.commands.parts.sample_options import SampleOptions
+from imagen_jax.commands.parts.sample_settings import changed_settings
+from imagen_jax.errors import UserError
+from imagen_jax.sampling.cascade import Cascade
+from imagen_jax.sampling.images import as_info, enlarge, read_image, read_info, sheet, write_png
+from imagen_jax.sampling.request import Request
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.stage.sampling_config import SamplingConfig
+
+MAX_SHOWN = 64
+
+
+def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> None:
+    """Writes OUTPUT/NNNNN.png, OUTPUT/NNNNN_STAGE.png of the stages below, and OUTPUT.png, which shows the first ones.
+
+    Args:
+      checkpoint: cascade directory, run directory of one stage, or gin file of a cascade.
+      captions: one image each.
+      options: what else is asked for.
+
+    Raises:
+      UserError: options that do not agree with the stages or the mode, or images in the way.
+    """
+    cascade, request = _job(checkpoint, captions, options)
+    told = _told(cascade, options)
+    seeds = request.seed if not isinstance(request.seed, int) else [request.seed] * len(captions)
+    infos = [
+        {"prompt": caption, "index": i, "seed": int(seed), **told}
+        for i, (caption, seed) in enumerate(zip(captions, seeds, strict=True))
+    ]
+    output = options.output
+    paths = [os.path.join(output, f"{i:05d}.png") for i in range(len(captions))]
+    sheet_path = output.rstrip("/") + ".png"
+    done = set() if options.overwrite else _already_drawn(paths, infos, sheet_path)
+    rows = [i for i in range(len(captions)) if i not in done]
+    if done:
+        print(f"{len(done)} of {len(captions)} images are there already")
+    if rows:
+        stream = cascade.stream(request, rows=rows, batch_size=options.batch_size, label=f"sample {checkpoint}")
+        for chosen, drawn in stream:
+            for place, i in enumerate(chosen):
+                for name, part in zip(cascade.names[:-1], drawn[:-1], strict=True):
+                    write_png(paths[i].replace(".png", f"_{name}.png"), part[place], infos[i])
+                # Last, because it is by this one that an image counts as drawn.
+                write_png(paths[i], drawn[-1][place], infos[i])
+    sheet_info = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.seed, **told}
+    _write_sheet(sheet_path, paths[:MAX_SHOWN], sheet_info)
+    number = "1 image" if len(captions) == 1 else f"{len(captions)} images"
+    print(f"{number} in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
+
+
+def _job(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> tuple[Cascade, Request]:
+    """Loads the stages that draw and validates the request."""
+    mesh = MeshConfig(spatial=options.spatial) if options.spatial != 1 else None
+    cascade = Cascade.load(checkpoint, mesh=mesh, weights=options.weights, text_encoder=options.text_encoder)
+    cascade = cascade.only(options.first_stage, options.stage)
+    stages = [one.stage for one in cascade.stages]
+    cascade = cascade.configure(lambda stage, sampling: changed_settings(stage, sampling, stages, options))
+    images, settings = images_and_settings(cascade, options, len(captions))
+    if options.negative_prompt is not None:
+        settings["negative_prompts"] = [options.negative_prompt] * len(captions)
+    if options.size is not None and options.mode == "text":
+        settings["size"] = options.size
+    return cascade.job(options.mode, captions, images, seed=options.seed, **settings)
+
+
+def _told(cascade: Cascade, options: SampleOptions) -> dict[str, Any]:
+    """The text chunks of an image besides its caption and seed: settings, files and checkpoints."""
+    told: dict[str, Any] = {} if options.mode == "text" else {"mode": options.mode}
+    told |= options.given(
+        "negative_prompt", "image", "mask", "border", "strength", "num_resamples", "jump_length", "size"
+    )
+    # A path may hold another picture tomorrow.
+    told |= {f"{name}_sha256": _sha256(str(path)) for name, path in options.given("image", "mask").items()}
+    for field in dataclasses.fields(SamplingConfig):
+        values = [getattr(one.sampling, field.name) for one in cascade.stages]
+        told[field.name] = [v if isinstance(v, str | int | float | None) else repr(v) for v in values]
+    told["checkpoint"] = [one.checkpoint for one in cascade.stages]
+    return {**told, "stages": cascade.names, "config_hash": cascade.config_hash}
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: str) -> set[int]:
+    """Numbers of the images that are there as they would be drawn; an image of other settings is in the way."""
+    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    other = [i for i in there if read_info(paths[i]) != as_info(infos[i])]
+    if other:
+        raise UserError(
+            f"images exist already that were drawn otherwise: {len(other)}, the first is {paths[other[0]]}; "
+            "choose another --output or add --overwrite"
+        )
+    if os.path.exists(sheet_path) and not there:
+        raise UserError(f"{sheet_path} exists already; choose another --output or add --overwrite")
+    return set(there)
+
+
+def _write_sheet(path: str, images: Sequence[str], info: dict[str, Any]) -> None:
+    """One picture of the first images."""
+    pictures = [np.asarray(read_image(image)) for image in images]
+    columns = min(8, math.ceil(math.sqrt(len(pictures))))
+    whole = enlarge(sheet(pictures, columns), max(1, 128 // pictures[0].shape[0]))
+    write_png(path, whole, info)
