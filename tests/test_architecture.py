@@ -38,7 +38,7 @@ DOORS: dict[str, set[str]] = {
 LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoints", "gin_config"}
 DOORS["train"] = LOADING - {"gin_config"} | {"data", "sampling"}
 DOORS["sampling"] = LOADING | {"train.config", "train.metrics", "data.pipeline"}
-# evals and interop stand on sampling; evals also reads corpora and knows what the drawn shapes are.
+# evals stands on sampling; it also reads corpora and knows what the drawn shapes are.
 DOORS["evals"] = LOADING | {
     "sampling",
     "data.records",
@@ -48,7 +48,6 @@ DOORS["evals"] = LOADING | {
     "data.shapes_scene",
 }
 DOORS["report"] = {"evals.sampler_study"}
-DOORS["interop"] = LOADING | {"sampling"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The console command works where Beam is not installed; the scripts in data/ call it.
 DOORS["main"] = set(DOORS) - {"beam"}
@@ -154,7 +153,7 @@ def test_low_rooms_never_reach_high_ones():
             if room not in seen:
                 seen.add(room)
                 todo.extend(reach[room])
-        assert not seen & {"sampling", "train", "evals", "interop", "main"}
+        assert not seen & {"sampling", "train", "evals", "main"}
     assert "models" not in DOORS["diffusion"] and "diffusion" not in DOORS["models"]
 
 
@@ -203,7 +202,7 @@ data/scripts.py: import data.build_shapes
 main.py: import torch.nn
 main.py: from imagen_jax.beam import build
 data/at_scale.py: import apache_beam as beam
-interop/all.py: import imagen_jax
+evals/all.py: import imagen_jax
 cellar/wine.py: from imagen_jax.train import loop
 """
 
