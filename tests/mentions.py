@@ -39,7 +39,7 @@ FENCE = re.compile(r"^ *```.*?^ *```", re.M | re.S)
 FLAG = re.compile(r"(?<![\w-])--([A-Za-z]\w*(?:[./\-]\w+)*)")
 ROOTED = re.compile(r"(?<![\w./-])(?:" + "|".join(FOLDERS) + r")/[\w./-]*[\w/]")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-DOTTED = re.compile(r"(?<![\w.\"'/-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?![\w/])")
+DOTTED = re.compile(r"(?<![\w.\"'/*-])[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*(?![\w/*{…<])")
 COMMAND = re.compile(r"(?:imagen_jax|\S*python3?(?:\.\d+)?|make)(?: |$)")
 
 
@@ -66,6 +66,8 @@ class Names:
         for file in self.files:
             if file.endswith(".py") and file.split("/")[0] in CODE:
                 self._read_module(file, ast.parse((root / file).read_text()))
+        setup = root / "setup.py"
+        self._read_module("setup.py", ast.parse(setup.read_text() if setup.exists() else ""))
         gin = [re.sub(r"#.*", "", (root / file).read_text()) for file in self.files if file.endswith(".gin")]
         self.macros = {word for text in gin for word in re.findall(r"\b[A-Z][A-Z0-9_]+\b", text)}
         self.words |= {word for text in gin for word in re.findall(r"\w+", text)}
@@ -290,7 +292,7 @@ def _wrong_in_span(names: Names, span: str, near: str) -> Iterator[str]:
     if call and (known := names.parameters(call.group(1))) is not None:
         yield from (f"{call.group(1)}({word}=)" for word in re.findall(r"(\w+)=", call.group(2)) if word not in known)
     for token in re.split(r"[\s,]+", span):
-        if Path(token).suffix in SOURCES and not re.search(r"[*{}…<>]|[A-Z]{2,}_", token) and "=" not in token:
+        if Path(token).suffix in SOURCES and not re.search(r"[*{}…<>]|[A-Z]{2,}_|_N\b", token) and "=" not in token:
             if not names.has_path(token, near) and not names.is_written(token):
                 yield token
         elif re.fullmatch(r"[\w.]+(/[\w.]+)*/", token) and token.split("/")[0] not in {"runs", "corpora", ""}:
@@ -300,7 +302,7 @@ def _wrong_in_span(names: Names, span: str, near: str) -> Iterator[str]:
         return
     for match in DOTTED.finditer(re.sub(r"\"[^\"]*\"|'[^']*'", "", span)):
         name = match.group()
-        if "." + name.split(".")[-1] in {*SOURCES, ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}:
+        if "." + name.split(".")[-1] in {*SOURCES, ".partial", ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}:
             continue
         if ("." in name or "_" in name or re.search(r"[a-z][A-Z]", name) or name == span) and len(name) > 3:
             if not names.has_dotted(name):
