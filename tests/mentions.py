@@ -23,6 +23,8 @@ from pathlib import Path
 FOLDERS = ("imagen_jax", "configs", "launch", "data", "tests", "docs", "benchmarks")
 CODE = ("imagen_jax", "launch", "data", "benchmarks", "tests")
 SOURCES = {".py", ".gin", ".md", ".toml", ".sh"}
+# Kinds of files that a run leaves.
+OUTPUTS = {".partial", ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}
 # Words of other programs that the pages tell a reader to type or to look for.
 FOREIGN_FLAGS = {
     # Apache Beam and Dataflow
@@ -265,7 +267,7 @@ def _has_flag(names: Names, flag: str) -> bool:
         head = name.split(".")[0]
         if "." not in name:
             return name in names.macros or name in {"NAME", "X"}
-        return head == "Class" or names.has_dotted(name)
+        return head == "Class" or names.has_dotted(name) or names.has_dotted(name.split(".", 1)[1])
     if flag.startswith("config."):
         return flag.split(".")[-1] in names.words
     return flag.replace("-", "_") in {one.replace("-", "_") for one in names.flags}
@@ -302,7 +304,7 @@ def _wrong_in_span(names: Names, span: str, near: str) -> Iterator[str]:
         return
     for match in DOTTED.finditer(re.sub(r"\"[^\"]*\"|'[^']*'", "", span)):
         name = match.group()
-        if "." + name.split(".")[-1] in {*SOURCES, ".partial", ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}:
+        if "." + name.split(".")[-1] in SOURCES | OUTPUTS:
             continue
         if ("." in name or "_" in name or re.search(r"[a-z][A-Z]", name) or name == span) and len(name) > 3:
             if not names.has_dotted(name):

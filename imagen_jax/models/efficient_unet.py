@@ -26,7 +26,7 @@ SKIPS = ("block", "res_block")
 
 
 class EfficientBlock(nn.Module):
-    """What DBlock and UBlock share: combine embeddings, residual blocks, optional attention.
+    """Parts that DBlock and UBlock share: combine embeddings, residual blocks, optional attention.
 
     Attributes:
       features: channels.

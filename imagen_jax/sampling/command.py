@@ -187,7 +187,7 @@ def _nearest_size(cascade: Cascade, mode: str, image: Image.Image, asked: tuple[
 
 
 def _told(cascade: Cascade, mode: str, options: dict[str, Any]) -> dict[str, Any]:
-    """What an image says of how it was drawn, besides its caption and seed."""
+    """Facts of an image's drawing that its file keeps, besides its caption and seed."""
     told: dict[str, Any] = {} if mode == "text" else {"mode": mode}
     kept = ("negative_prompt", "image", "mask", "border", "strength", "num_resamples", "jump_length", "size")
     told |= {name: options[name] for name in kept if name in options}

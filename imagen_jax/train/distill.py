@@ -12,9 +12,9 @@ the teacher said on its way, weighted by the growth of d:
 
     x0 = Σ_k (d_{k+1} - d_k) x0_hat_k / (d_K - d_0)
 
-It is computed as that mean: no small numbers are divided, and where every x0_hat_k is within [-1, 1] the mean is as well, so
-that the student's own thresholding changes nothing. At the last step, to the clean image, it is the x0_hat that the
-teacher ends with.
+It is computed as that mean: no small numbers are divided, and where every x0_hat_k is within [-1, 1] so is the
+mean, so that the student's own thresholding changes nothing. At the last step, to the clean image, it is the x0_hat
+that the teacher ends with.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ OWN_FIELDS = ("cond_drop_rate", "weighting", "vlb_weight")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillObjective:
-    """What a student learns from its teacher.
+    """Distillation's loss: a student learns from its teacher.
 
     Args:
       stage: of both.
@@ -62,7 +62,7 @@ class DistillObjective:
 
     @classmethod
     def build(cls, config: TrainConfig) -> "DistillObjective | None":
-        """What `config.distill` asks for; None where it asks for nothing. Reads the teacher's config alone.
+        """Builds the distillation objective; None if unset. Reads the teacher's config alone.
 
         Raises:
           UserError: there is no such teacher, it is another stage, or the run's own sampling is not what it can learn.

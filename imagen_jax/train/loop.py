@@ -51,7 +51,7 @@ from imagen_jax.typing import PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSetup:
-    """What a config asks to be run.
+    """Parts of one training run, built from its config.
 
     Attributes:
       config: the run.
@@ -93,7 +93,7 @@ class TrainSetup:
         return step.lower(*args).compile(), count_flops(step, *args)
 
     def teacher(self) -> tuple[PyTree, ...]:
-        """What the step takes besides state and batch: the averaged parameters of the teacher, if there is one."""
+        """Further argument of the step: the averaged parameters of the teacher, if there is one."""
         if self.config.distill is None:
             return ()
         return (checkpoints.restore_params(self.config.distill.teacher_dir, self.state.params),)
@@ -134,7 +134,7 @@ def check_text(config: TrainConfig) -> TextEncoder:
 
 
 def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
-    """What the stage's null_text names: the embedding of "" (the store's, if there is one), or None for zeros."""
+    """Null text of the stage: the embedding of "" (the store's, if there is one), or None for zeros."""
     if config.stage.null_text == "zeros":
         return None
     store_dir = config.data.store_dir

@@ -1,4 +1,4 @@
-"""What the files of embedding stores (imagen_jax.text.store.reader) hold, and their names, digests and fingerprints.
+"""Format of embedding stores (imagen_jax.text.store.reader): files, names, digests and fingerprints.
 
 One record is one embedding of n tokens, C order, little-endian:
 
@@ -74,7 +74,7 @@ def bytes_per_token(dtype: str, embed_dim: int) -> int:
 
 
 def caption_digest(caption: str) -> bytes:
-    """What orders the rows of a store: SHA-256 of the caption's UTF-8, so that no process need know the others."""
+    """Row order of a store: SHA-256 of the caption's UTF-8, so that no process need know the others."""
     return hashlib.sha256(caption.encode()).digest()
 
 
@@ -90,7 +90,7 @@ def file_sha256(path: str) -> str:
 
 
 def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
+    """Tells if a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
     path = os.path.join(directory, entry["file"])
     return os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"] and file_sha256(path) == entry["sha256"]
 
