@@ -270,7 +270,8 @@ def _has_flag(names: Names, flag: str) -> bool:
         return head == "Class" or names.has_dotted(name) or names.has_dotted(name.split(".", 1)[1])
     if flag.startswith("config."):
         return flag.split(".")[-1] in names.words
-    return flag.replace("-", "_") in {one.replace("-", "_") for one in names.flags}
+    known = names.flags.union(*names.modes.values())
+    return flag.replace("-", "_") in {one.replace("-", "_") for one in known}
 
 
 def _has_link(names: Names, link: str, near: str) -> bool:
@@ -333,3 +334,28 @@ def _wrong_in_command(names: Names, line: str) -> Iterator[str]:
             yield words[2]
     elif words[1:2] and words[1].endswith(".py") and not names.has_path(words[1]):
         yield words[1]
+
+
+def wrong_arguments(path: Path) -> list[str]:
+    """Names under "Args:" of a module's docstrings that are no parameters or fields there, as "file:line: name"."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        known = _parameters_of(node)
+        if isinstance(node, ast.ClassDef) and node.bases:
+            continue  # Fields may come from a base.
+        for listed in re.findall(r"^ *Args:\n((?: +.*\n|\n)*)", (ast.get_docstring(node) or "") + "\n", re.M):
+            for names in re.findall(r"^  ([a-z_]\w*(?:, \w+)*):", listed, re.M):
+                wrong = [name for name in names.split(", ") if name not in known]
+                found += [f"{path.name}:{node.lineno}: {name}" for name in wrong]
+    return found
+
+
+def _parameters_of(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    if isinstance(node, ast.ClassDef):
+        inits = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+        return set().union(*(_defined(one) for one in node.body), *(_parameters_of(one) for one in inits))
+    arguments = node.args
+    every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+    return {one.arg for one in every if one}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mentions import Names, prose, wrong_names
+from tests.mentions import Names, prose, wrong_arguments, wrong_names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -35,6 +35,16 @@ def test_names_in_pages_exist(names, path):
 
 def test_names_in_docstrings_exist(names):
     assert [wrong for path in MODULES for wrong in wrong_names(names, path)] == []
+
+
+def test_documented_arguments_exist():
+    assert [wrong for path in MODULES for wrong in wrong_arguments(path)] == []
+
+
+def test_a_wrong_argument_is_reported(tmp_path):
+    module = tmp_path / "module.py"
+    module.write_text('def f(a, b):\n    """Adds.\n\n    Args:\n      a, c: two\n        numbers.\n    """\n')
+    assert wrong_arguments(module) == ["module.py:1: c"]
 
 
 @pytest.mark.parametrize(

@@ -124,9 +124,9 @@ def estimate(
 
     Args:
       stage, network: what is sampled.
-      how: says whether to guide, and the thresholding.
+      settings: says whether to guide, and the thresholding.
       cond, null: as in `sample_stage`.
-      guidance_weight: one number, or [b, 1, 1, 1] where `how.guided` is "always".
+      guidance_weight: one number, or [b, 1, 1, 1] where `settings.guided` is "always".
       x0_before: of a self-conditioned stage: x0_hat of the step before.
       z_t, log_snr: where.
     """

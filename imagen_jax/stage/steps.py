@@ -1,6 +1,6 @@
 """Step tables: the noise levels and guidance weight of each step of a sampler, and where it goes back.
 
-A plan is arrays, one entry a step, so that other weights, levels and times of the same number compile nothing anew.
+A step table is arrays, one entry a step: other weights, levels and times of the same number compile nothing anew.
 """
 
 import functools

@@ -47,7 +47,7 @@ class DistillObjective:
 
     Args:
       stage: of both.
-      how: how the teacher is sampled.
+      settings: how the teacher is sampled.
       log_snr: float32 [n, K + 1], log-SNR at the begin of each of the student's n steps, between the teacher's K steps
         and at the end.
       guidance_weight: float32 [n, K], of the teacher.
