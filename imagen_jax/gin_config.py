@@ -264,7 +264,7 @@ def _check_macros(selector: str) -> None:
 
 
 def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
-    """What the bindings of a macro or of a configurable refer to, each with the name it is bound to."""
+    """References in the bindings of a macro or of a configurable, each with the name it is bound to."""
     for (scope, selector), parameters in gin.config._CONFIG.items():
         if selector == bound and macro in (None, scope):
             for parameter, value in parameters.items():

@@ -51,7 +51,6 @@ DOORS["evals"] = LOADING | {
     "data.shapes_scene",
 }
 DOORS["report"] = {"evals.sampler_study"}
-DOORS["interop"] = LOADING | {"sampling"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
@@ -159,7 +158,7 @@ def test_low_rooms_never_reach_high_ones():
             if room not in seen:
                 seen.add(room)
                 todo.extend(reach[room])
-        assert not seen & {"sampling", "train", "evals", "interop", "commands", "main"}
+        assert not seen & {"sampling", "train", "evals", "commands", "main"}
     assert "sampling" not in reach["train"]
     assert "models" not in DOORS["diffusion"] and "diffusion" not in DOORS["models"]
 
@@ -226,7 +225,7 @@ commands/at_scale.py: from imagen_jax.beam import build
 commands/loop.py: from imagen_jax.main import main
 train/loop2.py: from imagen_jax.commands import train
 data/at_scale.py: import apache_beam as beam
-interop/all.py: import imagen_jax
+evals/all.py: import imagen_jax
 cellar/wine.py: from imagen_jax.train import loop
 """
 

@@ -1,4 +1,4 @@
-"""What the steps of a pipeline leave for each other in a folder of the shared file system.
+"""Files that the steps of a pipeline hand to each other in a folder of the shared file system.
 
 A worker may be killed and its work done again, even twice at once: every file is written beside and then renamed.
 """
@@ -66,7 +66,7 @@ class WriteLines(beam.PTransform):
 
 
 def read_lines(prefix: Path) -> Iterator[Any]:
-    """What `WriteLines` wrote, in any order."""
+    """Reads the lines that `WriteLines` wrote, in any order."""
     for name in sorted(glob.glob(f"{glob.escape(str(prefix))}-*-of-*.jsonl")):
         with open(name, encoding="utf-8") as file:
             yield from map(json.loads, file)

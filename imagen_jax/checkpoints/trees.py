@@ -1,4 +1,4 @@
-"""What a checkpoint holds as trees, and readable names of their leaves."""
+"""Trees that a checkpoint holds, and readable names of their leaves."""
 
 from collections.abc import Sequence
 from typing import Any

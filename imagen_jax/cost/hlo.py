@@ -142,7 +142,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def run_counts(module: Module) -> dict[str, int]:
-    """How often one call of the program runs each computation; both sides of a conditional count as run."""
+    """Runs of each computation in one call of the program; both sides of a conditional count as run."""
     counts: dict[str, int] = {}
 
     def visit(name: str, times: int) -> None:
@@ -182,7 +182,7 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int:
 
 
 def _initial_state(module: Module, computation: str, loop: Instruction) -> tuple[Computation, Instruction | None]:
-    """What a loop starts from, and the computation that this stands in."""
+    """Initial state of a loop, and the computation that this stands in."""
     around = module.computations[computation]
     state = around.get(loop.operands[0])
     if state is not None and state.opcode == "parameter":
@@ -204,7 +204,7 @@ def _root(computation: Computation) -> Instruction:
 
 
 def _index(instruction: Instruction | None) -> int | None:
-    """Which element of the loop's state an instruction is."""
+    """Index of the element of the loop's state that an instruction is."""
     if instruction is None or instruction.opcode != "get-tuple-element":
         return None
     found = re.search(r"\bindex=(\d+)", instruction.attributes)

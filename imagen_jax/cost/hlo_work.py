@@ -1,4 +1,4 @@
-"""What a compiled program makes one device do: FLOPs of its matmuls and convolutions, bytes moved to and from HBM.
+"""Work of one device in a compiled program: FLOPs of its matmuls and convolutions, bytes moved to and from HBM.
 
 Both follow XLA's HloCostAnalysis (xla/service/hlo_cost_analysis.cc) but for two things: a loop's body counts once an
 iteration, and zeros of a convolution's padding count as multiplied, as in `train.flops`, since the hardware does so.
@@ -97,7 +97,7 @@ def layout_bytes(module: Module) -> int:
 
 
 def _unfused(module: Module) -> Iterator[tuple[int, Computation, Instruction]]:
-    """What runs as an instruction of its own, and how often; a fusion is one."""
+    """Instructions that run on their own, and their number of runs; a fusion is one."""
     counts = hlo.run_counts(module)
     fused = {
         called

@@ -1,4 +1,4 @@
-"""Whether all stages of a cascade fit a device at once: an estimate made before anything is compiled."""
+"""Memory of all stages of a cascade on one device: an estimate made before anything is compiled."""
 
 from collections.abc import Callable
 from typing import Any

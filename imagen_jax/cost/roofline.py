@@ -1,4 +1,4 @@
-"""How long a step takes at least: each resource's work over its published rate.
+"""Least time of a step: each resource's work over its published rate.
 
     compute_s = FLOPs / peak          hbm_s = bytes / HBM rate
     ici_s     = bytes sent / (2 links)    a ring along one torus dimension, both directions at once
@@ -21,7 +21,7 @@ RING_LINKS = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one device does in a step.
+    """Work of one device in a step.
 
     Attributes:
       model_flops: FLOPs that the model needs, without recomputation.

@@ -28,7 +28,7 @@ _NAME = re.compile(r"\w+")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """How a corpus is built.
+    """Settings of a corpus build.
 
     Args:
       name: name of the corpus; letters, digits and underscores.
@@ -65,7 +65,7 @@ class BuildConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildReport:
-    """What a build came to.
+    """Result of a corpus build.
 
     Args:
       num_examples: accepted examples by split.

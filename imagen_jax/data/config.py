@@ -1,4 +1,4 @@
-"""What one stage is trained on; plain data, so that it loads without TensorFlow."""
+"""Settings of one stage's training data, as plain data, so that it loads without TensorFlow."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ CROPS = ("none", "centre", "random")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What one stage is trained on.
+    """Settings of one stage's training data.
 
     Args:
       corpus_dir: corpus directory.

@@ -139,7 +139,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         return batch
 
     def close(self) -> None:
-        """Stops reading ahead; the end of the program does so too. No batch comes after it."""
+        """Stops reading ahead; the end of the program does as well. No batch comes after it."""
         self._finalizer()
 
     def position(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Rejects:
         self.add(Rejection(source=key, reason="another example has the same key"))
 
     def nothing_accepted(self, name: str) -> UserError:
-        """What to raise when every input of corpus `name` was refused."""
+        """Makes the error for a corpus `name` of which every input was refused."""
         return UserError(
             f"no usable example among {self.count} for corpus {name!r}; nothing was written. "
             "Check captions, files and min_size. "

@@ -1,4 +1,4 @@
-"""What a picture of the "shapes" corpus holds: objects, their counts and their relation.
+"""Contents of a picture of the "shapes" corpus: objects, their counts and their relation.
 
 A scene says what is in a picture, never where or on which background: those are drawn anew for every example
 (`shapes_draw`), so that a caption never fixes the pixels.
@@ -84,7 +84,7 @@ class Object:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What one picture holds.
+    """Contents of one picture.
 
     Args:
       kind: "single" (one object), "count" (2 to 4 objects alike), "two" (two that differ, with a relation)

@@ -42,7 +42,7 @@ class Weighting(Protocol):
     """Weight of an example's loss by its noise."""
 
     def weight(self, prediction: str, log_snr: Float[Array, " b"]) -> Float[Array, " b"]:
-        """What the squared error in the space of the prediction is multiplied by."""
+        """Factor of the squared error in the space of the prediction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

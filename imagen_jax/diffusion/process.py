@@ -47,7 +47,7 @@ def diffuse(x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], log_snr: Float[
 def target(
     prediction: str, x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], log_snr: Float[Array, " b"]
 ) -> Float[Array, "b *s"]:
-    """What a network of this prediction kind should give for (x0, eps) at log_snr."""
+    """Target of a network of this prediction kind for (x0, eps) at log_snr."""
     if prediction == "eps":
         return eps
     if prediction == "x0":

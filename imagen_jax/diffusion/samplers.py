@@ -31,7 +31,7 @@ from imagen_jax.typing import Array, Float
 
 
 class Estimate(NamedTuple):
-    """What a network says of one z_t, after guidance and thresholding.
+    """Estimate of x0 and eps at one z_t, after guidance and thresholding.
 
     Attributes:
       x0: x0_hat.

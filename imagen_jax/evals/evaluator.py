@@ -17,7 +17,7 @@ class Evaluator(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """What to evaluate and how.
+    """A cascade and the evaluators that measure it.
 
     Args:
       run_dir: cascade directory, or run directory of one stage.

@@ -1,4 +1,4 @@
-"""How near a cascade that learned a small corpus by heart draws each image from its caption.
+"""Reconstruction: the distance of images drawn from a small corpus's captions to the originals.
 
 PSNR is against the corpus image at the size of the last stage; colour drift is the largest difference, over
 R, G and B, between the mean of the drawn image and the mean of the original, in steps of 255.
@@ -54,7 +54,7 @@ class Reconstruction:
         if number > MAX_IMAGES:
             raise UserError(
                 f"split {self.split!r} of {self.corpus_dir!r} has {number} images; "
-                f"reconstruction is for at most {MAX_IMAGES}, learned by heart"
+                f"reconstruction is for at most {MAX_IMAGES}, which a cascade can overfit"
             )
         size = cascade.stages[-1].stage.image_size
         if corpus.image_size != size:

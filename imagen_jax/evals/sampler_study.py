@@ -1,4 +1,4 @@
-"""How few steps will do, and what thresholding is for: sweeps of one stage over captions of drawn shapes.
+"""Sweeps of samplers, steps and thresholding in one stage over captions of drawn shapes.
 
 Both draw the same prompts from the same noise under every setting and let the exact judge of shapes read the final
 images, so that settings are compared and not noise.
@@ -35,7 +35,7 @@ THRESHOLDS_FILE = "thresholds.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Which captions, how many of each kind, and the seed of captions and noise."""
+    """Numbers of captions of each kind, and the seed of captions and noise."""
 
     num_single: int = 128
     num_two: int = 128

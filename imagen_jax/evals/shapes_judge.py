@@ -82,7 +82,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How a picture answers a scene. Each part speaks of all objects: with one too many or too
+    """Judgement of a picture against a scene. Each part speaks of all objects: with one too many or too
     few it is False.
 
     Args:
@@ -212,7 +212,7 @@ def _shape_of(coverage: np.ndarray, mask: np.ndarray) -> str | None:
 
 
 def _see(chroma: np.ndarray, hue: np.ndarray, mask: np.ndarray, corner: tuple[int, int], num_pixels: int) -> SeenObject:
-    """What the region `mask` of a window is; `corner` is the window's place, row first."""
+    """Names the region `mask` of a window; `corner` is the window's place, row first."""
     errors = _hue_errors(np.asarray(hue[mask].sum()))
     colour = COLOURS[int(errors.argmin())] if errors.min() <= MAX_HUE_ERROR else None
     rows, columns = _bounds(mask)

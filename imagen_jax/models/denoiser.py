@@ -1,4 +1,4 @@
-"""What every denoising network takes and gives.
+"""Inputs and output of every denoising network.
 
 A network is a Linen module called as `module.apply({"params": p}, z_t, log_snr, cond) -> output`; what the output
 means (eps, x0, v or flow) is the stage's business, not the network's.

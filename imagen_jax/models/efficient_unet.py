@@ -6,7 +6,7 @@
 Down-sampling comes before and up-sampling after the convolutions of a block, and most blocks sit at low
 resolution. The output, a dense layer, is modulated by the embedding as the blocks are, which the paper leaves open.
 Paper's 64→256 model: dims (128, 256, 512, 1024), num_res_blocks (2, 4, 8, 8), joint attention in the last; the
-256→1024 model has cross-attention there (configs/models/imagen_sr256_600m.gin, imagen_sr1024_400m.gin).
+256→1024 model has cross-attention there (configs/models/sr_256_600m.gin, sr_1024_400m.gin).
 """
 
 import math
@@ -26,7 +26,7 @@ SKIPS = ("block", "res_block")
 
 
 class EfficientBlock(nn.Module):
-    """What DBlock and UBlock share: combine embeddings, residual blocks, optional attention.
+    """Parts that DBlock and UBlock share: combine embeddings, residual blocks, optional attention.
 
     Attributes:
       features: channels.

@@ -1,4 +1,4 @@
-"""What a run would be, without running it."""
+"""Dry run: a run's config, size and cost, without running it."""
 
 from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig

@@ -54,7 +54,7 @@ _OUT_OF_MEMORY = re.compile(r"([\d.]+)([KMGT]?)\)? (?:exceeds available HBM \(|o
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What to plan for.
+    """Options of a plan: slice, batch, compiler level.
 
     Args:
       topology: name of a TPU slice, or "local".
@@ -231,7 +231,7 @@ def _out_of_memory(error: Exception) -> tuple[float, float] | None:
 
 
 def does_not_fit(found: dict[str, Any]) -> str:
-    """What a plan that does not fit needs, what is allowed, and what to change, the most telling first."""
+    """Explains a plan that does not fit: need, limit, and remedies, the most telling first."""
     mesh, rows, state = found["mesh"], found["per_device_batch"], found["state_gib"]
     limit = found["hbm_limit_gib"]
     wider = mesh["fsdp"] * 2

@@ -31,7 +31,7 @@ def plan_text(found: dict[str, Any]) -> str:
 
 
 def program_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What one program takes: the train step's rows and the sampler's."""
+    """Table rows of one program's cost, for the train step and the sampler."""
     peak, limit = found["peak_hbm_gib"], found["hbm_limit_gib"]
     memory = f"peak {peak:.3f} GiB"
     if limit is not None:

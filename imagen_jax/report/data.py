@@ -1,4 +1,4 @@
-"""What a cascade run directory holds, read for the report: nothing here draws or decides."""
+"""Contents of a cascade run directory, read for the report: nothing here draws or decides."""
 
 import base64
 import io
@@ -88,7 +88,7 @@ class CascadeRun:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing at all was found."""
+        """Tells if nothing at all was found."""
         return not (
             self.grid or self.samples or self.evaluation or self.stages or self.metrics or self.photos or self.commands
         )
@@ -198,7 +198,7 @@ def _scalars(entry: Mapping[str, Any]) -> Record:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a JSON value is a number."""
+    """Tells if a JSON value is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

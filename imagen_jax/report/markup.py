@@ -35,7 +35,7 @@ def tag(name: str, /, *children: Child, **attributes: Child | bool) -> Html:
     Args:
         name: element name, HTML or SVG.
         children: what stands inside; must be empty for void elements such as img.
-        attributes: `class_` becomes class, `stroke_width` becomes stroke-width; None and False leave the
+        attributes: `class_` becomes class, an underscore becomes a hyphen; None and False leave the
             attribute out, True writes it bare.
     """
     parts = [name]

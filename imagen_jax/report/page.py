@@ -98,7 +98,7 @@ def _section(section: Section) -> Html:
 
 
 def _versions(run: CascadeRun) -> Html:
-    """What each stage was trained with (its versions.json) beside what is installed now."""
+    """Versions each stage was trained with (its versions.json) beside those installed now."""
     here: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -79,7 +79,7 @@ def read_image(path: str) -> Image.Image:
 
 
 def is_transparent(path: str) -> bool:
-    """Whether any pixel of an image file that `read_image` reads is not opaque."""
+    """Tells if any pixel of an image file that `read_image` reads is not opaque."""
     with Image.open(path) as image:
         return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
 

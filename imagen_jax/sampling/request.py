@@ -1,4 +1,4 @@
-"""What is asked of a cascade: prompts, seeds and given images, checked once and cut into batches."""
+"""A validated sampling request: prompts, seeds and input images, checked once and cut into batches."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -92,7 +92,7 @@ def check_images(name: str, images: np.ndarray) -> None:
 
 
 def seeds_and_ids(seed: int | Sequence[int], number: int) -> tuple[np.ndarray, np.ndarray]:
-    """What fixes each image's noise: one seed for all, with the image's place, or a seed an image, with place 0.
+    """Noise of each image: one seed for all, with the image's place, or a seed an image, with place 0.
 
     Raises:
       UserError: a seed out of range, or not one for each image.
@@ -111,7 +111,7 @@ def seeds_and_ids(seed: int | Sequence[int], number: int) -> tuple[np.ndarray, n
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to draw.
+    """Images to draw.
 
     Args:
       prompts: captions, at least one; "" is each stage's null text.

@@ -1,6 +1,6 @@
-"""Sampling of one stage: a single `lax.scan` over the steps of a plan, under jit.
+"""Sampling of one stage: a single `lax.scan` over the rows of a step table, under jit.
 
-    z_1 ~ N(0, 1), or a given image diffused to where the plan begins
+    z_1 ~ N(0, 1), or a given image diffused to where the table begins
     → each step: cond and null in one batched network call → guide → threshold → x0_hat, eps_hat → the sampler's z_s
       → a given image in the place of what was drawn outside of its mask → perhaps back to more noise
     → … → x0_hat of the last call

@@ -17,7 +17,7 @@ AXES = ("data", "fsdp", "tensor", "spatial")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """How the devices are divided among the mesh axes.
+    """Division of the devices among the mesh axes.
 
     Args:
       data: replicas of the parameters; -1 takes the devices the other axes leave.

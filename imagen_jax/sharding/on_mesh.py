@@ -1,6 +1,6 @@
 """A network's call on a mesh: each device computes its rows of the batch, and brings kernels together layer by layer.
 
-Rows lie over `data` and `fsdp`, and along both each device's program is written out (`jax.shard_map`): left to choose,
+Rows lie over `data` and `fsdp`, and along both each device's program is explicit (`jax.shard_map`): left to choose,
 XLA moves activations to where a kernel is sharded, does the same work on many devices, and sums whole gradients where a
 shard of them is wanted. Forward, a layer gathers its kernel over `fsdp`; backward, its gradient is summed and scattered
 over `fsdp`, and what is left of it summed over `data` in float32. `tensor` and `spatial` stay with XLA.

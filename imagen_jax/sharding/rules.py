@@ -1,4 +1,4 @@
-"""Which mesh axis shards which dimension of a parameter, by the dimension's logical name.
+"""Rules from the logical name of a parameter's dimension to the mesh axis that shards it.
 
 Models name the dimensions of their parameters (`nn.with_logical_partitioning`); the table below says which
 names a mesh axis may shard, most wanted first. A mesh axis takes the first of its names that the parameter

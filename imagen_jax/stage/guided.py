@@ -58,7 +58,7 @@ class EditArrays(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StaticSettings:
-    """What the compiled program depends on, besides shapes."""
+    """Settings that the compiled program depends on, besides shapes."""
 
     sampler: Sampler
     thresholding: str
@@ -74,7 +74,7 @@ class StaticSettings:
 def lay_out_steps(
     stage: Stage, config: SamplingConfig, size: tuple[int, int], edit: Edit | None
 ) -> tuple[StepTable, StaticSettings]:
-    """What `draw` needs besides arrays of images and text: the steps, and what its program depends on.
+    """Lays out the steps of `draw`, and the settings that its program depends on.
 
     Args:
       stage, config: what is sampled, and how.
@@ -124,9 +124,9 @@ def estimate(
 
     Args:
       stage, network: what is sampled.
-      how: says whether to guide, and the thresholding.
+      settings: says whether to guide, and the thresholding.
       cond, null: as in `sample_stage`.
-      guidance_weight: one number, or [b, 1, 1, 1] where `how.guided` is "always".
+      guidance_weight: one number, or [b, 1, 1, 1] where `settings.guided` is "always".
       x0_before: of a self-conditioned stage: x0_hat of the step before.
       z_t, log_snr: where.
     """

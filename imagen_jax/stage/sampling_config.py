@@ -1,4 +1,4 @@
-"""How a trained stage is sampled."""
+"""Sampling settings of a trained stage."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from imagen_jax.stage.tiles import check_tiles
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How a stage is sampled.
+    """Sampling settings of a stage.
 
     Args:
       num_steps: steps from noise to image; the paper does not state a number. A step calls the network once (guided

@@ -119,12 +119,12 @@ class Stage:
 
     @property
     def scale(self) -> int:
-        """How many times larger than its low-resolution input an image is; 1 for the base stage."""
+        """Ratio of an image's size to its low-resolution input's; 1 for the base stage."""
         return self.image_size // self.low_res_size if self.low_res_size else 1
 
     @property
     def learned_variance(self) -> bool:
-        """Whether the network gives a variance beside its prediction."""
+        """True if the network gives a variance beside its prediction."""
         return bool(getattr(self.model, "learned_variance", False))
 
     def init(self, rng: PRNGKeyArray) -> PyTree:
@@ -166,7 +166,7 @@ class Stage:
     def estimate(
         self, output: Float[Array, "b h w c2"], z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"]
     ) -> Estimate:
-        """What the network's output says of x0 and eps, and of the variance if it learns one."""
+        """Reads x0 and eps from the network's output, and the variance if it learns one."""
         channels = z_t.shape[-1]
         x0, eps = process.to_x0_eps(self.prediction, output[..., :channels], z_t, log_snr)
         return Estimate(x0, eps, 0.5 * (output[..., channels:] + 1.0) if self.learned_variance else None)
@@ -224,7 +224,7 @@ class Stage:
         aug_eps_rng: PRNGKeyArray,
         null: Conditioning | None = None,
     ) -> Conditioning:
-        """What the network is told of a training batch: text, some of it dropped, and corrupted low-resolution images.
+        """Makes the conditioning of a training batch: text, some of it dropped, and corrupted low-resolution images.
 
         Args:
           batch, null: as in `loss`.

@@ -1,6 +1,6 @@
-"""What a sampler does step by step: from which noise to which, with which guidance weight, and where it goes back.
+"""Step tables: the noise levels and guidance weight of each step of a sampler, and where it goes back.
 
-A plan is arrays, one entry a step, so that other weights, levels and times of the same number compile nothing anew.
+A step table is arrays, one entry a step: other weights, levels and times of the same number compile nothing anew.
 """
 
 import functools

@@ -197,7 +197,7 @@ class TextEncoder:
         return text, mask
 
     def fingerprint(self, dtype: str = "float32") -> dict[str, Any]:
-        """What an embedding store of this encoder is tied to (see EmbeddingStore.check).
+        """Identity of this encoder, to which an embedding store is tied (see EmbeddingStore.check).
 
         Args:
           dtype: the dtype that the embeddings are stored in.

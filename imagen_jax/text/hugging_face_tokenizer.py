@@ -43,7 +43,7 @@ class HuggingFaceVocabulary:
 
 
 def is_vocabulary(path: str) -> bool:
-    """Whether a folder holds a vocabulary that `open_vocabulary` reads."""
+    """Tells if a folder holds a vocabulary that `open_vocabulary` reads."""
     return _files(path) is not None
 
 
@@ -125,7 +125,7 @@ def _clip(vocabulary: str, merges: str) -> Tokenizer:
 
 
 def _bert_settings(path: str) -> dict[str, bool | None]:
-    """What of tokenizer_config.json bears on the ids; BERT's defaults where it is silent."""
+    """Settings of tokenizer_config.json that bear on the ids; BERT's defaults where it is silent."""
     file = os.path.join(path, _BERT_SETTINGS)
     try:
         stated = read_json(file) if os.path.isfile(file) else {}

@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, TensorBoard, and the sums behind every average."""
+"""Metrics of a run: metrics.jsonl, TensorBoard, and the sums behind every average."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a run directory says about the run before its first update."""
+"""Files of a run directory that are written before its first update."""
 
 import importlib.metadata
 import math

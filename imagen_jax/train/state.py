@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and how it lies on the mesh."""
+"""State that a training run carries from step to step, and its shardings on the mesh."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the config of any frozen text encoder offers, whatever its network.
+"""Config of any frozen text encoder, whatever its network.
 
 Loading, copying and fingerprints ask the config and never which encoder it is of.
 """
@@ -43,7 +43,7 @@ class EncoderConfig(abc.ABC):
         """The Linen module: (token ids (b, n), mask (b, n)) → float32 (b, n, embed_dim)."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What bears on the embeddings, as JSON gives it back."""
+        """Everything that bears on the embeddings, as JSON gives it back."""
         return {"architecture": self.architecture, **self.embedding_fields()}
 
     def embedding_fields(self) -> dict[str, Any]:

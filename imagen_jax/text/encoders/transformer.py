@@ -1,4 +1,4 @@
-"""What the CLIP text and BERT encoders share: the layers of a transformer with biases and learnt positions.
+"""Layers of the CLIP text and BERT encoders: those of a transformer with biases and learnt positions.
 
 Attention is softmax(q kᵀ / sqrt(e) + mask) v. Norms and softmax are computed in float32 whatever the compute dtype,
 and norms and biases are held in float32.

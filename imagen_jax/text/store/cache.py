@@ -92,7 +92,7 @@ class CacheConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """What belongs into one shard.
+    """Captions of one shard.
 
     Args:
       captions: distinct, in the order of their digests.
@@ -123,7 +123,7 @@ def plan_shards(examples: Iterable[tuple[bytes, str]], num_shards: int) -> list[
 
 
 def plan_shard(keys_of: Mapping[str, Sequence[bytes]]) -> ShardPlan:
-    """What belongs into a shard.
+    """Plans the captions of one shard.
 
     Args:
       keys_of: the example keys of each caption whose digest lies in the shard.
@@ -207,7 +207,7 @@ def finish(config: CacheConfig, writer: StoreWriter, encoder: TextEncoder) -> No
 
 
 def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
-    """Whether the store is finished and whole; damaged shards of one that is finished are given up for new ones.
+    """Tells if the store is finished and whole; damaged shards of one that is finished are given up for new ones.
 
     Raises:
       UserError: a finished store of other settings is there, and config.overwrite is not set.
@@ -258,7 +258,7 @@ def check_num_examples(num_keys: int, num_examples: int) -> None:
 def estimate(
     config: CacheConfig, encoder: TextEncoder, captions: Sequence[str], num_keys: int, num_left: int, num_processes: int
 ) -> str:
-    """What the work will take, in one line: bytes from the token counts of a sample, seconds from one timed batch."""
+    """Estimates the work in one line: bytes from the token counts of a sample, seconds from one timed batch."""
     sample = captions[:: -(-len(captions) // _SAMPLE)]
     most = config.text.max_length
     tokens = sum(min(count, most) for count in encoder.count_tokens(sample)) / len(sample)

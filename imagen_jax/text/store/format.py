@@ -1,4 +1,4 @@
-"""What the files of embedding stores (imagen_jax.text.store.reader) hold, and their names, digests and fingerprints.
+"""Format of embedding stores (imagen_jax.text.store.reader): files, names, digests and fingerprints.
 
 One record is one embedding of n tokens, C order, little-endian:
 
@@ -74,7 +74,7 @@ def bytes_per_token(dtype: str, embed_dim: int) -> int:
 
 
 def caption_digest(caption: str) -> bytes:
-    """What orders the rows of a store: SHA-256 of the caption's UTF-8, so that no process need know the others."""
+    """Row order of a store: SHA-256 of the caption's UTF-8, so that no process need know the others."""
     return hashlib.sha256(caption.encode()).digest()
 
 
@@ -84,7 +84,7 @@ def shard_of(digest: bytes, num_shards: int) -> int:
 
 
 def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
-    """Whether a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
+    """Tells if a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
     path = os.path.join(directory, entry["file"])
     sized = os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"]
     return sized and sha256_of_file(path) == entry["sha256"]

@@ -139,7 +139,7 @@ class StoreWriter:
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
-        """Whether the shard is this process's to write: not finished, and no other process is at it."""
+        """Claims the shard for this process; True if it was not finished and no other process is at it."""
         if os.path.exists(self._path(HEADER)):
             yield False
             return

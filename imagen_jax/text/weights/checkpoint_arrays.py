@@ -204,18 +204,18 @@ class OrbaxArrays(CheckpointArrays):
 
 
 def is_copy(path: str) -> bool:
-    """Whether a folder is a copy that `import_text` finished."""
+    """Tells if a folder is a copy that `import_text` finished."""
     return os.path.isfile(os.path.join(path, COPY_HEADER))
 
 
 def is_t5x(path: str) -> bool:
-    """Whether a folder is a native t5x checkpoint, or holds some."""
+    """Tells if a folder is a native t5x checkpoint, or holds some."""
     folder = epath.Path(path)
     return folder.is_dir() and ((folder / T5X_INDEX).is_file() or bool(_steps(folder)))
 
 
 def is_safetensors(path: str) -> bool:
-    """Whether a folder holds Hugging Face weights."""
+    """Tells if a folder holds Hugging Face weights."""
     return any(os.path.isfile(os.path.join(path, name)) for name in (INDEX_FILE, WEIGHTS_FILE))
 
 
@@ -237,7 +237,7 @@ def _newest_step(path: str) -> epath.Path:
 
 
 def _is_spec(node: Any) -> bool:
-    """Whether a node of the index stands for an array in files of its own."""
+    """Tells if a node of the index stands for an array in files of its own."""
     return isinstance(node, dict) and isinstance(node.get("driver"), str)
 
 

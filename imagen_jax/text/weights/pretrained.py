@@ -108,7 +108,7 @@ def _jit_apply(config: EncoderConfig) -> jax.stages.Wrapped:
 def abstract_encoder(
     config: EncoderConfig, mesh: Mesh, rows: int, length: int
 ) -> tuple[jax.stages.Wrapped, PyTree, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    """What `LoadedEncoder.encode` runs, to be compiled ahead of time: the program and its abstract arguments.
+    """Program and abstract arguments of `LoadedEncoder.encode`, to be compiled ahead of time.
 
     Args:
       config: sizes.

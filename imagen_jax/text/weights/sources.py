@@ -1,4 +1,4 @@
-"""Which array of a checkpoint, turned how, is which parameter: what the tables of all encoders share."""
+"""Maps checkpoint arrays to parameters (name, transpose, layer); shared by the tables of all encoders."""
 
 import dataclasses
 import re

@@ -91,7 +91,7 @@ def hugging_face_sources(arrays: CheckpointArrays) -> dict[str, Source]:
 
 
 def infer_config(arrays: CheckpointArrays, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What the shapes tell of a T5Config: its sizes, gating, and whose the position bias is."""
+    """Infers a T5Config from shapes: its sizes, gating, and whose the position bias is."""
 
     def shape(path: str) -> tuple[int, ...]:
         if path not in sources:
@@ -120,7 +120,7 @@ _GATED = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_exact",
 
 
 def stated_config(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config.json of a Hugging Face T5 folder says of a T5Config.
+    """Fields of a T5Config that the config.json of a Hugging Face T5 folder states.
 
     Raises:
       KeyError, TypeError, AttributeError: it is of another network.

@@ -95,12 +95,12 @@ def bert_sources(arrays: CheckpointArrays) -> dict[str, Source]:
 
 
 def clip_infer(arrays: CheckpointArrays, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What the shapes tell of a CLIPConfig."""
+    """Infers fields of a CLIPConfig from shapes."""
     return _infer(arrays, sources) | {"num_layers": num_layers(sources) + 1}
 
 
 def bert_infer(arrays: CheckpointArrays, sources: Mapping[str, Source]) -> dict[str, Any]:
-    """What the shapes tell of a BertConfig."""
+    """Infers fields of a BertConfig from shapes."""
     types, _ = sources["type_embedder.embedding"].shape(arrays)
     return _infer(arrays, sources) | {"num_token_types": types}
 
@@ -131,7 +131,7 @@ _ACTIVATIONS = {
 
 
 def clip_stated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config.json of a CLIP folder says of a CLIPConfig; of a whole model, its text half does.
+    """Fields of a CLIPConfig that a CLIP folder's config.json states; of a whole model, its text half.
 
     Raises:
       KeyError, TypeError: it is of another network.
@@ -144,7 +144,7 @@ def clip_stated(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bert_stated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the config.json of a BERT folder says of a BertConfig.
+    """Fields of a BertConfig that the config.json of a BERT folder states.
 
     Raises:
       KeyError, TypeError: it is of another network.

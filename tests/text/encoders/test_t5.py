@@ -14,7 +14,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.text.encoders.t5 import T5Config, T5Encoder, relative_position_buckets
 from imagen_jax.text.encoders.t5_params import params_sha256, random_params
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 TINY = T5Config(vocab_size=256, embed_dim=32, num_heads=4, head_dim=8, num_layers=2, mlp_dim=64)
 PEER_TOLERANCE = 5e-5  # the peers themselves differ by 2.7e-5
 

@@ -25,7 +25,7 @@ from imagen_jax.text.encoders.t5_params import params_sha256
 from imagen_jax.text.weights.encoder_copy import import_text, known_sha256
 from imagen_jax.text.weights.pretrained import LoadedEncoder, Pretrained
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 CLIP, BERT, T5 = GOLDEN / "clip_hf", GOLDEN / "bert_hf", GOLDEN / "t5_hf_v1_1"
 OUTPUTS = {CLIP: "penultimate", BERT: "last_hidden_state"}
 SIZES: dict[str, int] = {"embed_dim": 32, "num_heads": 4, "num_layers": 3, "mlp_dim": 48, "max_positions": 24}

@@ -19,7 +19,7 @@ from imagen_jax.text.weights import encoder_copy
 from imagen_jax.text.weights.encoder_copy import import_text, known_sha256
 from tests.full_disk import files_up_to
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 SOURCES = [GOLDEN / "t5_t5x_v1_1", GOLDEN / "t5_hf_v1_1"]
 
 

@@ -21,7 +21,7 @@ from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.encoders.t5_params import params_sha256
 from imagen_jax.text.weights.pretrained import LoadedEncoder
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 T5X, HUGGING_FACE = GOLDEN / "t5_t5x_v1_1", GOLDEN / "t5_hf_v1_1"
 OUTPUTS = {T5X: "encoded", HUGGING_FACE: "last_hidden_state"}
 TINY = T5Config(vocab_size=256, embed_dim=32, num_heads=4, head_dim=8, num_layers=2, mlp_dim=64)
