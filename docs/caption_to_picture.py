@@ -18,7 +18,7 @@ from imagen_jax.diffusion.samplers import Step
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.images import enlarge, sheet, to_uint8, write_png
 from imagen_jax.sampling.loading import load_stages
-from imagen_jax.stage.guided import estimate, lay_out_steps
+from imagen_jax.stage.guided import GuidedDenoiser, lay_out_steps
 from imagen_jax.text.encoder import TextEncoder
 
 
@@ -50,6 +50,7 @@ def draw(one, text, mask, low_res, rng, columns):
     # The table has one row a step: the noise levels it goes between, and how strongly it is guided.
     table, settings = lay_out_steps(stage, sampling, (size, size), None)
     network = jax.jit(stage.network(one.weights.on_devices(stage, None)))
+    guided = GuidedDenoiser(stage=stage, settings=settings, network=network, cond=cond)
     num_steps = len(table.log_snr_t)
 
     z = jax.random.normal(start_rng, (1, size, size, 3))
@@ -60,7 +61,7 @@ def draw(one, text, mask, low_res, rng, columns):
 
         def predict(z_t, log_snr, weight=weight, x0_before=x0_before):
             # The network twice, with the caption and without; guided apart; clipped to what pixels can be.
-            return estimate(stage, settings, network, cond, None, weight, x0_before, z_t, log_snr)
+            return guided.estimate(weight, x0_before, z_t, log_snr)
 
         ends = (table.log_snr_t[i], table.log_snr_s[i], table.log_snr_before[i])
         step = Step(*(jnp.full((1,), log_snr) for log_snr in ends))
