@@ -11,6 +11,7 @@ import pytest
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.losses import EDMWeighting, MinSNRWeighting
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
@@ -40,6 +41,8 @@ def test_loss_vanishes_for_a_network_that_knows_the_answer(prediction: str) -> N
 
     class Oracle(nn.Module):
         size_factor = 1
+        learned_variance = False
+        conditions = CONDITIONS
 
         @nn.compact
         def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
@@ -86,6 +89,8 @@ def test_training_corrupts_the_low_res_input_up_to_max_aug_level() -> None:
 
     class Teller(nn.Module):
         size_factor = 1
+        learned_variance = False
+        conditions = CONDITIONS
 
         @nn.compact
         def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
@@ -146,6 +151,8 @@ class _Halfway(nn.Module):
     """x0_hat = (1 + self_cond) / 2."""
 
     size_factor = 1
+    learned_variance = False
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
