@@ -62,9 +62,8 @@ def check_backbone(model: Any, wanted: tuple[str, ...]) -> None:
     if isinstance(model, type) or not is_network:
         raise UserError(f"Stage.model ({model!r}) must be a network, e.g. @unet.UNet(); in gin the trailing () matters")
     name = type(model).__name__
-    factor, learned, conditions = (
-        getattr(model, field, None) for field in ("size_factor", "learned_variance", "conditions")
-    )
+    fields = ("size_factor", "learned_variance", "conditions")
+    factor, learned, conditions = (getattr(model, field, None) for field in fields)
     for field, good, value, expected in (
         ("size_factor", type(factor) is int and factor >= 1, factor, "a positive whole number, e.g. 1"),
         ("learned_variance", isinstance(learned, bool), learned, "True or False"),
@@ -80,7 +79,7 @@ def check_backbone(model: Any, wanted: tuple[str, ...]) -> None:
                 f"Stage.model ({name}) has {field} {value!r}, expected {expected}; define it on the network, "
                 "as models/backbone.py says"
             )
-    missing = [one for one in wanted if one not in conditions]
+    missing = [one for one in wanted if one not in (conditions or ())]
     if missing:
         raise UserError(
             f"Stage.model ({name}) has conditions {conditions}, expected {wanted}: a stage gives text always, low_res "
