@@ -4,7 +4,7 @@ A `Stage` reads of its network what `Backbone` lists and nothing else, so a new 
 these properties.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
@@ -15,6 +15,7 @@ from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 CONDITIONS = ("text", "low_res", "self_cond")
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A denoising network without its parameters: a Linen module, hashable, that any stage may hold.
 

@@ -162,10 +162,9 @@ def draw(
 
     cond = Conditioning(text=inputs.text, text_mask=inputs.text_mask)
     if inputs.low_res is not None:
-        level, low_res = rows(inputs.aug_level), stage.upsample_low_res(inputs.low_res)
-        cond = dataclasses.replace(
-            cond, low_res=noise_conditioning.corrupt(low_res, noise(0, 1), level), aug_level=level
-        )
+        low_res, level = stage.upsample_low_res(inputs.low_res), inputs.aug_level
+        augmented = noise_conditioning.corrupt(low_res, noise(0, 1), rows(level))
+        cond = dataclasses.replace(cond, low_res=augmented, aug_level=rows(level))
     network = stage.network(params, mesh)
     if settings.tile_size is not None:
         network = tiled(network, settings.tile_size, settings.tile_overlap)

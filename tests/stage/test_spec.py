@@ -10,10 +10,9 @@ import pytest
 
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.losses import EDMWeighting, MinSNRWeighting
-from imagen_jax.diffusion.schedules import CosineSchedule
 from imagen_jax.diffusion.time_sampling import LogitNormalTimes
 from imagen_jax.errors import UserError
-from imagen_jax.models.backbone import CONDITIONS
+from imagen_jax.models.backbone import CONDITIONS, check_backbone
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.models.unet import UNet
 from imagen_jax.sharding.mesh import MeshConfig
@@ -164,20 +163,29 @@ def test_the_time_sampler_decides_the_noise_of_training() -> None:
         ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"max_aug_level": 0.0}, r"must be in \(0, 1\]; the paper uses 1"),
         ({"low_res_size": 3}, "must divide image_size"),
-        ({"model": UserError}, r"must be a network"),
-        ({"model": UNet}, r"must be a network.*trailing \(\) matters"),
-        ({"model": _Lacking("size_factor")}, r"_Lacking\) has size_factor None, expected a positive whole number"),
-        ({"model": _Lacking("learned_variance")}, r"has learned_variance None, expected True or False"),
-        ({"model": _Lacking("conditions")}, r"has conditions None, expected a tuple of some of"),
         ({"model": _OnlyText(), "low_res_size": 4}, r"has conditions \('text',\).*reads 'low_res'"),
         ({"model": _OnlyText(), "self_cond_rate": 0.5}, r"has conditions \('text',\).*reads 'self_cond'"),
-        ({"time_sampler": CosineSchedule()}, r"must be a time sampler, e.g. @time_sampling.StratifiedTimes\(\)"),
     ],
 )
 def test_impossible_stages_are_refused(change: dict, message: str) -> None:
     fields = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
     with pytest.raises(UserError, match=message):
         Stage(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (UserError, "must be a network"),
+        (UNet, r"must be a network.*trailing \(\) matters"),
+        (_Lacking("size_factor"), r"_Lacking\) has size_factor None, expected a positive whole number"),
+        (_Lacking("learned_variance"), r"has learned_variance None, expected True or False"),
+        (_Lacking("conditions"), r"has conditions None, expected a tuple of some of"),
+    ],
+)
+def test_a_value_that_is_no_backbone_is_refused(model: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_backbone(model, ("text",))
 
 
 def test_a_height_that_a_mesh_cannot_split_is_refused() -> None:
