@@ -20,7 +20,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from imagen_jax.models.efficient_unet import EfficientUNet  # noqa: E402
-from imagen_jax.sampling.stage_sampler import draw, image_keys  # noqa: E402
+from imagen_jax.sampling.stage_sampler import DrawInputs, draw, image_keys  # noqa: E402
 from imagen_jax.sharding.mesh import MeshConfig  # noqa: E402
 from imagen_jax.sharding.rules import param_shardings, replicated, unbox  # noqa: E402
 from imagen_jax.stage.guided import lay_out_steps  # noqa: E402
@@ -82,7 +82,7 @@ def _program(stage: Stage, config: SamplingConfig, params: Any, inputs: dict[str
     place = (lambda x: x) if mesh is None else (lambda x: jax.device_put(x, replicated(mesh)))
     keys, level = place(image_keys(0, jnp.arange(1))), place(jnp.float32(config.aug_level))
     table, arrays = jax.tree.map(lambda x: place(jnp.asarray(x)), (table, inputs))
-    dynamic = (params, table, level, keys, arrays["text"], arrays["text_mask"], arrays["low_res"], None, None)
+    dynamic = (params, table, DrawInputs(level, keys, arrays["text"], arrays["text_mask"], arrays["low_res"]))
     return draw.lower(stage, settings, mesh, *dynamic).compile(), dynamic
 
 

@@ -100,7 +100,7 @@ def joined(tmp_path, monkeypatch):
     for room, members in {
         "text.store.cache": {"CacheConfig": fake.Config},
         "train.config": {"TrainConfig": fake.Config},
-        "train.loop": {"run": fake.run},
+        "commands.parts.training": {"run": fake.run},
         "planning.dry_run": {"run": fake.dry_run},
         "evals.evaluator": {"EvalConfig": fake.Config, "run": fake.run},
         "commands.parts.sample_run": {"draw_to_files": fake.sample},
@@ -323,9 +323,9 @@ def test_hosts_join_and_one_that_fails_does_not_hang_the_other(joined, tmp_path)
         import sys, types
         import {joined} as stand_in
         from imagen_jax.main import main
-        config, loop = types.ModuleType("config"), types.ModuleType("loop")
+        config, loop = types.ModuleType("config"), types.ModuleType("training")
         config.TrainConfig, loop.run = stand_in.Config, stand_in.fail_on_last
-        sys.modules |= {{"imagen_jax.train.config": config, "imagen_jax.train.loop": loop}}
+        sys.modules |= {{"imagen_jax.train.config": config, "imagen_jax.commands.parts.training": loop}}
         sys.exit(main(sys.argv[1:]))
     """)
     flags = ["train", "--gin_file=run.gin", f"--coordinator_address=localhost:{port}", "--num_processes=2"]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_jax.diffusion import guidance, losses, samplers, schedules, time_grids
+from imagen_jax.diffusion import guidance, losses, samplers, schedules, time_grids, time_sampling
 from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.unet import UNet
@@ -57,7 +57,7 @@ for _class in (
     *(Stage, SamplingConfig, TextConfig, UNet, EfficientUNet, T5Config, CLIPConfig, BertConfig, Pretrained),
     *(
         kind
-        for module in (guidance, losses, samplers, schedules, time_grids)
+        for module in (guidance, losses, samplers, schedules, time_grids, time_sampling)
         for kind in vars(module).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     ),

@@ -10,6 +10,7 @@ What a level of a U-Net attends to is one of
     self_cross   positions, then the text in a layer of its own (ablation of appendix D.3.1: cross-attention)
 """
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -41,64 +42,79 @@ def check_kinds(attention: tuple[str, ...], num_levels: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Settings that all attention layers of a network share.
+
+    Args:
+      head_dim: width of one head; must divide the channels.
+      text_norm: LayerNorm on the text, of each layer's own: "in the attention and pooling layers" (section 2.5).
+      fused: by `fused_attention`.
+      remat: what the backward pass computes again: one of `layers.REMATS`.
+      dtype: compute type; the softmax is float32.
+    """
+
+    head_dim: int
+    text_norm: bool = True
+    fused: bool = False
+    remat: str = "none"
+    dtype: Dtype = jnp.float32
+
+
 class Attention(nn.Module):
     """One attention layer with its residual connection.
 
     Attributes:
-      head_dim: width of one head; must divide the channels.
+      spec: its settings; `spec.remat` is for whoever makes the layer (`attend`).
       over_image: keys and values come from the image positions.
       over_text: keys and values come from the text tokens. A row without text is left as it is where there are no
         other keys.
-      text_norm: LayerNorm on the text, of this layer's own: "in the attention and pooling layers" (section 2.5).
-      dtype: compute type; the softmax is float32.
-      fused: by `fused_attention`.
     """
 
-    head_dim: int
+    spec: AttentionSpec
     over_image: bool
     over_text: bool
-    text_norm: bool = True
-    dtype: Dtype = jnp.float32
-    fused: bool = False
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], text: Float[Array, "b n d"], text_mask: Bool[Array, "b n"]
     ) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
-        if c % self.head_dim:
-            raise UserError(f"head_dim ({self.head_dim}) must divide the channels ({c}) of every attention level")
-        heads = c // self.head_dim
-        flat = group_norm(c, name="norm")(x).reshape(b, h * w, c).astype(self.dtype)
+        head_dim, dtype = self.spec.head_dim, self.spec.dtype
+        if c % head_dim:
+            raise UserError(f"head_dim ({head_dim}) must divide the channels ({c}) of every attention level")
+        heads = c // head_dim
+        flat = group_norm(c, name="norm")(x).reshape(b, h * w, c).astype(dtype)  # [b, h, w, c] -> [b, s, c]
         names = ["query", "key", "value"] if self.over_image else ["query"]
         width = len(names) * c
-        own = dense(width, axes=("embed", "heads"), use_bias=False, dtype=self.dtype, name="qkv")(flat)
-        query, *own_key_value = jnp.split(own.reshape(b, h * w, len(names) * heads, self.head_dim), len(names), axis=2)
+        own = dense(width, axes=("embed", "heads"), use_bias=False, dtype=dtype, name="qkv")(flat)  # [b, s, 3 c]
+        own = own.reshape(b, h * w, len(names) * heads, head_dim)  # -> [b, s, 3 k, e]
+        query, *own_key_value = jnp.split(own, len(names), axis=2)  # -> 3 of [b, s, k, e]
         keys, values, masks = [], [], []
         if self.over_text:
-            if self.fused:
+            if self.spec.fused:
                 text, text_mask = _real_first(text, text_mask)
-            tokens = layer_norm(name="text_norm")(text) if self.text_norm else text
-            both = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=self.dtype, name="text_kv")(
-                tokens.astype(self.dtype)
-            )
-            key, value = jnp.split(both.reshape(b, -1, 2 * heads, self.head_dim), 2, axis=2)
+            tokens = layer_norm(name="text_norm")(text) if self.spec.text_norm else text
+            both = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=dtype, name="text_kv")(
+                tokens.astype(dtype)
+            )  # [b, n, d] -> [b, n, 2 c]
+            key, value = jnp.split(both.reshape(b, -1, 2 * heads, head_dim), 2, axis=2)  # -> 2 of [b, n, k, e]
             keys, values, masks = [key], [value], [text_mask]
         if self.over_image:
             keys, values = [*keys, own_key_value[0]], [*values, own_key_value[1]]
             masks.append(jnp.ones((b, h * w), bool))
-        if self.fused:
+        if self.spec.fused:
             # The image before the text, whose padding is then at the end.
             keys, values, masks = keys[::-1], values[::-1], masks[::-1]
-        key, value, mask = (jnp.concatenate(parts, axis=1) for parts in (keys, values, masks))
-        if self.fused:
+        key, value, mask = (jnp.concatenate(parts, axis=1) for parts in (keys, values, masks))  # -> [b, n + s, …]
+        if self.spec.fused:
             out = fused_attention(query, key, value, mask.sum(axis=1)).reshape(b, h * w, c)
         else:
-            out = softmax_attention(query, key, value, mask, self.dtype).reshape(b, h * w, c)
-        out = dense(c, axes=("heads", "embed"), zero=True, dtype=self.dtype, name="out")(out)
+            out = softmax_attention(query, key, value, mask, dtype).reshape(b, h * w, c)  # [b, s, k, e] -> [b, s, c]
+        out = dense(c, axes=("heads", "embed"), zero=True, dtype=dtype, name="out")(out)
         if not self.over_image:
             out = out * text_mask.any(axis=1)[:, None, None]
-        return x + out.reshape(b, h, w, c)
+        return x + out.reshape(b, h, w, c)  # [b, s, c] -> [b, h, w, c]
 
 
 def softmax_attention(
@@ -114,13 +130,14 @@ def softmax_attention(
     array of weights, by far the largest, is not read and written again for it. On CPU this is faster than
     `jax.nn.dot_product_attention` (docs/performance.md).
     """
+    # [b, s, k, e] -> [b, k, s, e], and n for s
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query / math.sqrt(query.shape[-1]), key, value))
     logits = jnp.einsum("bkse,bkne->bksn", query, key, preferred_element_type=jnp.float32)
     logits = logits + jnp.where(mask, 0.0, _MASKED)[:, None, None, :]
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))).astype(dtype)
-    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)
+    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)  # -> [b, k, n, e + 1]
     summed = jnp.einsum("bksn,bkne->bkse", weights, value, preferred_element_type=jnp.float32)
-    return (summed[..., :-1] / summed[..., -1:]).astype(dtype).transpose(0, 2, 1, 3)
+    return (summed[..., :-1] / summed[..., -1:]).astype(dtype).transpose(0, 2, 1, 3)  # [b, k, s, e] -> [b, s, k, e]
 
 
 def fused_attention(
@@ -166,12 +183,8 @@ def attend(
     x: Float[Array, "b h w c"],
     text: Float[Array, "b n d"],
     text_mask: Bool[Array, "b n"],
+    spec: AttentionSpec,
     *,
-    head_dim: int,
-    text_norm: bool,
-    dtype: Dtype,
-    fused: bool,
-    remat: str,
     name: str,
 ) -> Float[Array, "b h w c"]:
     """The attention layers of one kind; call it inside a compact module.
@@ -180,11 +193,10 @@ def attend(
       kind: of KINDS.
       x: feature maps.
       text, text_mask: tokens, and which of them are real.
-      head_dim, text_norm, dtype, fused: see `Attention`.
-      remat: see `layers.rematerialised`.
+      spec: settings of all of them.
       name: of the layers.
     """
-    layer = rematerialised(Attention, remat)
+    layer = rematerialised(Attention, spec.remat)
     for suffix, over_image, over_text in KINDS[kind]:
-        x = layer(head_dim, over_image, over_text, text_norm, dtype, fused, name=name + suffix)(x, text, text_mask)
+        x = layer(spec, over_image, over_text, name=name + suffix)(x, text, text_mask)
     return x

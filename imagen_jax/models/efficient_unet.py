@@ -16,9 +16,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from imagen_jax.errors import UserError
-from imagen_jax.models.attention import attend, check_kinds
+from imagen_jax.models.attention import AttentionSpec, attend, check_kinds
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning, check_size
-from imagen_jax.models.embeddings import Embedder
+from imagen_jax.models.embeddings import Embedder, TextSpec
 from imagen_jax.models.layers import Dtype, ResBlock, check_remat, conv, rematerialised, scale_shift, upsample
 from imagen_jax.typing import Array, Bool, Float
 
@@ -32,18 +33,15 @@ class EfficientBlock(nn.Module):
       features: channels.
       num_res_blocks: residual blocks.
       attention: what the attention that follows is over: one of `attention.KINDS`.
-      head_dim, text_norm, fused_attention, remat, scan_blocks, dtype: see EfficientUNet.
+      spec: settings of that attention; its `remat` and `dtype` hold for the residual blocks too.
+      scan_blocks: see EfficientUNet.
     """
 
     features: int
     num_res_blocks: int
     attention: str
-    head_dim: int
-    text_norm: bool = True
-    fused_attention: bool = False
-    remat: str = "none"
+    spec: AttentionSpec
     scan_blocks: bool = False
-    dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -55,29 +53,17 @@ class EfficientBlock(nn.Module):
         skips: Any = None,
     ) -> tuple[Float[Array, "b h w c"], Any]:
         """The block's output, and those of its residual blocks, which are the `skips` of the block upwards."""
-        h = scale_shift(x, emb, self.dtype).astype(self.dtype)
+        h = scale_shift(x, emb, self.spec.dtype).astype(self.spec.dtype)
         h, outputs = self._scanned(h, skips) if self.scan_blocks else self._unrolled(h, skips)
-        h = attend(
-            self.attention,
-            h,
-            text,
-            text_mask,
-            head_dim=self.head_dim,
-            text_norm=self.text_norm,
-            dtype=self.dtype,
-            fused=self.fused_attention,
-            remat=self.remat,
-            name="attention",
-        )
-        return h, outputs
+        return attend(self.attention, h, text, text_mask, self.spec, name="attention"), outputs
 
     def _unrolled(self, h: Float[Array, "b h w c"], skips: Any) -> tuple[Float[Array, "b h w c"], list[Array]]:
-        res_block = rematerialised(ResBlock, self.remat)
+        res_block = rematerialised(ResBlock, self.spec.remat)
         outputs: list[Array] = []
         for i in range(self.num_res_blocks):
             if skips is not None:
                 h = _with_skip(h, skips[-1 - i])
-            h = res_block(self.features, None, self.dtype, name=f"res_{i}")(h, None)
+            h = res_block(self.features, None, self.spec.dtype, name=f"res_{i}")(h, None)
             outputs.append(h)
         return h, outputs
 
@@ -85,13 +71,13 @@ class EfficientBlock(nn.Module):
         self, h: Float[Array, "b h w c"], skips: Any
     ) -> tuple[Float[Array, "b h w c"], Float[Array, "n b h w c"]]:
         scanned = nn.scan(
-            rematerialised(_ScanBody, self.remat, in_scan=True),
+            rematerialised(_ScanBody, self.spec.remat, in_scan=True),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=self.num_res_blocks,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scanned(self.features, self.dtype, name="res")(h, None if skips is None else skips[::-1])
+        return scanned(self.features, self.spec.dtype, name="res")(h, None if skips is None else skips[::-1])
 
 
 class _ScanBody(nn.Module):
@@ -110,7 +96,7 @@ class _ScanBody(nn.Module):
 
 
 def _with_skip(h: Float[Array, "b h w c"], skip: Float[Array, "b h w c"]) -> Float[Array, "b h w c2"]:
-    return jnp.concatenate([h, skip / math.sqrt(2)], axis=-1)
+    return jnp.concatenate([h, skip / math.sqrt(2)], axis=-1)  # [b, h, w, c] -> [b, h, w, c + c_skip]
 
 
 class EfficientUNet(nn.Module):
@@ -155,6 +141,27 @@ class EfficientUNet(nn.Module):
         """Height and width must be multiples of this."""
         return 2 ** len(self.dims)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditioning that the network reads: all of it."""
+        return CONDITIONS
+
+    @property
+    def attention_spec(self) -> AttentionSpec:
+        """Settings of every attention layer."""
+        return AttentionSpec(
+            head_dim=self.head_dim,
+            text_norm=self.text_norm,
+            fused=self.fused_attention,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    @property
+    def text_spec(self) -> TextSpec:
+        """How the text enters."""
+        return TextSpec(dim=self.text_dim, pooling=self.text_pooling, norm=self.text_norm)
+
     @nn.compact
     def __call__(
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
@@ -168,42 +175,33 @@ class EfficientUNet(nn.Module):
             raise UserError(f"skips ({self.skips!r}) must be one of {', '.join(SKIPS)}")
         check_kinds(self.attention, len(self.dims))
         check_remat(self.remat)
-        emb, text = Embedder(
-            self.emb_dim or 4 * self.dims[0],
-            self.text_dim,
-            self.head_dim,
-            self.text_pooling,
-            self.text_norm,
-            self.dtype,
-            name="embedder",
-        )(log_snr, cond)
+        spec, emb_dim = self.attention_spec, self.emb_dim or 4 * self.dims[0]
+        emb, text = Embedder(emb_dim, self.text_spec, self.head_dim, self.dtype, name="embedder")(log_snr, cond)
 
         def block(h: Array, level: int, name: str, inner: Any = None) -> tuple[Array, Any]:
             return EfficientBlock(
                 self.dims[level],
                 self.num_res_blocks[level],
                 self.attention[level],
-                self.head_dim,
-                self.text_norm,
-                self.fused_attention,
-                self.remat,
+                spec,
                 self.scan_blocks,
-                self.dtype,
                 name=name,
             )(h, emb, text, cond.text_mask, inner)
 
-        x = jnp.concatenate([z_t, *cond.images()], axis=-1)
+        x = jnp.concatenate([z_t, *cond.images()], axis=-1)  # [b, h, w, c] -> [b, h, w, c times the images]
         h = conv(self.dims[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
         first, skips, inner = h, [], []
         for level, features in enumerate(self.dims):
-            h = conv(features, strides=2, dtype=self.dtype, name=f"down_{level}_conv")(h)
+            h = conv(features, strides=2, dtype=self.dtype, name=f"down_{level}_conv")(h)  # -> [b, h/2, w/2, features]
             h, outputs = block(h, level, f"down_{level}")
             skips.append(h)
             inner.append(outputs if self.skips == "res_block" else None)
         for level in reversed(range(len(self.dims))):
             h, _ = block(h + skips[level] / math.sqrt(2), level, f"up_{level}", inner[level])
-            h = conv(self.dims[max(level - 1, 0)], dtype=self.dtype, name=f"up_{level}_conv")(upsample(h))
+            h = upsample(h)  # [b, h, w, c] -> [b, 2 h, 2 w, c]
+            h = conv(self.dims[max(level - 1, 0)], dtype=self.dtype, name=f"up_{level}_conv")(h)
         # No norm here: it would take the picture's mean and contrast away, which x0 and v have to carry. The gain
         # on z_t that a prediction needs depends on the noise level alone, which is what the embedding tells.
         h = scale_shift(h + first / math.sqrt(2), emb, jnp.float32)
+        # [b, h, w, dims[0]] -> [b, h, w, c], or 2 c with a learned variance
         return conv((1 + self.learned_variance) * z_t.shape[-1], 1, zero=True, dtype=jnp.float32, name="conv_out")(h)

@@ -4,6 +4,8 @@ The text enters twice (paper section 2.5 and appendix D.3.1): attention-pooled i
 block reads, and as a token sequence for attention. LayerNorm is applied in both places.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from imagen_jax.typing import Array, Bool, Float
 def sinusoid(x: Float[Array, " b"], dim: int, max_period: float = 1e4) -> Float[Array, "b d"]:
     """[cos, sin] features of x at dim/2 geometrically spaced frequencies from 1 down to 1/max_period."""
     freqs = jnp.exp(-jnp.log(max_period) * jnp.arange(dim // 2) / (dim // 2))
-    angle = x[:, None] * freqs[None, :]
+    angle = x[:, None] * freqs[None, :]  # [b] -> [b, d/2]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
@@ -45,16 +47,38 @@ class AttentionPool(nn.Module):
             raise UserError(f"head_dim ({self.head_dim}) must divide text_dim ({d}), whose tokens it pools")
         heads = d // self.head_dim
         mean = masked_mean(tokens, mask)
-        query = dense(d, axes=("embed", "heads"), dtype=self.dtype, name="query")(mean)
+        query = dense(d, axes=("embed", "heads"), dtype=self.dtype, name="query")(mean)  # [b, d]
         key_value = dense(2 * d, axes=("embed", "heads"), dtype=self.dtype, name="key_value")(tokens)
-        key, value = jnp.split(key_value.reshape(b, n, 2 * heads, self.head_dim), 2, axis=2)
+        key, value = jnp.split(key_value.reshape(b, n, 2 * heads, self.head_dim), 2, axis=2)  # 2 of [b, n, k, e]
         pooled = jax.nn.dot_product_attention(
             query.reshape(b, 1, heads, self.head_dim), key, value, mask=mask[:, None, None, :]
         )
-        return pooled.reshape(b, d) + mean
+        return pooled.reshape(b, d) + mean  # [b, 1, k, e] -> [b, d]
 
 
 POOLINGS = ("attention", "mean")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """How the text enters a network.
+
+    Args:
+      dim: width that the tokens are projected to.
+      pooling: how they become one vector: one of POOLINGS.
+      norm: LayerNorm on the tokens and on the pooled vector.
+
+    Raises:
+      UserError: there is no such pooling.
+    """
+
+    dim: int
+    pooling: str = "attention"
+    norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise UserError(f"text_pooling ({self.pooling!r}) must be one of {', '.join(POOLINGS)}")
 
 
 class Embedder(nn.Module):
@@ -62,38 +86,33 @@ class Embedder(nn.Module):
 
     Attributes:
       emb_dim: width of the vector.
-      text_dim: width of the tokens given to attention.
+      text: how the text enters it, and the width of the tokens given to attention.
       head_dim: head width of the attention pooling.
-      text_pooling: one of POOLINGS.
-      text_norm: LayerNorm on the tokens and on the pooled vector.
       dtype: compute type.
     """
 
     emb_dim: int
-    text_dim: int
+    text: TextSpec
     head_dim: int
-    text_pooling: str = "attention"
-    text_norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(
         self, log_snr: Float[Array, " b"], cond: Conditioning
     ) -> tuple[Float[Array, "b d"], Float[Array, "b n e"]]:
-        if self.text_pooling not in POOLINGS:
-            raise UserError(f"text_pooling ({self.text_pooling!r}) must be one of {', '.join(POOLINGS)}")
         emb = self._mlp("noise", sinusoid(50.0 * log_snr, self.emb_dim))
         if cond.aug_level is not None:
             emb = emb + self._mlp("aug", sinusoid(1000.0 * cond.aug_level, self.emb_dim))
         # The mask zeroes padding after the bias of the projection, so null text is exactly zero everywhere.
-        tokens = layer_norm(name="text_norm")(cond.text) if self.text_norm else cond.text
-        tokens = dense(self.text_dim, axes=("text", "embed"), dtype=self.dtype, name="text_proj")(tokens)
-        tokens = tokens * cond.text_mask[..., None]
-        if self.text_pooling == "attention":
+        tokens = layer_norm(name="text_norm")(cond.text) if self.text.norm else cond.text
+        tokens = dense(self.text.dim, axes=("text", "embed"), dtype=self.dtype, name="text_proj")(tokens)
+        tokens = tokens * cond.text_mask[..., None]  # [b, n, e] -> [b, n, text.dim]
+        if self.text.pooling == "attention":
             pooled = AttentionPool(self.head_dim, self.dtype, name="text_pool")(tokens, cond.text_mask)
         else:
             pooled = masked_mean(tokens, cond.text_mask)
-        pooled = self._mlp("pooled", layer_norm(name="pooled_norm")(pooled) if self.text_norm else pooled)
+        # [b, text.dim] -> [b, emb_dim]
+        pooled = self._mlp("pooled", layer_norm(name="pooled_norm")(pooled) if self.text.norm else pooled)
         has_text = cond.text_mask.any(axis=1)[:, None]
         return emb + jnp.where(has_text, pooled, 0.0), tokens
 

@@ -170,12 +170,12 @@ def layer_norm(*, name: str) -> nn.LayerNorm:
 def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Halves height and width by averaging 2x2 pixels."""
     b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))  # [b, h, w, c] -> [b, h/2, w/2, c]
 
 
 def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Doubles height and width by repeating pixels."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # [b, h, w, c] -> [b, 2 h, 2 w, c]
 
 
 class ResBlock(nn.Module):
@@ -198,7 +198,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b d"] | None) -> Float[Array, "b h2 w2 c2"]:
         h = jax.nn.swish(group_norm(x.shape[-1], name="norm_in")(x)).astype(self.dtype)
         if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
+            h, x = self.resample(h), self.resample(x)  # [b, h, w, c] -> [b, h2, w2, c]
         h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
         h = group_norm(self.features, name="norm_out")(h)
         if emb is not None:
@@ -212,6 +212,6 @@ class ResBlock(nn.Module):
 
 def scale_shift(h: Float[Array, "b h w c"], emb: Float[Array, "b d"], dtype: Dtype) -> Float[Array, "b h w c"]:
     """h (1 + scale) + shift with both read from the embedding; call it inside a compact module."""
-    both = dense(2 * h.shape[-1], dtype=dtype, name="scale_shift")(jax.nn.swish(emb).astype(dtype))
-    scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)
+    both = dense(2 * h.shape[-1], dtype=dtype, name="scale_shift")(jax.nn.swish(emb).astype(dtype))  # [b, 2 c]
+    scale, shift = jnp.split(both[:, None, None, :], 2, axis=-1)  # 2 of [b, 1, 1, c]
     return h * (1.0 + scale) + shift

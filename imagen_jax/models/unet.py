@@ -7,15 +7,14 @@ Paper's 2B model: dim 512, dim_mults (1, 2, 3, 4), num_res_blocks 3, joint atten
 (configs/models/imagen_64_2b.gin).
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from imagen_jax.models.attention import attend, check_kinds
+from imagen_jax.models.attention import AttentionSpec, attend, check_kinds
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning, check_size
-from imagen_jax.models.embeddings import Embedder
+from imagen_jax.models.embeddings import Embedder, TextSpec
 from imagen_jax.models.layers import (
     Dtype,
     ResBlock,
@@ -68,6 +67,27 @@ class UNet(nn.Module):
         """Height and width must be multiples of this."""
         return 2 ** (len(self.dim_mults) - 1)
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditioning that the network reads: all of it."""
+        return CONDITIONS
+
+    @property
+    def attention_spec(self) -> AttentionSpec:
+        """Settings of every attention layer."""
+        return AttentionSpec(
+            head_dim=self.head_dim,
+            text_norm=self.text_norm,
+            fused=self.fused_attention,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    @property
+    def text_spec(self) -> TextSpec:
+        """How the text enters."""
+        return TextSpec(dim=self.text_dim, pooling=self.text_pooling, norm=self.text_norm)
+
     @nn.compact
     def __call__(
         self, z_t: Float[Array, "b h w c"], log_snr: Float[Array, " b"], cond: Conditioning
@@ -75,32 +95,18 @@ class UNet(nn.Module):
         check_size(z_t.shape[1], z_t.shape[2], self.size_factor)
         check_kinds(self.attention, len(self.dim_mults))
         check_remat(self.remat)
-        emb, text = Embedder(
-            self.emb_dim or 4 * self.dim,
-            self.text_dim,
-            self.head_dim,
-            self.text_pooling,
-            self.text_norm,
-            self.dtype,
-            name="embedder",
-        )(log_snr, cond)
-        settings: dict[str, Any] = {
-            "head_dim": self.head_dim,
-            "text_norm": self.text_norm,
-            "dtype": self.dtype,
-            "fused": self.fused_attention,
-        }
+        spec, emb_dim = self.attention_spec, self.emb_dim or 4 * self.dim
+        emb, text = Embedder(emb_dim, self.text_spec, self.head_dim, self.dtype, name="embedder")(log_snr, cond)
         res_block = rematerialised(ResBlock, self.remat)
 
         def attention(level: int, h: Array, name: str) -> Array:
-            kind = self.attention[level]
-            return attend(kind, h, text, cond.text_mask, **settings, remat=self.remat, name=name)
+            return attend(self.attention[level], h, text, cond.text_mask, spec, name=name)
 
         def block(h: Array, features: int, name: str, resample=None) -> Array:
             return res_block(features, resample, self.dtype, name=name)(h, emb)
 
-        x = jnp.concatenate([z_t, *cond.images()], axis=-1)
-        h = conv(self.dim, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        x = jnp.concatenate([z_t, *cond.images()], axis=-1)  # [b, h, w, c] -> [b, h, w, c times the images]
+        h = conv(self.dim, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))  # -> [b, h, w, dim]
         skips = [h]
         last = len(self.dim_mults) - 1
         for level, mult in enumerate(self.dim_mults):
@@ -109,7 +115,7 @@ class UNet(nn.Module):
                 h = attention(level, h, f"down_{level}_{i}_attention")
                 skips.append(h)
             if level < last:
-                h = block(h, self.dim * mult, f"down_{level}_resample", downsample)
+                h = block(h, self.dim * mult, f"down_{level}_resample", downsample)  # [b, h, w, c] -> [b, h/2, w/2, c]
                 skips.append(h)
 
         h = block(h, h.shape[-1], "mid_in")
@@ -118,10 +124,12 @@ class UNet(nn.Module):
 
         for level, mult in reversed(list(enumerate(self.dim_mults))):
             for i in range(self.num_res_blocks + 1):
-                h = block(jnp.concatenate([h, skips.pop()], axis=-1), self.dim * mult, f"up_{level}_{i}")
+                h = jnp.concatenate([h, skips.pop()], axis=-1)  # [b, h, w, c] -> [b, h, w, c + c_skip]
+                h = block(h, self.dim * mult, f"up_{level}_{i}")
                 h = attention(level, h, f"up_{level}_{i}_attention")
             if level > 0:
-                h = block(h, self.dim * mult, f"up_{level}_resample", upsample)
+                h = block(h, self.dim * mult, f"up_{level}_resample", upsample)  # [b, h, w, c] -> [b, 2 h, 2 w, c]
 
         h = jax.nn.swish(group_norm(h.shape[-1], name="norm_out")(h))
+        # [b, h, w, dim] -> [b, h, w, c], or 2 c with a learned variance
         return conv((1 + self.learned_variance) * z_t.shape[-1], zero=True, dtype=jnp.float32, name="conv_out")(h)

@@ -21,7 +21,15 @@ from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
-from imagen_jax.sampling.drawing import CascadePrograms, as_trained, draw_all, estimate_bytes, prepare
+from imagen_jax.sampling.drawing import (
+    CascadePrograms,
+    RowInputs,
+    StageInputs,
+    as_trained,
+    draw_all,
+    estimate_bytes,
+    prepare,
+)
 from imagen_jax.sampling.images import to_uint8
 from imagen_jax.sampling.loading import load_stages, stage_sizes
 from imagen_jax.sampling.request import (
@@ -367,25 +375,29 @@ class Cascade:
         if request.negative_prompts is not None:
             avoided = [request.negative_prompts[i] for i in rows]
         null = Conditioning(*map(jnp.asarray, self.encoder.encode(avoided)))
-        stages = [one.stage for one in self.stages]
-        texts = [(as_trained(stage, cond, prompts), as_trained(stage, null, avoided)) for stage in stages]
-        givens = []
-        for own in programs.sizes:
+        inputs = []
+        for one, table, own in zip(self.stages, programs.tables, programs.sizes, strict=True):
             edit = None if request.edit is None else request.edit.at(rows, programs.sizes[-1][0] // own[0])
-            givens.append(None if edit is None else EditArrays(edit.image, edit.mask))
+            inputs.append(
+                StageInputs(
+                    table=table,
+                    aug_level=np.float32(one.sampling.aug_level),
+                    cond=as_trained(one.stage, cond, prompts),
+                    null=as_trained(one.stage, null, avoided),
+                    given=None if edit is None else EditArrays(edit.image, edit.mask),
+                )
+            )
         low_res = None if request.low_res is None else np.asarray(request.low_res[rows], np.float32)
-        levels = [np.float32(one.sampling.aug_level) for one in self.stages]
-        inputs = (programs.tables, levels, texts, givens)
+        shared = RowInputs(seeds, ids, low_res)
         if resident:
             params = [one.weights.on_devices(one.stage, self.mesh) for one in self.stages]
-            return draw_all(programs.stages, programs.settings, self.mesh, params, seeds, ids, low_res, *inputs)
+            return draw_all(programs.stages, programs.settings, self.mesh, params, shared, inputs)
         drawn: list[Array] = []
         for number, one in enumerate(self.stages):
-            alone = ([values[number]] for values in inputs)
             params = [one.weights.on_devices(one.stage, self.mesh)]
             kind = (programs.stages[number : number + 1], programs.settings[number : number + 1], self.mesh)
-            below = drawn[-1] if drawn else low_res
-            drawn += draw_all(*kind, params, seeds, ids, below, *alone, first=np.int32(number))
+            below = shared._replace(low_res=drawn[-1] if drawn else low_res)
+            drawn += draw_all(*kind, params, below, inputs[number : number + 1], first=np.int32(number))
             drawn[-1].block_until_ready()
             one.weights.release()
         return drawn

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,11 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.sampling.request import Request
-from imagen_jax.sampling.stage_sampler import draw, image_keys
+from imagen_jax.sampling.stage_sampler import DrawInputs, draw, image_keys
 from imagen_jax.sharding import rules
 from imagen_jax.stage.guided import EditArrays, StaticSettings, lay_out_steps
 from imagen_jax.stage.spec import Stage
+from imagen_jax.stage.steps import StepTable
 from imagen_jax.typing import Array, PyTree
 
 
@@ -61,42 +62,59 @@ def prepare(loaded: Sequence[TrainedStage], request: Request) -> CascadePrograms
     return CascadePrograms(stages=tuple(stages), settings=settings, tables=tables, sizes=sizes)
 
 
+class RowInputs(NamedTuple):
+    """Arrays of a batch that all stages share.
+
+    Attributes:
+      seeds, ids: the images' random keys, as in `image_keys`.
+      low_res: what the first stage enlarges, in [-1, 1]; None: it is a base stage.
+    """
+
+    seeds: Any
+    ids: Any
+    low_res: Any = None
+
+
+class StageInputs(NamedTuple):
+    """Arrays of a batch for one stage.
+
+    Attributes:
+      table: the steps.
+      aug_level, given: as in `DrawInputs`.
+      cond, null: text, and what guidance leads away from.
+    """
+
+    table: StepTable
+    aug_level: Any
+    cond: Conditioning
+    null: Conditioning
+    given: EditArrays | None
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def draw_all(
     stages: tuple[Stage, ...],
     settings: tuple[StaticSettings, ...],
     mesh: Mesh | None,
     params: Sequence[PyTree],
-    seeds: Array,
-    ids: Array,
-    low_res: Array | None,
-    tables: Sequence[Any],
-    levels: Sequence[Array],
-    texts: Sequence[tuple[Conditioning, Conditioning]],
-    givens: Sequence[EditArrays | None],
+    rows: RowInputs,
+    inputs: Sequence[StageInputs],
     first: Array | int = 0,
 ) -> list[Array]:
     """All stages in one program; `first` is the number of the first of them in the cascade."""
     drawn: list[Array] = []
-    keys = image_keys(seeds, ids)
-    for number, (stage, own) in enumerate(zip(stages, settings, strict=True)):
-        own_keys = jax.vmap(lambda key, number=number: jax.random.fold_in(key, first + number))(keys)
-        cond, null = texts[number]
-        below = drawn[-1] if drawn else low_res
-        text = (cond.text, cond.text_mask)
-        image = draw(
-            stage,
-            own,
-            mesh,
-            params[number],
-            tables[number],
-            levels[number],
-            own_keys,
-            *text,
-            below,
-            null,
-            givens[number],
+    keys = image_keys(rows.seeds, rows.ids)
+    for number, (stage, own, arrays) in enumerate(zip(stages, settings, inputs, strict=True)):
+        own_inputs = DrawInputs(
+            aug_level=arrays.aug_level,
+            keys=jax.vmap(lambda key, number=number: jax.random.fold_in(key, first + number))(keys),
+            text=arrays.cond.text,
+            text_mask=arrays.cond.text_mask,
+            low_res=drawn[-1] if drawn else rows.low_res,
+            null=arrays.null,
+            given=arrays.given,
         )
+        image = draw(stage, own, mesh, params[number], arrays.table, own_inputs)
         drawn.append(image if mesh is None else jax.lax.with_sharding_constraint(image, rules.replicated(mesh)))
     return drawn
 

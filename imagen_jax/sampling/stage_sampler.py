@@ -10,7 +10,7 @@ Every image has a random key of its own, so an image does not depend on the batc
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,33 @@ from imagen_jax.diffusion import noise_conditioning, process, samplers
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
-from imagen_jax.stage.guided import Edit, EditArrays, StaticSettings, estimate, lay_out_steps
+from imagen_jax.stage.guided import Edit, EditArrays, GuidedDenoiser, StaticSettings, lay_out_steps
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.stage.steps import StepTable
 from imagen_jax.stage.tiles import tiled
 from imagen_jax.typing import Array, Bool, Float, PyTree
+
+
+class DrawInputs(NamedTuple):
+    """Arrays that one stage draws b images from.
+
+    Attributes:
+      aug_level: super-resolution: how far low_res is corrupted, one number.
+      keys: one random key an image, from `image_keys`.
+      text, text_mask: token embeddings [b, n, d], and which tokens are real [b, n].
+      low_res: super-resolution: images of the stage below, in [-1, 1].
+      null: text and text_mask that guidance leads away from, one row or b; None is zeros.
+      given: images to be changed; None: drawn from noise.
+    """
+
+    aug_level: Any
+    keys: Any
+    text: Any
+    text_mask: Any
+    low_res: Any = None
+    null: Conditioning | None = None
+    given: EditArrays | None = None
 
 
 def image_keys(seed: int | Array, ids: Array) -> Array:
@@ -78,8 +99,8 @@ def sample_stage(
         size = (low_res.shape[1] * stage.scale, low_res.shape[2] * stage.scale)
     table, settings = lay_out_steps(stage, config, size or (stage.draw_size, stage.draw_size), edit)
     given = None if edit is None else EditArrays(edit.image, edit.mask)
-    aug_level = np.float32(config.aug_level)
-    return draw(stage, settings, mesh, params, table, aug_level, keys, text, text_mask, low_res, null, given)
+    inputs = DrawInputs(np.float32(config.aug_level), keys, text, text_mask, low_res, null, given)
+    return draw(stage, settings, mesh, params, table, inputs)
 
 
 def trace_sampler(
@@ -108,13 +129,13 @@ def trace_sampler(
         mesh,
         params,
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), table),
-        jax.ShapeDtypeStruct((), jnp.float32),
-        row((), jax.eval_shape(lambda: jax.random.key(0)).dtype),
-        row((stage.max_text_length, stage.text_embed_dim)),
-        row((stage.max_text_length,), jnp.bool_),
-        None if low is None else row((low, low, 3)),
-        None,
-        None,
+        DrawInputs(
+            aug_level=jax.ShapeDtypeStruct((), jnp.float32),
+            keys=row((), jax.eval_shape(lambda: jax.random.key(0)).dtype),
+            text=row((stage.max_text_length, stage.text_embed_dim)),
+            text_mask=row((stage.max_text_length,), jnp.bool_),
+            low_res=None if low is None else row((low, low, 3)),
+        ),
     )
 
 
@@ -125,16 +146,11 @@ def draw(
     mesh: Mesh | None,
     params: PyTree,
     table: StepTable,
-    aug_level: Array,
-    keys: Array,
-    text: Array,
-    text_mask: Array,
-    low_res: Array | None,
-    null: Conditioning | None,
-    given: EditArrays | None,
+    inputs: DrawInputs,
 ) -> Array:
     """The program of `sample_stage`."""
-    batch, num_calls = text.shape[0], table.log_snr_t.shape[0]
+    keys, given = inputs.keys, inputs.given
+    batch, num_calls = inputs.text.shape[0], table.log_snr_t.shape[0]
 
     # Noise 0 starts; 1, 2, … belong to the steps. The other kinds have numbers that no step reaches.
     def noise(index: int | Array, kind: int = 0) -> Array:
@@ -144,13 +160,15 @@ def draw(
     def rows(value: Array) -> Array:
         return jnp.broadcast_to(value, (batch,))
 
-    cond = Conditioning(text=text, text_mask=text_mask)
-    if low_res is not None:
-        augmented = noise_conditioning.corrupt(stage.upsample_low_res(low_res), noise(0, 1), rows(aug_level))
-        cond = dataclasses.replace(cond, low_res=augmented, aug_level=rows(aug_level))
+    cond = Conditioning(text=inputs.text, text_mask=inputs.text_mask)
+    if inputs.low_res is not None:
+        low_res, level = stage.upsample_low_res(inputs.low_res), inputs.aug_level
+        augmented = noise_conditioning.corrupt(low_res, noise(0, 1), rows(level))
+        cond = dataclasses.replace(cond, low_res=augmented, aug_level=rows(level))
     network = stage.network(params, mesh)
     if settings.tile_size is not None:
         network = tiled(network, settings.tile_size, settings.tile_overlap)
+    denoiser = GuidedDenoiser(stage=stage, settings=settings, network=network, cond=cond, null=inputs.null)
 
     def keep_given(z_s: Array, log_snr_s: Array, index: Array) -> Array:
         if given is None or given.mask is None:
@@ -160,7 +178,7 @@ def draw(
     def body(carry: tuple[Array, Array], entry: tuple[Array, StepTable]) -> tuple[tuple[Array, Array], None]:
         (z_t, x0_before), (index, now) = carry, entry
         step = samplers.Step(rows(now.log_snr_t), rows(now.log_snr_s), rows(now.log_snr_before))
-        predict = functools.partial(estimate, stage, settings, network, cond, null, now.guidance_weight, x0_before)
+        predict = functools.partial(denoiser.estimate, now.guidance_weight, x0_before)
         z_s, x0_hat = settings.sampler.step(predict, z_t, step, noise(index), x0_before)
         z_s = keep_given(z_s, step.log_snr_s, index)
         if settings.goes_back:
@@ -173,7 +191,7 @@ def draw(
     steps = jax.tree.map(lambda x: x[:-1], table)
     (z_last, before), _ = jax.lax.scan(body, (z_first, jnp.zeros_like(z_first)), (jnp.arange(1, num_calls), steps))
     final = jax.tree.map(lambda x: x[-1], table)
-    x0 = estimate(stage, settings, network, cond, null, final.guidance_weight, before, z_last, rows(final.log_snr_t)).x0
+    x0 = denoiser.estimate(final.guidance_weight, before, z_last, rows(final.log_snr_t)).x0
     if given is not None and given.mask is not None:
         x0 = jnp.where(given.mask > 0.5, x0, given.image)
     return jnp.clip(x0, -1.0, 1.0)

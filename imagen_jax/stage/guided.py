@@ -15,7 +15,7 @@ from imagen_jax.models.denoiser import Conditioning, Denoiser, drop_text
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.stage.steps import StepTable, make_step_table
-from imagen_jax.typing import Array
+from imagen_jax.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,47 +109,58 @@ def _paired(cond: Array, null: Array) -> Array:
     return jnp.stack([cond, null], axis=1).reshape(2 * cond.shape[0], *cond.shape[1:])
 
 
-def estimate(
-    stage: Stage,
-    settings: StaticSettings,
-    network: Denoiser,
-    cond: Conditioning,
-    null: Conditioning | None,
-    guidance_weight: Array,
-    x0_before: Array,
-    z_t: Array,
-    log_snr: Array,
-) -> Estimate:
-    """One guided, thresholded estimate.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuidedDenoiser:
+    """A stage's network with its text and guidance: what a sampler's steps call.
 
     Args:
-      stage, network: what is sampled.
-      settings: says whether to guide, and the thresholding.
-      cond, null: as in `sample_stage`.
-      guidance_weight: one number, or [b, 1, 1, 1] where `settings.guided` is "always".
-      x0_before: of a self-conditioned stage: x0_hat of the step before.
-      z_t, log_snr: where.
+      stage: whose network it is.
+      settings: whether to guide, and the thresholding.
+      network: `Stage.network`, perhaps in tiles.
+      cond: what the images are drawn of, b rows.
+      null: text and text_mask that guidance leads away from, one row or b; None is zeros.
     """
-    if stage.self_cond_rate > 0:
-        cond = dataclasses.replace(cond, self_cond=x0_before)
 
-    def alone() -> Estimate:
-        return stage.estimate(network(z_t, log_snr, cond), z_t, log_snr)
+    stage: Stage
+    settings: StaticSettings
+    network: Denoiser
+    cond: Conditioning
+    null: Conditioning | None = None
 
-    def guided() -> Estimate:
-        none_kept = drop_text(cond, jnp.zeros((z_t.shape[0],), bool), null)
-        z_both, log_snr_both = _paired(z_t, z_t), _paired(log_snr, log_snr)
-        found = stage.estimate(
-            network(z_both, log_snr_both, jax.tree.map(_paired, cond, none_kept)), z_both, log_snr_both
-        )
-        x0 = guidance.guide(found.x0[::2], found.x0[1::2], guidance_weight)
-        # The variance is that of the conditional half, as in DeepFloyd IF.
-        fraction = None if found.fraction is None else found.fraction[::2]
-        return Estimate(x0, found.eps[::2], fraction)
+    def estimate(
+        self,
+        guidance_weight: Array,
+        x0_before: Float[Array, "b h w c"],
+        z_t: Float[Array, "b h w c"],
+        log_snr: Float[Array, " b"],
+    ) -> Estimate:
+        """One guided, thresholded estimate.
 
-    if settings.guided == "sometimes":
-        found = jax.lax.cond(guidance_weight == 1.0, alone, guided)
-    else:
-        found = guided() if settings.guided == "always" else alone()
-    x0 = thresholding.threshold(found.x0, settings.thresholding, settings.percentile, settings.threshold_cap)
-    return samplers.estimate_from_x0(x0, z_t, log_snr)._replace(fraction=found.fraction)
+        Args:
+          guidance_weight: one number, or [b, 1, 1, 1] where `settings.guided` is "always".
+          x0_before: of a self-conditioned stage: x0_hat of the step before.
+          z_t, log_snr: where.
+        """
+        cond, settings = self.cond, self.settings
+        if self.stage.self_cond_rate > 0:
+            cond = dataclasses.replace(cond, self_cond=x0_before)
+
+        def alone() -> Estimate:
+            return self.stage.estimate(self.network(z_t, log_snr, cond), z_t, log_snr)
+
+        def guided() -> Estimate:
+            none_kept = drop_text(cond, jnp.zeros((z_t.shape[0],), bool), self.null)
+            z_both, log_snr_both = _paired(z_t, z_t), _paired(log_snr, log_snr)  # [b, …] -> [2 b, …]
+            output = self.network(z_both, log_snr_both, jax.tree.map(_paired, cond, none_kept))
+            found = self.stage.estimate(output, z_both, log_snr_both)
+            x0 = guidance.guide(found.x0[::2], found.x0[1::2], guidance_weight)  # [2 b, …] -> [b, …]
+            # The variance is that of the conditional half, as in DeepFloyd IF.
+            fraction = None if found.fraction is None else found.fraction[::2]
+            return Estimate(x0, found.eps[::2], fraction)
+
+        if settings.guided == "sometimes":
+            found = jax.lax.cond(guidance_weight == 1.0, alone, guided)
+        else:
+            found = guided() if settings.guided == "always" else alone()
+        x0 = thresholding.threshold(found.x0, settings.thresholding, settings.percentile, settings.threshold_cap)
+        return samplers.estimate_from_x0(x0, z_t, log_snr)._replace(fraction=found.fraction)

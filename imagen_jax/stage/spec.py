@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax.checks import check_count
-from imagen_jax.diffusion import losses, noise_conditioning, process, time_sampling
+from imagen_jax.diffusion import losses, noise_conditioning, process
 from imagen_jax.diffusion.losses import SimpleWeighting, Weighting
 from imagen_jax.diffusion.samplers import Estimate
 from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
+from imagen_jax.diffusion.time_sampling import StratifiedTimes, TimeSampler
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import Backbone, check_backbone
 from imagen_jax.models.denoiser import Conditioning, Denoiser, drop_text
 from imagen_jax.models.layers import kernels_gathered_over
 from imagen_jax.sharding import rules
@@ -42,6 +44,7 @@ class Stage:
       full_size: for a stage that is trained on crops: size of the whole images that it draws in a cascade (paper
         appendix F.3: 256-pixel crops, 1024-pixel images); None is image_size.
       schedule: log-SNR over time.
+      time_sampler: which times are trained: evenly in [0, 1] (the paper), or `time_sampling.LogitNormalTimes`.
       prediction: what the network predicts: "eps" (the paper), "x0", "v" or "flow".
       weighting: of the loss by noise; simple is the paper's.
       vlb_weight: of the variational bound, in the loss of a network with `learned_variance`.
@@ -53,11 +56,11 @@ class Stage:
         arXiv 2208.04202, section 2.2, where it is 0.5); 0: there is no such input.
 
     Raises:
-      UserError: for sizes that cannot work together.
+      UserError: for sizes that cannot work together, or a network that is no `Backbone` or does not read what it gets.
     """
 
     name: str
-    model: Any
+    model: Backbone
     image_size: int
     text_embed_dim: int
     max_text_length: int
@@ -71,6 +74,7 @@ class Stage:
     cond_drop_rate: float = 0.1
     max_aug_level: float = 1.0
     self_cond_rate: float = 0.0
+    time_sampler: TimeSampler = StratifiedTimes()
 
     def __post_init__(self) -> None:
         for field in ("image_size", "text_embed_dim", "max_text_length"):
@@ -78,6 +82,11 @@ class Stage:
         process.check_prediction(self.prediction)
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")
+        if isinstance(self.time_sampler, type) or not isinstance(self.time_sampler, TimeSampler):
+            raise UserError(
+                f"Stage.time_sampler ({self.time_sampler!r}) must be a time sampler, e.g. "
+                "@time_sampling.StratifiedTimes()"
+            )
         if not isinstance(self.weighting, Weighting):
             raise UserError(f"Stage.weighting ({self.weighting!r}) must be a weighting, e.g. @losses.MinSNRWeighting()")
         if not self.vlb_weight > 0:
@@ -90,10 +99,8 @@ class Stage:
             raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
         if not 0.0 < self.max_aug_level <= 1.0:
             raise UserError(f"Stage.max_aug_level ({self.max_aug_level}) must be in (0, 1]; the paper uses 1")
-        if not callable(getattr(self.model, "apply", None)):
-            raise UserError(
-                f"Stage.model ({self.model!r}) must be a network, e.g. @unet.UNet(); in gin the trailing () matters"
-            )
+        given = {"text": True, "low_res": self.low_res_size is not None, "self_cond": self.self_cond_rate > 0}
+        check_backbone(self.model, tuple(name for name, is_given in given.items() if is_given))
         factor = self.model.size_factor
         if self.image_size % factor:
             near = max(self.image_size // factor, 1) * factor
@@ -121,11 +128,6 @@ class Stage:
     def scale(self) -> int:
         """Ratio of an image's size to its low-resolution input's; 1 for the base stage."""
         return self.image_size // self.low_res_size if self.low_res_size else 1
-
-    @property
-    def learned_variance(self) -> bool:
-        """True if the network gives a variance beside its prediction."""
-        return bool(getattr(self.model, "learned_variance", False))
 
     def init(self, rng: PRNGKeyArray) -> PyTree:
         """Fresh float32 parameters, boxed with their logical axis names."""
@@ -169,7 +171,7 @@ class Stage:
         """Reads x0 and eps from the network's output, and the variance if it learns one."""
         channels = z_t.shape[-1]
         x0, eps = process.to_x0_eps(self.prediction, output[..., :channels], z_t, log_snr)
-        return Estimate(x0, eps, 0.5 * (output[..., channels:] + 1.0) if self.learned_variance else None)
+        return Estimate(x0, eps, 0.5 * (output[..., channels:] + 1.0) if self.model.learned_variance else None)
 
     def upsample_low_res(self, low_res: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Resizes a low-resolution image by the scale of this stage, bilinear (the paper does not state how)."""
@@ -199,7 +201,7 @@ class Stage:
         """
         x0 = batch["x0"]
         t_rng, eps_rng, drop_rng, aug_rng, aug_eps_rng = jax.random.split(rng, 5)
-        t = time_sampling.stratified(t_rng, x0.shape[0])
+        t = self.time_sampler.times(t_rng, x0.shape[0])
         log_snr = self.schedule.log_snr(t)
         eps = jax.random.normal(eps_rng, x0.shape)
         cond = self.conditioning(batch, drop_rng, aug_rng, aug_eps_rng, null)

@@ -32,7 +32,7 @@ from imagen_jax.diffusion.samplers import DDIMSampler
 from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, Denoiser
-from imagen_jax.stage.guided import StaticSettings, estimate, lay_out_steps
+from imagen_jax.stage.guided import GuidedDenoiser, StaticSettings, lay_out_steps
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig, TextEncoder
@@ -46,7 +46,7 @@ from imagen_jax.train.state import abstract_params
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 # What of a stage is read in ordinary training alone: a student may have its own.
-OWN_FIELDS = ("cond_drop_rate", "weighting", "vlb_weight")
+OWN_FIELDS = ("cond_drop_rate", "weighting", "vlb_weight", "time_sampler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,10 +128,11 @@ class DistillObjective(StageObjective):
           index: number of each row's step, from 0 at the noise.
           cond, null: as in `Stage.loss`.
         """
+        teacher = GuidedDenoiser(stage=self.stage, settings=self.settings, network=network, cond=cond, null=null)
 
         def step(carry: tuple[Array, Array], entry: tuple[Array, ...]) -> tuple[tuple[Array, Array], None]:
             (z, total), (log_snr_t, log_snr_s, share, weight) = carry, entry
-            now = estimate(self.stage, self.settings, network, cond, null, weight, jnp.zeros_like(z), z, log_snr_t)
+            now = teacher.estimate(weight, jnp.zeros_like(z), z, log_snr_t)
             alpha_s, sigma_s = process.alpha_sigma(log_snr_s, z.ndim)
             return (alpha_s * now.x0 + sigma_s * now.eps, total + share * now.x0), None
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from imagen_jax.diffusion import noise_conditioning, thresholding, time_sampling
 from imagen_jax.errors import UserError
@@ -83,3 +84,34 @@ def test_stratified_times_cover_every_interval_once_and_are_uniform() -> None:
     np.testing.assert_array_equal(np.sort((times * 32).astype(int)), np.arange(32))
     first = np.array([float(time_sampling.stratified(jax.random.key(i), 4)[0]) for i in range(400)])
     assert abs(first.mean() - 0.5) < 0.05 and abs(first.var() - 1 / 12) < 0.015
+
+
+def test_the_default_time_sampler_is_stratified() -> None:
+    rng = jax.random.key(5)
+    np.testing.assert_array_equal(time_sampling.StratifiedTimes().times(rng, 16), time_sampling.stratified(rng, 16))
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.5, 0.6), (1.0, 1.7)])
+def test_logit_normal_times_follow_their_distribution(mean: float, std: float) -> None:
+    """logit(t) of n stratified times against N(mean, std²) by scipy; their distribution is never off by over 1/n."""
+    n = 512
+    times = np.asarray(time_sampling.LogitNormalTimes(mean=mean, std=std).times(jax.random.key(0), n), np.float64)
+    assert times.min() >= 0 and times.max() <= 1
+    found = stats.norm.cdf(np.log(times / (1 - times)), mean, std)
+    assert stats.kstest(found, "uniform").statistic < 1.1 / n
+    # Independent of the row: shuffled, not sorted.
+    assert abs(stats.spearmanr(found, np.arange(n)).statistic) < 0.2
+    # The density of SD3's equation 19 at the median of a bin, as a histogram.
+    edges = np.linspace(0.05, 0.95, 7)
+    middle = (edges[1:] + edges[:-1]) / 2
+    density = stats.norm.pdf(np.log(middle / (1 - middle)), mean, std) / (middle * (1 - middle))
+    np.testing.assert_allclose(np.histogram(times, edges)[0] / n / np.diff(edges), density, rtol=0.15, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"std": 0.0}, r"std \(0.0\) must be a positive"), ({"mean": float("nan")}, r"mean \(nan\) must be a finite")],
+)
+def test_impossible_logit_normal_times_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        time_sampling.LogitNormalTimes(**settings)

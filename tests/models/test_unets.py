@@ -8,7 +8,7 @@ import pytest
 
 from imagen_jax.cost.flops import count_flops
 from imagen_jax.errors import UserError
-from imagen_jax.models.attention import Attention
+from imagen_jax.models.attention import Attention, AttentionSpec
 from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
@@ -194,7 +194,7 @@ def test_pooling_alone_sees_no_order_and_cross_attention_sees_each_token() -> No
 def test_cross_attention_without_text_leaves_rows_as_they_are() -> None:
     x = jax.random.normal(jax.random.key(0), (2, 2, 2, 8))
     text, mask = jax.random.normal(jax.random.key(1), (2, 3, 6)), jnp.array([[True, False, True], [False] * 3])
-    layer = Attention(head_dim=4, over_image=False, over_text=True)
+    layer = Attention(AttentionSpec(head_dim=4), over_image=False, over_text=True)
     params = nn.unbox(layer.init(jax.random.key(2), x, text, mask)["params"])
     params = jax.tree.map(lambda p: p + 0.3, params)
     out = layer.apply({"params": params}, x, text, mask)
@@ -216,7 +216,7 @@ def test_attention_is_softmax_over_text_then_positions() -> None:
     """The layer against the textbook formula in float64."""
     x = jax.random.normal(jax.random.key(0), (1, 2, 2, 8))
     text, mask = jax.random.normal(jax.random.key(1), (1, 3, 6)), jnp.array([[True, True, False]])
-    layer = Attention(head_dim=4, over_image=True, over_text=True)
+    layer = Attention(AttentionSpec(head_dim=4), over_image=True, over_text=True)
     params = nn.unbox(layer.init(jax.random.key(2), x, text, mask)["params"])
     params["out"]["kernel"] = jax.random.normal(jax.random.key(3), (8, 8))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)

@@ -8,7 +8,7 @@ import optax
 import pytest
 import torch
 
-from imagen_jax.models.attention import Attention
+from imagen_jax.models.attention import Attention, AttentionSpec
 from imagen_jax.models.layers import ResBlock, conv, downsample, upsample
 from imagen_jax.train.optimizer import OptimizerConfig
 
@@ -80,7 +80,7 @@ def test_attention_over_text_and_positions() -> None:
         jax.random.normal(jax.random.key(1), (2, 5, 6)),
     )
     mask = jnp.arange(5)[None] < jnp.array([[3], [0]])
-    layer = Attention(head_dim=8, over_image=True, over_text=True)
+    layer = Attention(AttentionSpec(head_dim=8), over_image=True, over_text=True)
     p = _noisy(jax.jit(layer.init)(jax.random.key(2), x, text, mask)["params"])
     flat = _group_norm(_nchw(x), p["norm"], 4).flatten(2).transpose(1, 2)
     tokens = torch.nn.functional.layer_norm(

@@ -13,6 +13,7 @@ from imagen_jax.diffusion import process
 from imagen_jax.diffusion.guidance import IntervalGuidance, OscillatingGuidance
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.sampling import stage_sampler
 from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
 from imagen_jax.stage.guided import Edit
@@ -29,6 +30,7 @@ class Told(nn.Module):
     function: Callable[..., jax.Array]
     learned_variance: bool = False
     size_factor = 1
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t, log_snr, cond):

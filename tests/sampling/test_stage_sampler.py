@@ -13,6 +13,7 @@ from imagen_jax.diffusion.guidance import IntervalGuidance
 from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, HeunSampler
 from imagen_jax.diffusion.schedules import EDMSchedule
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling import stage_sampler
 from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
@@ -28,6 +29,8 @@ class GaussianOracle(nn.Module):
     """The exact eps prediction when every pixel of x0 is N(MEAN, STD²); with text, the mean is -MEAN."""
 
     size_factor = 1
+    learned_variance = False
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:

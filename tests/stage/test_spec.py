@@ -10,8 +10,11 @@ import pytest
 
 from imagen_jax.diffusion import process
 from imagen_jax.diffusion.losses import EDMWeighting, MinSNRWeighting
+from imagen_jax.diffusion.time_sampling import LogitNormalTimes
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import CONDITIONS, check_backbone
 from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.models.unet import UNet
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
 from tests.tiny import BASE, SR, batch
@@ -40,6 +43,8 @@ def test_loss_vanishes_for_a_network_that_knows_the_answer(prediction: str) -> N
 
     class Oracle(nn.Module):
         size_factor = 1
+        learned_variance = False
+        conditions = CONDITIONS
 
         @nn.compact
         def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
@@ -86,6 +91,8 @@ def test_training_corrupts_the_low_res_input_up_to_max_aug_level() -> None:
 
     class Teller(nn.Module):
         size_factor = 1
+        learned_variance = False
+        conditions = CONDITIONS
 
         @nn.compact
         def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
@@ -106,6 +113,47 @@ def test_low_res_is_resized_to_the_stage() -> None:
     np.testing.assert_allclose(grown, jnp.full((2, 8, 8, 3), 0.5), atol=1e-6)
 
 
+class _Lacking:
+    """Another library's network: all of the contract but one property."""
+
+    def __init__(self, lacks: str) -> None:
+        values = {"size_factor": 1, "learned_variance": False, "conditions": CONDITIONS}
+        for name in values.keys() - {lacks}:
+            setattr(self, name, values[name])
+
+    def init(self, rng, z_t, log_snr, cond):
+        return {"params": {}}
+
+    def apply(self, variables, z_t, log_snr, cond):
+        return z_t
+
+
+class _OnlyText(nn.Module):
+    size_factor = 1
+    learned_variance = False
+    conditions = ("text",)
+
+    @nn.compact
+    def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
+        return z_t
+
+
+def test_a_network_that_is_no_linen_module_can_be_trained() -> None:
+    """What the contract lists is all that a stage reads of it."""
+    stage = dataclasses.replace(BASE, model=_Lacking(""), prediction="x0")
+    rows = batch(BASE, 4)
+    _, aux = stage.loss(stage.init(jax.random.key(0)), rows, jax.random.key(1))
+    assert aux["per_example_loss"].shape == (4,)
+
+
+def test_the_time_sampler_decides_the_noise_of_training() -> None:
+    """Very narrow logit-normal times are all near sigmoid(mean), whose log-SNR the loss then reports."""
+    narrow = dataclasses.replace(BASE, time_sampler=LogitNormalTimes(mean=0.5, std=1e-4), model=_OnlyText())
+    _, aux = narrow.loss({}, batch(BASE, 8), jax.random.key(1))
+    t = 1 / (1 + np.exp(-0.5))
+    np.testing.assert_allclose(aux["log_snr"], -2 * np.log(np.tan(np.pi / 2 * t)), atol=1e-2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -115,13 +163,29 @@ def test_low_res_is_resized_to_the_stage() -> None:
         ({"cond_drop_rate": 1.0}, r"must be in \[0, 1\)"),
         ({"max_aug_level": 0.0}, r"must be in \(0, 1\]; the paper uses 1"),
         ({"low_res_size": 3}, "must divide image_size"),
-        ({"model": UserError}, r"must be a network"),
+        ({"model": _OnlyText(), "low_res_size": 4}, r"has conditions \('text',\).*reads 'low_res'"),
+        ({"model": _OnlyText(), "self_cond_rate": 0.5}, r"has conditions \('text',\).*reads 'self_cond'"),
     ],
 )
 def test_impossible_stages_are_refused(change: dict, message: str) -> None:
     fields = {field.name: getattr(BASE, field.name) for field in dataclasses.fields(BASE)}
     with pytest.raises(UserError, match=message):
         Stage(**{**fields, **change})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (UserError, "must be a network"),
+        (UNet, r"must be a network.*trailing \(\) matters"),
+        (_Lacking("size_factor"), r"_Lacking\) has size_factor None, expected a positive whole number"),
+        (_Lacking("learned_variance"), r"has learned_variance None, expected True or False"),
+        (_Lacking("conditions"), r"has conditions None, expected a tuple of some of"),
+    ],
+)
+def test_a_value_that_is_no_backbone_is_refused(model: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_backbone(model, ("text",))
 
 
 def test_a_height_that_a_mesh_cannot_split_is_refused() -> None:
@@ -146,6 +210,8 @@ class _Halfway(nn.Module):
     """x0_hat = (1 + self_cond) / 2."""
 
     size_factor = 1
+    learned_variance = False
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:

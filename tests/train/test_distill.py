@@ -19,6 +19,7 @@ from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler
 from imagen_jax.diffusion.schedules import CosineSchedule
 from imagen_jax.diffusion.time_grids import RespacedGrid
 from imagen_jax.errors import UserError
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding
@@ -41,6 +42,8 @@ class GaussianOracle(nn.Module):
     """The exact x0_hat when every pixel of x0 is N(MEAN, STD²); with text, the mean is -MEAN."""
 
     size_factor = 1
+    learned_variance = False
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:
@@ -55,6 +58,8 @@ class Affine(nn.Module):
 
     log_snr: tuple[float, ...]
     size_factor = 1
+    learned_variance = False
+    conditions = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t: jax.Array, log_snr: jax.Array, cond: Conditioning) -> jax.Array:

@@ -11,6 +11,7 @@ import numpy as np
 from imagen_jax.checkpoints import plain_data
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.layers import conv, dense
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
@@ -29,6 +30,8 @@ class TinyNet(nn.Module):
 
     dim: int = 16
     size_factor: ClassVar[int] = 1
+    learned_variance: ClassVar[bool] = False
+    conditions: ClassVar[tuple[str, ...]] = CONDITIONS
 
     @nn.compact
     def __call__(self, z_t, log_snr, cond):
