@@ -27,7 +27,6 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.5,<0.13",
         "pillow>=11",
-        "protobuf>=6",
         "psutil>=6",
         "pyarrow>=20",
         "safetensors>=0.6,<0.9",

@@ -159,7 +159,7 @@ class EfficientUNet(nn.Module):
 
     @property
     def text_spec(self) -> TextSpec:
-        """How the text enters."""
+        """Settings of the text's entry."""
         return TextSpec(dim=self.text_dim, pooling=self.text_pooling, norm=self.text_norm)
 
     @nn.compact

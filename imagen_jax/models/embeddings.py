@@ -61,7 +61,7 @@ POOLINGS = ("attention", "mean")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """How the text enters a network.
+    """Settings of the text's entry into a network.
 
     Args:
       dim: width that the tokens are projected to.

@@ -125,11 +125,11 @@ def stage_sizes(stages: Sequence[Stage], size: tuple[int, int] | None) -> list[t
 
 
 def size_unit(stages: Sequence[Stage]) -> int:
-    """What height and width of the last stage's images must be multiples of."""
+    """Number that height and width of the last stage's images must be multiples of."""
     pairs = zip(stages, _scales_above(stages), strict=True)
     return math.lcm(*(above * math.lcm(stage.model.size_factor, stage.scale) for stage, above in pairs))
 
 
 def _scales_above(stages: Sequence[Stage]) -> list[int]:
-    """How many times larger than each stage's images the last one's are."""
+    """Ratio of the last stage's image size to each stage's."""
     return [math.prod(stage.scale for stage in stages[number + 1 :]) for number in range(len(stages))]

@@ -12,7 +12,7 @@ the teacher said on its way, weighted by the growth of d:
 
     x0 = Σ_k (d_{k+1} - d_k) x0_hat_k / (d_K - d_0)
 
-It is computed as that mean: no small numbers are divided, and where every x0_hat_k is within [-1, 1] it is so too, so
+It is computed as that mean: no small numbers are divided, and where every x0_hat_k is within [-1, 1] so is the mean, so
 that the student's own thresholding changes nothing. At the last step, to the clean image, it is the x0_hat that the
 teacher ends with.
 """

@@ -35,7 +35,7 @@ from imagen_jax.typing import PyTree
 
 
 def objective_of(config: TrainConfig) -> StageObjective:
-    """What `config` trains: its stage, on the corpus alone or on a teacher; the null text is zeros.
+    """Objective of `config`: its stage, on the corpus alone or on a teacher; the null text is zeros.
 
     Raises:
       UserError: see `DistillObjective.build`.
@@ -147,7 +147,7 @@ def check_text(config: TrainConfig) -> TextEncoder:
 
 
 def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
-    """What the stage's null_text names: the embedding of "" (the store's, if there is one), or None for zeros."""
+    """Null text of the stage: the embedding of "" (the store's, if there is one), or None for zeros."""
     if config.stage.null_text == "zeros":
         return None
     store_dir = config.data.store_dir
