@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.commands import training
+from imagen_jax.commands.parts import training
 from imagen_jax.errors import UserError
 from imagen_jax.sampling import preview_hook
 from imagen_jax.sharding.rules import unbox
