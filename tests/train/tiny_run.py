@@ -117,7 +117,7 @@ class LetterEncoder(TextEncoder):
     """Tells captions apart without a vocabulary."""
 
     def __init__(self):
-        pass
+        super().__init__(text_config(TEXT_DIM, TEXT_LENGTH))
 
     def encode(self, captions):
         rows = [np.random.default_rng(len(caption)) for caption in captions]
