@@ -93,7 +93,7 @@ def test_captions_may_be_encoded_as_they_are_read(root: Path, tmp_path: Path, ca
 def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_its_place(
     root: Path, tmp_path: Path, capsys
 ) -> None:
-    flags = {"MODEL_DIR": tmp_path / "base", "stage.Stage.null_text": "empty", "Stage.cond_drop_rate": 0.9}
+    flags = {"MODEL_DIR": tmp_path / "base", "spec.Stage.null_text": "empty", "Stage.cond_drop_rate": 0.9}
     assert train_stage(root, "base", **flags) == 0
     runs = (root / "base", tmp_path / "base")
     losses = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["loss"] for run in runs]
@@ -113,7 +113,7 @@ def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_it
     assert main([*draw, "--guidance_weight", "3", "a red cube"]) == 0
     with Image.open(out / "00000.png") as image:
         assert image.text["negative_prompt"] == "a blue ring"
-    assert train_stage(root, "base", **flags | {"stage.Stage.null_text": "nothing"}) == 2
+    assert train_stage(root, "base", **flags | {"spec.Stage.null_text": "nothing"}) == 2
     assert "one of ('zeros', 'empty')" in one_error(capsys)
 
 

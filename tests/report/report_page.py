@@ -75,7 +75,7 @@ def write_stage(folder: Path, records: int) -> None:
         for n in range(1, records + 1)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "config.gin").write_text(f"stage.Stage.name = '{folder.name}'  # <b>\n")
+    (folder / "config.gin").write_text(f"spec.Stage.name = '{folder.name}'  # <b>\n")
     write_json(folder / "versions.json", {"python": "3.11.2", "git_revision": "abc123", "jax": None})
     save_picture(folder / "samples" / "step_100.png", (1, 2, 3), 32)
     save_picture(folder / "samples" / "step_20.png", (4, 5, 6), 32)

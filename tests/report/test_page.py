@@ -167,7 +167,7 @@ def test_photos_stand_beside_their_originals(page: Page) -> None:
 def test_commands_configuration_and_versions(page: Page) -> None:
     assert "train base" in section(page, "commands").text("h3")
     assert section(page, "configuration").text("summary").split() == ["base/config.gin", "sr/config.gin"]
-    assert "stage.Stage.name = 'sr'  # <b>" in section(page, "configuration").text("details")
+    assert "spec.Stage.name = 'sr'  # <b>" in section(page, "configuration").text("details")
     rows = {row[0]: row[1:] for row in cells(section(page, "versions"))}
     assert rows["git_revision"] == ["abc123", "abc123", "–"]
     assert rows["jax"][:2] == ["–", "–"] and re.match(r"\d+\.\d+", rows["jax"][2])
