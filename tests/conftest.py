@@ -11,10 +11,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tests compile far longer than they compute: unoptimised code and no fusion emitters halve their time each, one piece
 # of code a program takes a tenth more away. Also for processes that tests start. XLA ends a process at a flag that it
 # does not know, and since jaxlib 0.11 fusion emitters cannot be switched off.
-FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else "",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+)
 
 import jax
 import pytest
