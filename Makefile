@@ -1,13 +1,21 @@
-# `make demo` needs nothing but this file and Python 3.11 or newer; see README.md for what each target gives.
+# `make demo` needs nothing but this file and Python 3.11, 3.12 or 3.13; see README.md for what each target gives.
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first that runs: a name alone may be that of a launcher without the version behind it.
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do $$name -c '' 2>/dev/null && echo $$name && break; done)
 PY = $(VENV)/bin/python
+# The lock of the Python that is in $(VENV), or that will be: jax 0.10 is the last for Python 3.11.
+LOCK := $(shell $(firstword $(wildcard $(PY)) $(PYTHON)) -c 'import sys; print("constraints.txt" if sys.version_info < (3, 12) else "constraints-3.12.txt")')
+# The TPU compiler of the golden plans is not the one of jax 0.10: see docs/planning.md.
+GOLDEN_LIBTPU = $(VENV)/golden-libtpu
+GOLDEN_TEST = PYTHONPATH="$(GOLDEN_LIBTPU)$${PYTHONPATH:+:$$PYTHONPATH}" $(PY) -m pytest -rs tests/tpu/test_golden_plans.py
+# `make test-quick`: what a new jax or flax breaks first, in a few minutes.
+QUICK = tests/checkpoints tests/cost tests/diffusion tests/models tests/sharding tests/stage
 BEAM_VENV = $(VENV)-beam
 BEAM_PY = $(BEAM_VENV)/bin/python
-PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c $(LOCK)
 BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
-.PHONY: setup demo demo-short demo-photos test lint parity plan-test plan-pods beam-test clean
+.PHONY: setup demo demo-short demo-photos test test-quick lint parity plan-test plan-pods beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -15,11 +23,11 @@ setup: $(VENV)/.installed
 # pip first: the one that comes with Python 3.11 ends with a traceback when a connection breaks during a download, the
 # pinned one goes on from there.
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0] + "; choose one with: make PYTHON=/path/to/python3.11 …")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed, got " + sys.version.split()[0] + "; choose one with: make PYTHON=/path/to/python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) pip
 
-$(VENV)/.installed: setup.py constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: setup.py $(LOCK) | $(VENV)/bin/python
 	@echo "installing into $(VENV): a few minutes the first time"
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
@@ -28,7 +36,7 @@ $(VENV)/.installed-photos: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,photos]'
 	@touch $@
 
-# Beam's pins disagree with constraints.txt: an environment and a lock file of its own.
+# Beam's pins disagree with the other locks: an environment and a lock file of its own, one for every Python.
 $(BEAM_VENV)/.installed: setup.py constraints-beam.txt
 	$(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_PIP_INSTALL) pip
@@ -41,6 +49,11 @@ $(VENV)/.installed-parity: $(VENV)/.installed
 
 $(VENV)/.installed-plan: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,plan]'
+	@touch $@
+
+# In a folder of its own: all other plans are compiled by the compiler of the environment's jax.
+$(GOLDEN_LIBTPU)/.installed: | $(VENV)/bin/python
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GOLDEN_LIBTPU) libtpu==0.0.51
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -58,6 +71,9 @@ demo-photos: $(VENV)/.installed-photos
 test: $(VENV)/.installed-photos
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-quick: $(VENV)/.installed
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK)
+
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -66,12 +82,13 @@ lint: $(VENV)/.installed
 parity: $(VENV)/.installed-parity
 	$(PY) -m pytest tests/parity
 
-plan-test: $(VENV)/.installed-plan
-	$(PY) -m pytest tests/tpu -m 'not pods'
+plan-test: $(VENV)/.installed-plan $(GOLDEN_LIBTPU)/.installed
+	$(PY) -m pytest tests/tpu/test_plan.py
+	$(GOLDEN_TEST) -m 'not pods'
 
 # The paper's three runs on their pods: a quarter of an hour.
-plan-pods: $(VENV)/.installed-plan
-	$(PY) -m pytest tests/tpu -m pods
+plan-pods: $(VENV)/.installed-plan $(GOLDEN_LIBTPU)/.installed
+	$(GOLDEN_TEST) -m pods
 
 beam-test: $(BEAM_VENV)/.installed
 	$(BEAM_PY) -m pytest tests/beam

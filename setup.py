@@ -1,4 +1,4 @@
-"""Installs the package `imagen_jax`; exact versions of everything are pinned in constraints.txt."""
+"""Installs the package `imagen_jax`; exact versions are pinned in constraints.txt and constraints-3.12.txt."""
 
 from setuptools import find_packages, setup
 
@@ -7,7 +7,8 @@ setup(
     version="0.1.0",
     description="Train Imagen-style text-to-image cascades in JAX",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    # tensorflow-text has no wheels for Python 3.14.
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
     install_requires=[
         "absl-py>=2.1",
@@ -18,7 +19,7 @@ setup(
         "gin-config>=0.5,<0.6",
         # Not imported here: tensorflow-datasets imports it without asking for it.
         "importlib_resources>=6",
-        "jax>=0.10,<0.11",
+        "jax>=0.10,<0.13",
         "jaxtyping>=0.3,<0.4",
         "ml_dtypes>=0.5",
         "ml_collections>=1.1,<2",
@@ -45,8 +46,11 @@ setup(
     extras_require={
         # Lint and tests.
         "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
-        # The TPU compiler: `imagen_jax plan` for a slice that is not here. Never needed to train.
-        "plan": ["libtpu==0.0.51"],
+        # Accelerators: jax names the versions of their compilers and libraries that it runs with.
+        "tpu": ["jax[tpu]"],
+        "cuda13": ["jax[cuda13]"],
+        # `imagen_jax plan` for a TPU slice that is not here, by the compiler that training there uses.
+        "plan": ["jax[tpu]"],
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         # Tests that compare with a peer written in another framework.

@@ -1,7 +1,7 @@
 """Memory of a large text encoder: what loading takes on the host, and whether T5-XXL fits on eight 16 GB TPU chips.
 
     python -m benchmarks.text_memory host       # writes a synthetic checkpoint of T5-XXL's widths, 6 layers, 5 GB
-    pip install libtpu==0.0.51; python -m benchmarks.text_memory tpu    # compiles for v5e:2x4 ahead of time; no TPU
+    python -m benchmarks.text_memory tpu        # compiles for v5e:2x4 ahead of time; no TPU, but '.[plan]'
 
 The host holds parameters only on their way to a device. Here the device is the host too, so its share is counted
 apart: `import_text` leaves nothing behind, and of `load_encoder` the parameters themselves are taken off. Counted is

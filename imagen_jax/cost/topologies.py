@@ -15,7 +15,6 @@ from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 LOCAL = "local"
-LIBTPU = "0.0.51"
 
 # Shapes of the slices that Cloud TPU offers, by chips (docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p, v6e, tpu7x).
 CUBES = {
@@ -85,7 +84,7 @@ def devices(name: str, num_slices: int = 1) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={name} needs the TPU compiler, which is not installed (no TPU is needed): "
-            f"pip install libtpu=={LIBTPU}"
+            f"pip install 'jax[tpu]=={jax.__version__}'"
         )
     # libtpu asks a TPU machine's metadata server for these; here there is none. Several plans may run at once.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")

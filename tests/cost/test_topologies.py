@@ -59,7 +59,7 @@ def test_mistakes_are_told(name, slices, expected):
 
 def test_missing_compiler_is_told(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install libtpu==0\.0\.51"):
+    with pytest.raises(UserError, match=rf"pip install 'jax\[tpu\]=={jax.__version__}'"):
         topologies.devices("v4-8")
 
 

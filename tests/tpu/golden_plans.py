@@ -1,6 +1,7 @@
 """Plans as they were, one JSON file each: what was asked for, and the memory, work and collectives found.
 
-After a change that is meant to alter them: python -m tests.tpu.golden_plans tests/golden/plans/NAME.json …
+After a change that is meant to alter them, with the libtpu of `make plan-test` first on the path:
+PYTHONPATH=.venv/golden-libtpu python -m tests.tpu.golden_plans tests/golden/plans/NAME.json …
 """
 
 import json
@@ -11,6 +12,8 @@ from typing import Any
 
 from imagen_jax.main import main
 
+# What made the files: memory differs by a fifth from one compiler to another.
+JAX, LIBTPU = "0.10.2", "0.0.51"
 ROOT = Path(__file__).parents[1] / "golden" / "plans"
 KEPT = ("fits", "peak_hbm_gib", "state_gib", "num_params", "model_flops", "hardware_flops", "collective_bytes")
 

@@ -1,17 +1,27 @@
 """Plans do not grow unseen: memory, work and the bytes of every collective are those of the golden files."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
 import pytest
 
-from tests.tpu.golden_plans import ROOT, planned
+from tests.tpu.golden_plans import JAX, LIBTPU, ROOT, planned
 
 SMALL, PODS = sorted(ROOT.glob("*.json")), sorted((ROOT / "pods").glob("*.json"))
 # A tenth of a percent of the traffic is scalars and norms, which XLA may lay out anew.
 SMALLEST_SHARE = 0.001
 # Share of all parameters, in bfloat16, that one gather may bring.
 LARGEST_GATHER = 0.1
+
+
+@pytest.fixture(autouse=True)
+def same_compiler() -> None:
+    """The golden files tell about this code, so what traced and compiled them must be the same."""
+    if (here := importlib.metadata.version("jax")) != JAX:
+        pytest.skip(f"golden plans were traced by jax {JAX}, here is {here}: make plan-test with Python 3.11")
+    here = importlib.metadata.version("libtpu")
+    assert here == LIBTPU, f"golden plans were compiled by libtpu {LIBTPU}, here is {here}: make plan-test"
 
 
 def _check(path: Path) -> None:
