@@ -52,7 +52,7 @@ def ours(mode: str, dim: int, batch: int, dtype: str, attention: str, what: str)
     from imagen_jax.cost.flops import count_flops
     from imagen_jax.diffusion import guidance, samplers, thresholding
     from imagen_jax.models.denoiser import Conditioning
-    from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
+    from imagen_jax.sampling.stage_sampler import SampleRows, image_keys, sample_stage
     from imagen_jax.sharding.rules import unbox
     from imagen_jax.stage.sampling_config import SamplingConfig
     from imagen_jax.train.config import OptimizerConfig
@@ -92,7 +92,7 @@ def ours(mode: str, dim: int, batch: int, dtype: str, attention: str, what: str)
 
         def step() -> None:
             keys = image_keys(next(seeds), jnp.arange(batch))
-            sample_stage(stage, config, params, keys, text, mask).block_until_ready()
+            sample_stage(stage, config, params, SampleRows(keys, text, mask)).block_until_ready()
     elif mode == "calls":
         call = jax.jit(lambda params, *inputs: stage.network(params)(*inputs))
         both = jax.tree.map(lambda a: jnp.concatenate([a, a]), (x, log_snr, cond))

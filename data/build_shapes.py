@@ -33,8 +33,7 @@ def main() -> None:
 
     report = build_shapes(
         options.out,
-        num_train=options.num_train,
-        num_val=options.num_val,
+        {"train": options.num_train, "val": options.num_val},
         seed=options.seed,
         vocab_size=options.vocab_size,
         image_size=options.image_size,

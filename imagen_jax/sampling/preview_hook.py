@@ -6,32 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.images import write_png
-from imagen_jax.sampling.preview import draw_preview
+from imagen_jax.sampling.preview import PreviewRows, draw_preview
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.train.hooks import Hook, StepInfo
-from imagen_jax.typing import Bool, Float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreviewRows:
-    """Inputs of a preview, one row a picture.
-
-    Args:
-      text, text_mask: embeddings of the captions.
-      low_res: super-resolution: inputs in [-1, 1].
-      captions: the captions, where they are known; written into the picture's file.
-    """
-
-    text: Float[np.ndarray, "b n d"]
-    text_mask: Bool[np.ndarray, "b n"]
-    low_res: Float[np.ndarray, "b h w 3"] | None = None
-    captions: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,9 +51,7 @@ class PreviewHook(Hook):
         image = draw_preview(
             self.stage,
             info.state.ema_params,
-            self.rows.text,
-            self.rows.text_mask,
-            self.rows.low_res,
+            self.rows,
             mesh=self.mesh,
             sampling=self.sampling,
             seed=self.seed,

@@ -29,6 +29,22 @@ from imagen_jax.stage.tiles import tiled
 from imagen_jax.typing import Array, Bool, Float, PyTree
 
 
+class SampleRows(NamedTuple):
+    """What each image of one call is drawn from, one row an image.
+
+    Attributes:
+      keys: random keys, from `image_keys`.
+      text: token embeddings [b, n, d].
+      text_mask: True at real tokens, [b, n].
+      low_res: super-resolution: images of the stage below, in [-1, 1]; the result is `Stage.scale` times as large.
+    """
+
+    keys: Array
+    text: Float[Array, "b n d"]
+    text_mask: Bool[Array, "b n"]
+    low_res: Float[Array, "b h w c"] | None = None
+
+
 class DrawInputs(NamedTuple):
     """Arrays that one stage draws b images from.
 
@@ -59,25 +75,20 @@ def sample_stage(
     stage: Stage,
     config: SamplingConfig,
     params: PyTree,
-    keys: Array,
-    text: Float[Array, "b n d"],
-    text_mask: Bool[Array, "b n"],
-    low_res: Float[Array, "b h w c"] | None = None,
+    rows: SampleRows,
+    *,
     null: Conditioning | None = None,
     mesh: Mesh | None = None,
     size: tuple[int, int] | None = None,
     edit: Edit | None = None,
 ) -> Float[Array, "b h2 w2 c"]:
-    """Draws one image a row of text.
+    """Draws one image a row.
 
     Args:
       stage: what to sample.
       config: how; other weights, levels and times, of the same number, do not compile anew.
       params: network parameters (usually the EMA).
-      keys: one random key an image, from `image_keys`.
-      text: token embeddings.
-      text_mask: True at real tokens.
-      low_res: super-resolution: images of the stage below, in [-1, 1]; the result is `stage.scale` times as large.
+      rows: noise, text and inputs of each image.
       null: text and text_mask that guidance leads away from, one row or b: the null text of training, or negative
         prompts; None is zeros.
       mesh: where the parameters lie, as in `Stage.network`; its devices draw some of the images each.
@@ -90,6 +101,7 @@ def sample_stage(
     Raises:
       UserError: low_res is missing or too much, or the network or the schedule cannot do the size or the steps.
     """
+    low_res = rows.low_res
     if (low_res is None) != (stage.low_res_size is None):
         got, expected = ("none", "images") if low_res is None else ("images", "none")
         raise UserError(
@@ -99,7 +111,7 @@ def sample_stage(
         size = (low_res.shape[1] * stage.scale, low_res.shape[2] * stage.scale)
     table, settings = lay_out_steps(stage, config, size or (stage.draw_size, stage.draw_size), edit)
     given = None if edit is None else EditArrays(edit.image, edit.mask)
-    inputs = DrawInputs(np.float32(config.aug_level), keys, text, text_mask, low_res, null, given)
+    inputs = DrawInputs(np.float32(config.aug_level), rows.keys, rows.text, rows.text_mask, low_res, null, given)
     return draw(stage, settings, mesh, params, table, inputs)
 
 

@@ -145,7 +145,7 @@ def test_workers_change_no_byte(tmp_path):
 
 
 def test_shapes_corpus_holds_vocabulary_heldout_pairs_and_scenes(tmp_path):
-    build_shapes(tmp_path, num_train=60, num_val=10, seed=0, vocab_size=100)
+    build_shapes(tmp_path, {"train": 60, "val": 10}, seed=0, vocab_size=100)
     corpus = Corpus(tmp_path)
     assert {tuple(pair) for pair in corpus.manifest["extra"]["heldout"]} == HELDOUT
     vocabulary = load_vocabulary(str(tmp_path / "vocabulary.model"))

@@ -28,7 +28,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "cascade_lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            build_shapes(root / "corpus", num_train=48, num_val=4, seed=0, vocab_size=200)
+            build_shapes(root / "corpus", {"train": 48, "val": 4}, seed=0, vocab_size=200)
             assert main(["cache_text", "--gin_file=tests/integration/tiny_base.gin", *flags_of(root)]) == 0
             assert train_stage(root, "base") == 0
             assert train_stage(root, "sr") == 0

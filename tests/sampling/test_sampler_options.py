@@ -15,7 +15,7 @@ from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSam
 from imagen_jax.errors import UserError
 from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.sampling import stage_sampler
-from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
+from imagen_jax.sampling.stage_sampler import SampleRows, image_keys, sample_stage
 from imagen_jax.stage.guided import Edit
 from imagen_jax.stage.sampling_config import SamplingConfig
 from tests.sampling.test_stage_sampler import MEAN, ORACLE, STD
@@ -39,7 +39,7 @@ class Told(nn.Module):
 
 def _draw(stage, config, rows: int = 8, seed: int = 0, **options) -> np.ndarray:
     text = (jnp.zeros((rows, 6, 12)), jnp.ones((rows, 6), bool))
-    return np.asarray(sample_stage(stage, config, {}, image_keys(seed, jnp.arange(rows)), *text, **options))
+    return np.asarray(sample_stage(stage, config, {}, SampleRows(image_keys(seed, jnp.arange(rows)), *text), **options))
 
 
 def test_image_to_image_ends_where_the_flow_from_the_noised_image_does() -> None:

@@ -16,7 +16,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling import stage_sampler
-from imagen_jax.sampling.stage_sampler import image_keys, sample_stage
+from imagen_jax.sampling.stage_sampler import SampleRows, image_keys, sample_stage
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import param_shardings
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -62,7 +62,7 @@ def _text(rows: int, has_text: bool) -> tuple[jax.Array, jax.Array]:
 def test_samples_have_the_distribution_of_the_data(sampler) -> None:
     schedule = EDMSchedule() if isinstance(sampler, HeunSampler) else None
     config = SamplingConfig(num_steps=100, sampler=sampler, schedule=schedule, thresholding="none")
-    x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(0, jnp.arange(16)), *_text(16, True)))
+    x0 = np.asarray(sample_stage(ORACLE, config, {}, SampleRows(image_keys(0, jnp.arange(16)), *_text(16, True))))
     assert abs(x0.mean() + MEAN) < 0.01
     # The last step returns the mean of x0 given z_t, which takes away a little of the spread.
     assert 0.9 * STD < x0.std() < 1.05 * STD
@@ -70,13 +70,14 @@ def test_samples_have_the_distribution_of_the_data(sampler) -> None:
 
 def test_guidance_extrapolates_from_the_null_text() -> None:
     """With x0_hat affine in the mean, weight w puts the mean at w (-MEAN) + (1 - w) MEAN."""
+    rows = SampleRows(image_keys(1, jnp.arange(8)), *_text(8, True))
     for weight, mean in ((0.0, MEAN), (1.0, -MEAN), (2.0, -3 * MEAN)):
         config = SamplingConfig(num_steps=100, guidance_weight=weight, thresholding="none")
-        x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(1, jnp.arange(8)), *_text(8, True)))
+        x0 = np.asarray(sample_stage(ORACLE, config, {}, rows))
         assert abs(x0.mean() - mean) < 0.02
     # From another text that has the same mean, no weight leads away.
     same = Conditioning(*_text(1, True))
-    x0 = np.asarray(sample_stage(ORACLE, config, {}, image_keys(1, jnp.arange(8)), *_text(8, True), None, same))
+    x0 = np.asarray(sample_stage(ORACLE, config, {}, rows, null=same))
     assert abs(x0.mean() + MEAN) < 0.02
 
 
@@ -103,8 +104,8 @@ def test_a_mesh_draws_what_one_device_does(num_images: int, config: MeshConfig, 
     sampling = SamplingConfig(num_steps=4, guidance_weight=2.0, **options)
 
     def draw(params, mesh):
-        given = (image_keys(5, jnp.arange(num_images)), rows["text"], rows["text_mask"], rows["low_res"])
-        return np.asarray(sample_stage(SR, sampling, params, *given, mesh=mesh))
+        given = SampleRows(image_keys(5, jnp.arange(num_images)), rows["text"], rows["text_mask"], rows["low_res"])
+        return np.asarray(sample_stage(SR, sampling, params, given, mesh=mesh))
 
     np.testing.assert_allclose(draw(sharded, mesh), draw(params, None), atol=1e-5)
 
@@ -112,12 +113,10 @@ def test_a_mesh_draws_what_one_device_does(num_images: int, config: MeshConfig, 
 def test_an_image_does_not_depend_on_its_batch() -> None:
     params, rows = _sr_params(), batch(SR, 4)
     config = SamplingConfig(num_steps=4, sampler=DDPMSampler(), guidance_weight=3.0, aug_level=0.3)
-    keys = image_keys(5, jnp.arange(4))
-    all_four = sample_stage(SR, config, params, keys, rows["text"], rows["text_mask"], rows["low_res"])
+    given = SampleRows(image_keys(5, jnp.arange(4)), rows["text"], rows["text_mask"], rows["low_res"])
+    all_four = sample_stage(SR, config, params, given)
     order = jnp.array([2, 0])
-    two = sample_stage(
-        SR, config, params, keys[order], rows["text"][order], rows["text_mask"][order], rows["low_res"][order]
-    )
+    two = sample_stage(SR, config, params, SampleRows(*(array[order] for array in given)))
     np.testing.assert_allclose(two, all_four[order], atol=1e-4)
     assert np.abs(all_four[0] - all_four[1]).max() > 1e-3
     assert np.abs(all_four).max() <= 1.0
@@ -125,11 +124,11 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 def test_weights_and_levels_compile_nothing_new() -> None:
     params, rows = _sr_params(), batch(SR, 2)
-    keys = image_keys(0, jnp.arange(2))
+    given = SampleRows(image_keys(0, jnp.arange(2)), rows["text"], rows["text_mask"], rows["low_res"])
 
     def draw(**changes) -> None:
         config = SamplingConfig(**{"num_steps": 2, "guidance_weight": 2.0, **changes})
-        sample_stage(SR, config, params, keys, rows["text"], rows["text_mask"], rows["low_res"])
+        sample_stage(SR, config, params, given)
 
     draw()
     compiled = stage_sampler.draw._cache_size()
@@ -140,12 +139,13 @@ def test_weights_and_levels_compile_nothing_new() -> None:
 
 
 def test_low_res_belongs_to_super_resolution_alone() -> None:
-    rows, keys = batch(SR, 2), image_keys(0, jnp.arange(2))
+    rows = batch(SR, 2)
+    text = SampleRows(image_keys(0, jnp.arange(2)), rows["text"], rows["text_mask"])
     config = SamplingConfig(num_steps=1)
     with pytest.raises(UserError, match="low_res of stage 'sr': got none, expected images"):
-        sample_stage(SR, config, {}, keys, rows["text"], rows["text_mask"])
+        sample_stage(SR, config, {}, text)
     with pytest.raises(UserError, match="low_res of stage 'base': got images, expected none"):
-        sample_stage(BASE, config, {}, keys, rows["text"], rows["text_mask"], rows["low_res"])
+        sample_stage(BASE, config, {}, text._replace(low_res=rows["low_res"]))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.preview_hook import PreviewHook, PreviewRows
+from imagen_jax.sampling.preview import PreviewRows
+from imagen_jax.sampling.preview_hook import PreviewHook
 from imagen_jax.train.config import PreviewConfig, TrainConfig
 from imagen_jax.train.hooks import Hook
 from imagen_jax.train.loop import Run, train

@@ -106,8 +106,9 @@ def test_super_resolution_draws_rows_of_the_first_batch(tmp_path, monkeypatch):
     params = unbox(config.stage.init(jax.random.key(0)))
     hook_of(config).before_step(info_of(config, 7, params))
     assert asked == [{"batch_size": 2, "seed": 5, "start_step": 0}]
-    np.testing.assert_array_equal(given[0][4], low_res)
-    np.testing.assert_array_equal(given[0][2], tiny_run.tiny_batch(5, 0, 2)["text"])
+    rows = given[0][2]
+    np.testing.assert_array_equal(rows.low_res, low_res)
+    np.testing.assert_array_equal(rows.text, tiny_run.tiny_batch(5, 0, 2)["text"])
     assert read(tmp_path / "samples" / "step_7.png").shape[2] == 3
 
 
