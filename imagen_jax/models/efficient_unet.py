@@ -20,7 +20,17 @@ from imagen_jax.models.attention import AttentionSpec, attend, check_kinds
 from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning, check_size
 from imagen_jax.models.embeddings import Embedder, TextSpec
-from imagen_jax.models.layers import Dtype, ResBlock, check_remat, conv, rematerialised, scale_shift, upsample
+from imagen_jax.models.layers import (
+    Dtype,
+    ResBlock,
+    check_remat,
+    conv,
+    depth_to_space,
+    rematerialised,
+    scale_shift,
+    space_to_depth,
+    upsample,
+)
 from imagen_jax.typing import Array, Bool, Float
 
 SKIPS = ("block", "res_block")
@@ -108,6 +118,7 @@ class EfficientUNet(nn.Module):
       attention: for each block, what the attention at its end is over: one of `attention.KINDS`.
       head_dim: width of an attention head.
       emb_dim: width of the embedding of log-SNR, aug_level and pooled text; 0 means 4 * dims[0].
+      patch: side of the squares of pixels that enter as one position, as in `UNet`.
       text_dim: width that the text tokens are projected to.
       text_pooling: how the text enters the embedding: "attention" or "mean" (ablation of appendix D.3.1).
       text_norm: LayerNorm on the text wherever it enters.
@@ -126,6 +137,7 @@ class EfficientUNet(nn.Module):
     attention: tuple[str, ...]
     head_dim: int = 64
     emb_dim: int = 0
+    patch: int = 1
     text_dim: int = 512
     text_pooling: str = "attention"
     text_norm: bool = True
@@ -139,7 +151,7 @@ class EfficientUNet(nn.Module):
     @property
     def size_factor(self) -> int:
         """Height and width must be multiples of this."""
-        return 2 ** len(self.dims)
+        return self.patch * 2 ** len(self.dims)
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -189,7 +201,8 @@ class EfficientUNet(nn.Module):
             )(h, emb, text, cond.text_mask, inner)
 
         x = jnp.concatenate([z_t, *cond.images()], axis=-1)  # [b, h, w, c] -> [b, h, w, c times the images]
-        h = conv(self.dims[0], dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        x = space_to_depth(x.astype(self.dtype), self.patch)  # [b, h, w, c] -> [b, h/p, w/p, p p c]
+        h = conv(self.dims[0], dtype=self.dtype, name="conv_in")(x)
         first, skips, inner = h, [], []
         for level, features in enumerate(self.dims):
             h = conv(features, strides=2, dtype=self.dtype, name=f"down_{level}_conv")(h)  # -> [b, h/2, w/2, features]
@@ -203,5 +216,6 @@ class EfficientUNet(nn.Module):
         # No norm here: it would take the picture's mean and contrast away, which x0 and v have to carry. The gain
         # on z_t that a prediction needs depends on the noise level alone, which is what the embedding tells.
         h = scale_shift(h + first / math.sqrt(2), emb, jnp.float32)
-        # [b, h, w, dims[0]] -> [b, h, w, c], or 2 c with a learned variance
-        return conv((1 + self.learned_variance) * z_t.shape[-1], 1, zero=True, dtype=jnp.float32, name="conv_out")(h)
+        # [b, h/p, w/p, dims[0]] -> [b, h, w, c], or 2 c with a learned variance
+        channels = (1 + self.learned_variance) * z_t.shape[-1] * self.patch**2
+        return depth_to_space(conv(channels, 1, zero=True, dtype=jnp.float32, name="conv_out")(h), self.patch)

@@ -178,6 +178,25 @@ def upsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # [b, h, w, c] -> [b, 2 h, 2 w, c]
 
 
+def space_to_depth(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """Gathers squares of side x side pixels into one position each; a side of 1 changes nothing."""
+    if side == 1:
+        return x
+    b, h, w, c = x.shape
+    # [b, h/p, p, w/p, p, c] -> [b, h/p, w/p, p, p, c]
+    x = x.reshape(b, h // side, side, w // side, side, c).swapaxes(2, 3)
+    return x.reshape(b, h // side, w // side, side * side * c)
+
+
+def depth_to_space(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 c2"]:
+    """Undoes `space_to_depth`."""
+    if side == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, side, side, c // side**2).swapaxes(2, 3)  # [b, h, w, p, p, c/p²] -> [b, h, p, w, p, c/p²]
+    return x.reshape(b, h * side, w * side, c // side**2)
+
+
 class ResBlock(nn.Module):
     """GroupNorm-swish-conv twice, scale-shift by the embedding, residual by conv 1x1 where channels change.
 

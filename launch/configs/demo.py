@@ -25,10 +25,10 @@ def get_config() -> ConfigDict:
         phases.train("sr"),
         (
             "sample",
-            "XLA_FLAGS={xla_flags} imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
+            phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
             " --output {out_dir}/samples --seed {seed} --overwrite",
         ),
-        ("evaluate", "XLA_FLAGS={xla_flags} imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
+        ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
         phases.REPORT,
     )
     return config.lock()

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
         phases.train("sr"),
         (
             "evaluate",
-            "XLA_FLAGS={xla_flags} imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
+            phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
             " --gin.CORPUS_DIR={out_dir}/corpus",
         ),
         phases.REPORT,

@@ -12,7 +12,7 @@ from imagen_jax.models.attention import Attention, AttentionSpec
 from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
-from imagen_jax.models.layers import ResBlock, downsample, upsample
+from imagen_jax.models.layers import ResBlock, depth_to_space, downsample, space_to_depth, upsample
 from imagen_jax.models.unet import UNet
 
 BASE = UNet(
@@ -56,10 +56,15 @@ def _randomised(model: nn.Module, cond: Conditioning, z_t: jax.Array):
     return jax.tree.unflatten(tree, noisy)
 
 
-@pytest.fixture(scope="module", params=["base", "sr"])
+@pytest.fixture(scope="module", params=["base", "sr", "base in patches", "sr in patches"])
 def network(request):
-    low_res = request.param == "sr"
+    low_res = request.param.startswith("sr")
     model, cond = (SR if low_res else BASE), _cond(2, 8, 12, low_res)
+    if request.param.endswith("patches"):
+        # One level less, so that the same sizes can be drawn.
+        model = (
+            SR.copy(dims=(8,), num_res_blocks=(1,), attention=("joint",), patch=2) if low_res else BASE.copy(patch=2)
+        )
     z_t = jax.random.normal(jax.random.key(5), (2, 8, 12, 3))
     params = _randomised(model, cond, z_t)
     apply = jax.jit(lambda z, log_snr, c: model.apply({"params": params}, z, log_snr, c))
@@ -111,6 +116,17 @@ def test_sizes_that_cannot_be_halved_are_refused(network) -> None:
     model, _, _, _, cond = network
     with pytest.raises(UserError, match=r"image_size \(width\) \(13\) must be divisible by .*choose 12 or"):
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 8, 13, 3)), jnp.zeros(2), cond)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_patches_are_gathered_pixel_by_pixel(side: int) -> None:
+    x = np.random.default_rng(0).normal(size=(2, 6, 12, 3)).astype(np.float32)
+    gathered = np.asarray(space_to_depth(jnp.asarray(x), side))
+    assert gathered.shape == (2, 6 // side, 12 // side, 3 * side**2)
+    for i, j in np.ndindex(*gathered.shape[1:3]):
+        square = x[:, side * i : side * (i + 1), side * j : side * (j + 1)]
+        np.testing.assert_array_equal(gathered[:, i, j], square.reshape(2, -1))
+    np.testing.assert_array_equal(depth_to_space(jnp.asarray(gathered), side), x)
 
 
 def test_settings_of_unequal_length_are_refused() -> None:
