@@ -30,7 +30,7 @@ from imagen_jax.typing import Array, Bool, Float, PyTree
 
 
 class SampleRows(NamedTuple):
-    """What each image of one call is drawn from, one row an image.
+    """Noise, text and inputs of one call, one row an image.
 
     Attributes:
       keys: random keys, from `image_keys`.
