@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
@@ -60,8 +60,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, T5Config | Pretrained):
             raise UserError(f"TextConfig.encoder must be a T5Config or a Pretrained; got {self.encoder!r}")
-        if not isinstance(self.vocabulary_path, str) or not self.vocabulary_path:
-            raise UserError(f"TextConfig.vocabulary_path must be a file name; got {self.vocabulary_path!r}")
+        check_path("TextConfig.vocabulary_path", self.vocabulary_path)
         if not isinstance(self.clean, bool):
             raise UserError(f"TextConfig.clean must be True or False; got {self.clean!r}")
         for name, least in (("max_length", 2), ("seed", 0)):

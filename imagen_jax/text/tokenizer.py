@@ -6,7 +6,7 @@ and <|endoftext|> after, BERT [CLS] and [SEP].
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
@@ -16,6 +16,8 @@ from imagen_jax.text import hugging_face_tokenizer
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SPECIAL = 3
+# Of at most 4 bytes each: below the 4192 bytes of a sentence that SentencePiece's trainer takes.
+_PIECE_CHARACTERS = 1000
 
 BYTES = "bytes"
 HUGGING_FACE_FILE = "spiece.model"
@@ -112,6 +114,23 @@ def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
     return vocabulary
 
 
+def _short(caption: str) -> Iterator[str]:
+    """The caption in pieces, cut between words, that SentencePiece's trainer takes: it passes over longer sentences."""
+    if len(caption) <= _PIECE_CHARACTERS:
+        yield caption
+        return
+    piece = ""
+    for word in caption.split(" "):
+        for start in range(0, max(len(word), 1), _PIECE_CHARACTERS):
+            part = word[start : start + _PIECE_CHARACTERS]
+            if piece and len(piece) + len(part) >= _PIECE_CHARACTERS:
+                yield piece
+                piece = part
+            else:
+                piece = f"{piece} {part}" if piece else part
+    yield piece
+
+
 def train_sentencepiece(captions: Iterable[str], path: str, vocab_size: int) -> None:
     """Trains a byte-pair SentencePiece model on captions and writes it to `path`.
 
@@ -135,7 +154,7 @@ def train_sentencepiece(captions: Iterable[str], path: str, vocab_size: int) -> 
         for caption in captions:
             if caption.strip():
                 num_captions += 1
-                yield caption
+                yield from _short(caption)
 
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -188,7 +188,7 @@ def train(
     beside = companions(config, encoder, operative_text)
     null = null_text(config, encoder)
     setup = setup.with_null_text(null)
-    compiled, flops = setup.compile()
+    compiled, flops = setup.compile(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)

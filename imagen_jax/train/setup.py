@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trees import TrainState
-from imagen_jax.cost.flops import count_flops
+from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
@@ -99,12 +99,19 @@ class TrainSetup:
         """The same, with the null text that the stage's null_text names; None is zeros."""
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null))
 
-    def compile(self) -> tuple[jax.stages.Compiled, int]:
-        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch, and FLOPs of one update."""
+    def compile(self) -> jax.stages.Compiled:
+        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch."""
         step = jit_train_step(self.objective, self.settings, self.mesh, self.state)
         batch = abstract_batch(self.objective, self.batch_size, self.mesh)
-        args = (self.state, batch, self.objective.frozen_spec(self.mesh))
-        return step.lower(*args).compile(), count_flops(step, *args)
+        return step.lower(self.state, batch, self.objective.frozen_spec(self.mesh)).compile()
+
+    def model_flops(self) -> int:
+        """FLOPs that one update needs, over all devices: what recomputation repeats is not counted."""
+        objective = self.objective
+        batch = abstract_batch(objective, self.batch_size, self.mesh)
+        args = (self.state.params, objective.frozen_spec(self.mesh), batch, jax.eval_shape(lambda: jax.random.key(0)))
+        # The one conditional of a stage's loss is the first look of self-conditioning.
+        return model_flops(objective.loss, *args, taken=objective.stage.self_cond_rate)
 
     def load_frozen(self) -> PyTree:
         """The parameters that the step reads and nobody trains, e.g. a teacher's."""
