@@ -139,7 +139,7 @@ def captions_of(args: argparse.Namespace) -> list[str]:
     captions = list(args.captions)
     if args.prompts_file:
         try:
-            with open(args.prompts_file, encoding="utf-8") as file:
+            with open(args.prompts_file, encoding="utf-8-sig") as file:
                 captions += [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error

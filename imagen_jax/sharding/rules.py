@@ -9,8 +9,9 @@ dimensions that do not divide are replicated: correct in every case, only less s
 from typing import Any
 
 import jax
+import numpy as np
 from flax.core import meta
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from imagen_jax.errors import UserError
 from imagen_jax.typing import PyTree
@@ -86,6 +87,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_of_process(sharding: Sharding, batch_size: int, process_index: int) -> np.ndarray:
+    """Numbers of the rows of a batch that the devices of a process hold, rising.
+
+    The device map decides, not the number of the process: where `tensor` or `spatial` spans processes, several hold
+    the same rows, and the devices of a process need not be neighbours in the mesh.
+
+    Args:
+      sharding: of the batch, over the devices of all processes.
+      batch_size: rows of the global batch.
+      process_index: whose devices.
+    """
+    held = np.zeros(batch_size, bool)
+    for device, index in sharding.devices_indices_map((batch_size,)).items():
+        if device.process_index == process_index:
+            held[index] = True
+    return np.flatnonzero(held)
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

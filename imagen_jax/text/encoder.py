@@ -155,6 +155,11 @@ class TextEncoder:
         """Tokens of each caption with the special tokens around it, before it is cut at max_length."""
         return [len(ids) + self._frame_length for ids in self._pieces(captions)]
 
+    def count_unknown(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption that stand for what the vocabulary does not know."""
+        unknown = self._tokenizer.unk_id
+        return [ids.count(unknown) if unknown is not None else 0 for ids in self._pieces(captions)]
+
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Token ids of each caption, cut to max_length, with the special tokens around them."""
         most = self.config.max_length - self._frame_length

@@ -36,6 +36,7 @@ class Tokenizer:
       prefix: ids before those of every caption.
       suffix: ids after them.
       pad_id: fills up shorter captions.
+      unk_id: what stands for text that it does not know; None: it knows all text.
       sha256: digest of the vocabulary.
 
     Raises:
@@ -46,17 +47,18 @@ class Tokenizer:
         self.prefix: tuple[int, ...] = ()
         self.suffix: tuple[int, ...] = (EOS_ID,)
         self.pad_id = PAD_ID
+        self.unk_id: int | None = UNK_ID
         spiece = os.path.join(path, HUGGING_FACE_FILE)
         if os.path.isdir(path) and not os.path.isfile(spiece) and hugging_face_tokenizer.is_vocabulary(path):
             found = hugging_face_tokenizer.open_vocabulary(path)
             self.prefix, self.suffix, self.pad_id = found.prefix, found.suffix, found.pad_id
-            self.sha256, self.vocab_size = found.sha256, found.vocab_size
+            self.sha256, self.vocab_size, self.unk_id = found.sha256, found.vocab_size, found.unk_id
             self._encode = lambda captions: [
                 one.ids for one in found.tokenizer.encode_batch(captions, add_special_tokens=False)
             ]
             return
         if path == BYTES:
-            self.sha256, self.vocab_size = BYTES, NUM_SPECIAL + 256
+            self.sha256, self.vocab_size, self.unk_id = BYTES, NUM_SPECIAL + 256, None
             self._encode = lambda captions: [[NUM_SPECIAL + byte for byte in one.encode()] for one in captions]
         else:
             path = spiece if os.path.isdir(path) else path

@@ -181,7 +181,7 @@ def train(
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
     if start >= end:
         return state
-    batches = open_data(config, start, position, encoder)
+    batches = open_data(config, setup.mesh, start, position, encoder)
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
@@ -203,7 +203,7 @@ def train(
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
-            global_batches(iter(batches), setup.mesh),
+            global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
             hooks=HookList((MetricLines(writer), ShowProgress(progress), *extra)),

@@ -165,8 +165,10 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
 
 
-def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
-    """This process's batches from the one after `step` updates on.
+def open_data(
+    config: TrainConfig, mesh: Mesh, step: int, position: dict[str, Any] | None, encoder: TextEncoder
+) -> BatchIterator:
+    """This process's rows of the batches from the one after `step` updates on.
 
     Raises:
       UserError: the data order would not be the one the checkpoint was trained with.
@@ -176,8 +178,7 @@ def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, e
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rules.rows_of_process(rules.batch_sharding(mesh), config.batch_size, jax.process_index()),
         encoder=encoder,
     )
     here = dict(batches.position())
@@ -194,11 +195,21 @@ def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, e
     return batches
 
 
-def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Host batches as global arrays, rows split over the mesh."""
+def global_batches(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Makes global arrays, rows split over the mesh, of the rows that this process has (`rules.rows_of_process`)."""
     sharding = rules.batch_sharding(mesh)
+    own = rules.rows_of_process(sharding, batch_size, jax.process_index())
+    place = np.zeros(batch_size, np.int64)
+    place[own] = np.arange(len(own))
+
+    def array(rows: np.ndarray) -> jax.Array:
+        shape = (batch_size, *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: rows[place[index[0]]])
+
     for batch in batches:
         # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.
         with jax.transfer_guard_host_to_device("allow"):
-            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+            arrays = {name: array(rows) for name, rows in batch.items()}
         yield arrays
