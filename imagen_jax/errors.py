@@ -1,11 +1,14 @@
 """The one exception meant for people, and how a program ends on it."""
 
 import contextlib
+import gc
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 
 class UserError(ValueError):
@@ -28,22 +31,52 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+_ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
+_AGAIN_AFTER_S = 0.05
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raises the signal's exception; where Python would swallow it, sends the signal again a little later."""
+    names = {getattr(callback, "__name__", "") for callback in gc.callbacks} | {"__del__"}
+    where = frame
+    while where is not None:
+        if where.f_code.co_name in names:
+            # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
+            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+            return
+        where = where.f_back
+    raise _ENDINGS[number]
 
 
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """A block in which SIGTERM raises Terminated, where it would end the program on the spot and leave a mess."""
+def _handlers(handler: Any) -> Iterator[None]:
     # Python allows signal handlers in the main thread only.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, handler) for number in _ENDINGS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            if old is not None:  # What a library set in C, Python cannot set again.
+                signal.signal(number, old)
+
+
+def terminable() -> contextlib.AbstractContextManager[None]:
+    """A block in which SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt wherever it strikes.
+
+    Without it SIGTERM would end the program on the spot and leave what is half-written.
+    """
+    return _handlers(_end)
+
+
+def ended_at_once() -> contextlib.AbstractContextManager[None]:
+    """A block in which SIGTERM and Ctrl-C end the program on the spot: a long call that writes nothing.
+
+    Python calls its own handlers only when a call into a library returns, and compiling takes minutes.
+    """
+    return _handlers(signal.SIG_DFL)
 
 
 def exit_code(program: Callable[[], object]) -> int:
