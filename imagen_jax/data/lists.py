@@ -115,6 +115,7 @@ def _read_csv(path: Path) -> Iterator[ListRow]:
 
 
 def _read_jsonl(path: Path) -> Iterator[ListRow]:
+    first = True
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -123,9 +124,14 @@ def _read_jsonl(path: Path) -> Iterator[ListRow]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield ListRow(where=where, problem=f"not JSON ({error})")
-                continue
-            missing = [column for column in COLUMNS if not isinstance(row, dict) or column not in row]
+                raise UserError(f"list {str(path)!r}, line {number} is not JSON ({error}); mend that line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"list {str(path)!r}, line {number} is not a JSON object; mend that line")
+            # The first row stands for a header: where it lacks a column, all will.
+            if first:
+                _require_columns(path, tuple(row))
+                first = False
+            missing = [column for column in COLUMNS if column not in row]
             if missing:
                 yield ListRow(where=where, problem=f"no {' and no '.join(missing)}")
             else:
@@ -144,7 +150,8 @@ def _read_parquet(path: Path) -> Iterator[ListRow]:
         names = [column for column in ("image", "image.path") if column == "image" or pyarrow.types.is_struct(kind)]
         held = _holds_bytes(kind)
         columns = ["caption", *(names[1:] if held else names[:1])]
-        table = pyarrow.parquet.read_table(path, columns=columns)
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read(columns=columns)
     except pyarrow.ArrowException as error:
         raise UserError(f"list {str(path)!r} is not a Parquet file ({error})") from error
     captions = table.column("caption").to_pylist()
