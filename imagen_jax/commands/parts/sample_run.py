@@ -69,15 +69,18 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
 
 
 def _check_writable(folder: str) -> None:
-    """Makes the folder, and a file in it for a moment: before anything is drawn, not after.
+    """Writes a file for a moment where the pictures will be, before anything is drawn; the folder is made with them.
 
     Raises:
       UserError: it cannot be written.
     """
+    places = {os.path.abspath(folder), os.path.dirname(os.path.abspath(folder))}
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder), tempfile.TemporaryFile(dir=os.path.dirname(folder) or "."):
-            pass
+        for place in places:
+            while not os.path.lexists(place):
+                place = os.path.dirname(place)
+            with tempfile.TemporaryFile(dir=place):
+                pass
     except OSError as error:
         raise UserError(f"--output={folder} cannot be written ({error}); choose another folder") from error
 
