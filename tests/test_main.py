@@ -209,7 +209,7 @@ def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
         ({"weights": "none"}, "--weights ('none') must be one of auto, resident, offload"),
         ({"sampler": "euler"}, "--sampler ('euler') must be one of ddpm"),
         ({"thresholding": "hard"}, "--thresholding ('hard') must be one of dynamic, static, none"),
-        ({"batch_size": 0}, "--batch_size (0) must be at least 1"),
+        ({"batch_size": 0}, "--batch_size (0) must be an integer >= 1"),
         ({"tile_overlap": 8}, "--tile_overlap needs --tile_size"),
     ],
 )

@@ -94,7 +94,7 @@ def jaxpr_flops(jaxpr: Any, taken: float = 1.0) -> float:
     """FLOPs of a traced program over all devices; `taken` as in `model_flops`."""
 
     def inside(params: Any) -> float:
-        return sum(jaxpr_flops(body, taken) for body in bodies(params))
+        return sum((jaxpr_flops(body, taken) for body in bodies(params)), start=0.0)
 
     total = 0.0
     for equation in jaxpr.eqns:

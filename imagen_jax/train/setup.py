@@ -178,7 +178,7 @@ def open_data(
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
-        rows=rules.rows_of_process(rules.batch_sharding(mesh), config.batch_size, jax.process_index()),
+        rows=_own_rows(mesh, config.batch_size),
         encoder=encoder,
     )
     here = dict(batches.position())
@@ -195,12 +195,17 @@ def open_data(
     return batches
 
 
+def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    placed = rules.batch_sharding(mesh).devices_indices_map((batch_size,))
+    return rules.rows_of_process(placed, batch_size, jax.process_index())
+
+
 def global_batches(
     batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
 ) -> Iterator[dict[str, jax.Array]]:
     """Makes global arrays, rows split over the mesh, of the rows that this process has (`rules.rows_of_process`)."""
     sharding = rules.batch_sharding(mesh)
-    own = rules.rows_of_process(sharding, batch_size, jax.process_index())
+    own = _own_rows(mesh, batch_size)
     place = np.zeros(batch_size, np.int64)
     place[own] = np.arange(len(own))
 

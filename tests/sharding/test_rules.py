@@ -1,6 +1,6 @@
 """Which dimension is sharded, and how batches divide."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -42,15 +42,12 @@ def test_specs(names, shape, expected):
     assert partition_spec(names, shape, MeshConfig(data=2, fsdp=2, tensor=2).build()) == expected
 
 
-class Described:
-    """A sharding's device map over devices that say which process they belong to."""
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device that says which process it belongs to."""
 
-    def __init__(self, mesh, process_of):
-        self._sharding, self._process_of = batch_sharding(mesh), process_of
-
-    def devices_indices_map(self, shape):
-        indices = self._sharding.devices_indices_map(shape).items()
-        return {SimpleNamespace(process_index=self._process_of[device.id]): index for device, index in indices}
+    id: int
+    process_index: int
 
 
 @pytest.mark.parametrize(
@@ -69,9 +66,12 @@ class Described:
 )
 def test_a_process_has_the_rows_of_its_devices(config, process_of, expected):
     mesh = Mesh(np.asarray(jax.devices()).reshape(config.shape(8)), AXES)
-    sharding = Described(mesh, process_of)
+    placed = {
+        Device(device.id, process_of[device.id]): index
+        for device, index in batch_sharding(mesh).devices_indices_map((8,)).items()
+    }
     for process, rows in expected.items():
-        assert rows_of_process(sharding, 8, process).tolist() == rows
+        assert rows_of_process(placed, 8, process).tolist() == rows
 
 
 def test_axes_of_size_one_shard_nothing():

@@ -66,9 +66,9 @@ def test_hosts_of_a_slice_read_the_rows_of_their_chips(name):
     devices = topologies.devices(name)
     mesh = MeshConfig(tensor=4).build(devices)
     batch_size = len(devices) // 2
-    sharding = batch_sharding(mesh)
+    placed = batch_sharding(mesh).devices_indices_map((batch_size,))
     for process in {device.process_index for device in devices}:
-        rows = rows_of_process(sharding, batch_size, process).tolist()
+        rows = rows_of_process(placed, batch_size, process).tolist()
         held = [row for (row, *_), chips in _rows(mesh, batch_size) if any(c.process_index == process for c in chips)]
         assert rows == sorted(row for start in held for row in (start, start + 1))
 
