@@ -1,6 +1,11 @@
-"""Checks of settings that are counts, with one wording."""
+"""Checks of settings that are counts or paths, with one wording."""
+
+import os
+import re
 
 from imagen_jax.errors import UserError
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/", re.IGNORECASE)
 
 
 def check_count(name: str, value: object, least: int = 1, hint: str = "") -> None:
@@ -17,3 +22,23 @@ def check_count(name: str, value: object, least: int = 1, hint: str = "") -> Non
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} ({value!r}) must be an integer >= {least}" + (f"; {hint}" if hint else ""))
+
+
+def check_path(name: str, value: object) -> None:
+    """Refuses what is no path of this machine: gs://bucket/x would be taken for a folder named "gs:".
+
+    Args:
+      name: the setting, as its user writes it.
+      value: what it was set to.
+
+    Raises:
+      UserError: it is no path, empty, or an address with a scheme.
+    """
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
+    scheme = _SCHEME.match(os.fspath(value))
+    if scheme is not None:
+        raise UserError(
+            f"{name} ({os.fspath(value)}) begins with {scheme[0]}, and only paths of this machine can be read and "
+            "written; copy it here, or mount the bucket as a folder"
+        )

@@ -1,8 +1,14 @@
 """The one exception meant for people, and how a program ends on it."""
 
 import contextlib
+import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 
 class UserError(ValueError):
@@ -21,19 +27,76 @@ def file_errors() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
+class Terminated(BaseException):
+    """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
+
+
+_ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
+_AGAIN_AFTER_S = 0.05
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Raises the signal's exception; where Python would swallow it, sends the signal again a little later."""
+    names = {getattr(callback, "__name__", "") for callback in gc.callbacks} | {"__del__"}
+    where = frame
+    while where is not None:
+        if where.f_code.co_name in names:
+            # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
+            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+            return
+        where = where.f_back
+    raise _ENDINGS[number]
+
+
+@contextlib.contextmanager
+def _handlers(handler: Any) -> Iterator[None]:
+    # Python allows signal handlers in the main thread only.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _ENDINGS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            if old is not None:  # What a library set in C, Python cannot set again.
+                signal.signal(number, old)
+
+
+def terminable() -> contextlib.AbstractContextManager[None]:
+    """A block in which SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt wherever it strikes.
+
+    Without it SIGTERM would end the program on the spot and leave what is half-written.
+    """
+    return _handlers(_end)
+
+
+def ended_at_once() -> contextlib.AbstractContextManager[None]:
+    """A block in which SIGTERM and Ctrl-C end the program on the spot: a long call that writes nothing.
+
+    Python calls its own handlers only when a call into a library returns, and compiling takes minutes.
+    """
+    return _handlers(signal.SIG_DFL)
+
+
 def exit_code(program: Callable[[], object]) -> int:
     """Runs a program.
 
     Returns:
-      0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C.
+      0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C, 143 after
+      SIGTERM.
     """
     try:
-        program()
+        with terminable():
+            program()
     except UserError as error:
         problem = str(error)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
         return 130
+    except Terminated:
+        print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
+        return 143
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

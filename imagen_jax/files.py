@@ -76,6 +76,11 @@ def read_json(path: StrPath) -> Any:
         return json.load(file)
 
 
+def is_file_name(name: object) -> bool:
+    """Whether a name from a file is that of one in the same folder: neither a path nor empty."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
 def sha256_of_file(path: StrPath) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal.
 

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,8 +34,9 @@ T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent
 DYNAMIC = "from __gin__ import dynamic_registration"
 
-# A value that needs no quotes: words or a path of plain characters ("runs/x", "bfloat16", "a red cube").
-_PLAIN_TEXT = re.compile(r"[A-Za-z_./][\w./:+ -]*\Z")
+# How a value begins that gin reads: a reference or macro, a container or quoted text.
+_REFERENCES = ("@", "%")
+_GIN_STARTS = (*_REFERENCES, "(", "[", "{", "'", '"')
 _PYTHON_SPELLING = {"true": "True", "false": "False", "none": "None", "null": "None"}
 _UNKNOWN_PARAMETER = re.compile(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'")
 
@@ -329,12 +331,20 @@ def _flag(binding: str) -> str:
 
 
 def _quoted(name: str, value: str) -> str:
-    """The value as gin text: as it is where gin can read it, in quotes where it is plain text."""
+    """The value as gin text: as it is where it is a Python value or a reference, in quotes where it is plain text.
+
+    What names a file or folder is text whatever it looks like, 2024 too, and a leading ~ is the home directory.
+    """
+    is_path = name.upper().endswith(("_DIR", "_PATH"))
     try:
-        ast.literal_eval(value)
-        return value
-    except (ValueError, SyntaxError):
-        pass
-    if value.lower() in _PYTHON_SPELLING:
-        raise UserError(f"--gin.{name}={value}: write {_PYTHON_SPELLING[value.lower()]}")
-    return repr(value) if _PLAIN_TEXT.match(value) else value
+        literal = ast.literal_eval(value)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        literal = None if value[:1] in (_REFERENCES if is_path else _GIN_STARTS) else value
+        if literal is not None and value.lower() in _PYTHON_SPELLING:
+            raise UserError(f"--gin.{name}={value}: write {_PYTHON_SPELLING[value.lower()]}") from None
+    if is_path and literal is not None:
+        path = literal if isinstance(literal, str) else value
+        if not path.strip():
+            raise UserError(f"--gin.{name}= is empty; expected a path (the current folder is .)")
+        return repr(os.path.expanduser(path))
+    return repr(value) if literal is value else value

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,8 +12,22 @@ from PIL import Image, ImageOps
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
+class Decoded(NamedTuple):
+    """An upright RGB image, and what about its file could not be used; empty if all could."""
+
+    image: Image.Image
+    problem: str
+
+
 def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Image:
+    """The image of `decode_and_tell`."""
+    return decode_and_tell(image).image
+
+
+def decode_and_tell(image: str | os.PathLike[str] | bytes | np.ndarray) -> Decoded:
     """Decodes an image of any mode to upright RGB: transparency on white, 16 bits scaled to 8.
+
+    An image whose EXIF data are broken is kept as its pixels lie, for these are good.
 
     Raises:
       OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be decoded.
@@ -24,7 +39,7 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Im
     else:
         opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
         opened.load()
-    opened = ImageOps.exif_transpose(opened)
+    opened, problem = _upright(opened)
     if opened.mode.startswith("I"):
         wide = np.asarray(opened).astype(np.int64)
         opened = Image.fromarray((np.clip(wide, 0, 65535) / 257 + 0.5).astype(np.uint8))
@@ -34,4 +49,11 @@ def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Im
         with_alpha = opened.convert("RGBA")
         opened = Image.new("RGBA", with_alpha.size, "white")
         opened.alpha_composite(with_alpha)
-    return opened.convert("RGB")
+    return Decoded(opened.convert("RGB"), problem)
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, str]:
+    try:
+        return ImageOps.exif_transpose(image), ""
+    except Exception as error:  # A tag of a wrong type raises what its use in Pillow happens to raise.
+        return image, f"EXIF data are broken ({type(error).__name__}: {error}); the image is not turned"

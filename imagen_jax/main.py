@@ -13,7 +13,7 @@ from imagen_jax import commands
 from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
-from imagen_jax.errors import exit_code
+from imagen_jax.errors import UserError, exit_code
 
 
 def find_modes() -> dict[str, Command | GinCommand]:
@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     modes = find_modes()
+    for word in arguments:
+        if not word.isascii():
+            _check_unicode(word)
     bindings, words = split_bindings(arguments)
     parser = build_parser(modes)
     args = parser.parse_args(words)
@@ -77,6 +80,14 @@ def _run(arguments: Sequence[str]) -> None:
         join_processes(args)
     config, operative = load_gin(mode, args, bindings)
     mode.run(args, config, operative)
+
+
+def _check_unicode(word: str) -> None:
+    """Raises UserError for an argument whose bytes are not UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8") from error
 
 
 if __name__ == "__main__":

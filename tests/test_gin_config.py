@@ -186,7 +186,7 @@ def test_target_that_no_file_mentions_gets_its_defaults():
         (["--gin.MODEL_DIR=x", "--gin.toy.Rum.batch_size=8"], ["base.gin"], "Rum"),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=12"], ["base.gin"], r"batch_size \(12\) must .*8 or 16"),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=big"], ["base.gin"], r"batch_size \('big'\) must be an int"),
-        (["--gin.MODEL_DIR=~/x"], ["base.gin"], "a text value needs quotes"),
+        (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=(a, b)"], ["base.gin"], "a text value needs quotes"),
     ],
 )
 def test_mistakes_are_explained(toy, flags, files, expected):
@@ -240,14 +240,35 @@ def test_one_name_for_two_modules_is_refused(toy, tmp_path):
         ("--gin.X=%Y", "X = %Y"),
         ("--gin.X=@lib.Adam()", "X = @lib.Adam()"),
         ("--gin.a.B.c='x=y'", "a.B.c = 'x=y'"),
+        ("--gin.X=it's", """X = "it's\""""),
+        ("--gin.X=a,b", "X = 'a,b'"),
+        ("--gin.X=run(1)", "X = 'run(1)'"),
+        ("--gin.X=3 rings", "X = '3 rings'"),
+        ("--gin.X=ein Würfel", "X = 'ein Würfel'"),
+        ("--gin.MODEL_DIR=t/lr=1e-4", "MODEL_DIR = 't/lr=1e-4'"),
+        ("--gin.MODEL_DIR=2024-01-01/run", "MODEL_DIR = '2024-01-01/run'"),
+        ("--gin.MODEL_DIR=2024", "MODEL_DIR = '2024'"),
+        ("--gin.MODEL_DIR=[a]/run", "MODEL_DIR = '[a]/run'"),
+        ("--gin.TrainConfig.model_dir='a b'", "TrainConfig.model_dir = 'a b'"),
+        ("--gin.STORE_DIR=None", "STORE_DIR = None"),
+        ("--gin.STORE_DIR=%CORPUS_DIR", "STORE_DIR = %CORPUS_DIR"),
     ],
 )
 def test_flags_become_bindings(flag, binding):
     assert gin_config.split_gin_flags(["train", flag, "--dry_run"]) == ([binding], ["train", "--dry_run"])
 
 
+def test_a_path_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert gin_config.split_gin_flags(["--gin.MODEL_DIR=~/x"])[0] == ["MODEL_DIR = '/home/someone/x'"]
+    assert gin_config.split_gin_flags(["--gin.CAPTION=~/x"])[0] == ["CAPTION = '~/x'"]
+
+
 def test_flags_that_would_be_misread_are_refused():
     with pytest.raises(UserError, match="--gin.X=VALUE, in one word"):
         gin_config.split_gin_flags(["--gin.X", "3"])
+    for empty in ("--gin.MODEL_DIR=", "--gin.MODEL_DIR=''", "--gin.MODEL_DIR=  "):
+        with pytest.raises(UserError, match="--gin.MODEL_DIR= is empty"):
+            gin_config.split_gin_flags([empty])
     with pytest.raises(UserError, match="write True"):
         gin_config.split_gin_flags(["--gin.X=true"])

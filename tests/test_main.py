@@ -19,9 +19,10 @@ from PIL import Image
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
-from imagen_jax.main import find_modes, main
+from imagen_jax.main import build_parser, find_modes, main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PATHS = [f"--gin.{name}=nowhere" for name in ("CORPUS_DIR", "STORE_DIR", "MODEL_DIR", "VOCABULARY_PATH")]
 MODES = ["build_corpus", "cache_text", "train", "plan", "sample", "eval", "report"]
 
 FAKE = """
@@ -208,7 +209,7 @@ def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
         ({"weights": "none"}, "--weights ('none') must be one of auto, resident, offload"),
         ({"sampler": "euler"}, "--sampler ('euler') must be one of ddpm"),
         ({"thresholding": "hard"}, "--thresholding ('hard') must be one of dynamic, static, none"),
-        ({"batch_size": 0}, "--batch_size (0) must be at least 1"),
+        ({"batch_size": 0}, "--batch_size (0) must be an integer >= 1"),
         ({"tile_overlap": 8}, "--tile_overlap needs --tile_size"),
     ],
 )
@@ -306,6 +307,52 @@ def test_an_interrupt_is_told_in_plain_words(joined, monkeypatch, capsys):
     assert main(["report", "--run_dir", "runs/demo"]) == 130
     told = capsys.readouterr().err
     assert told.startswith("interrupted") and "Traceback" not in told
+
+
+def test_an_argument_that_is_no_text_is_told(capsys):
+    for words in (["sample", "--checkpoint=x", "--output=y", "a \udcff cube"], ["train", "--gin.X=\udcff"]):
+        assert main(words) == 2
+        assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--checkpoint={}", "--output=y", "a cube"],
+        ["sample", "--checkpoint=x", "--output={}", "a cube"],
+        ["sample", "--checkpoint=x", "--output=y", "--prompts_file={}"],
+        ["report", "--run_dir={}"],
+        ["build_corpus", "--images={}", "--output=y", "--image_size=8"],
+        ["build_corpus", "--images=x", "--output={}", "--image_size=8"],
+        ["upgrade_run", "--run_dir={}"],
+        ["import_text", "--from={}", "--to=y"],
+        ["train", "--gin_file={}"],
+        ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.MODEL_DIR={}"],
+        ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.CORPUS_DIR={}"],
+        ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.STORE_DIR={}"],
+        ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.VOCABULARY_PATH={}"],
+        ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.TrainConfig.resume={}"],
+        ["cache_text", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.STORE_DIR={}"],
+        ["eval", "--gin_file=configs/experiments/demo_eval.gin", "--gin.RUN_DIR={}"],
+    ],
+    ids=lambda words: " ".join(words[:1] + words[-1:]),
+)
+def test_addresses_are_refused_at_every_door(words, tmp_path, monkeypatch, capsys):
+    """gs://bucket/x would be taken for a folder named "gs:"."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main([word.format("gs://bucket/x") for word in words])
+    except SystemExit as exit:
+        code = exit.code
+    told = capsys.readouterr().err
+    assert code == 2 and "begins with gs:/, and only paths of this machine" in told and "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flag_may_begin_with_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    args = build_parser().parse_args(["report", "--run_dir=~/runs/demo"])
+    assert args.run_dir == "/home/someone/runs/demo"
 
 
 def test_no_traceback_reaches_the_user():

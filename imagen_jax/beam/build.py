@@ -24,7 +24,7 @@ from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
 from imagen_jax.data.raw import Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
-from imagen_jax.data.rejects import Rejects
+from imagen_jax.data.rejects import Counts, Rejects
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
 
@@ -59,7 +59,7 @@ def build_corpus(
 
 def _write_shards(
     source: Source, scratch: Path, config: BuildConfig, options: PipelineOptions
-) -> tuple[dict[str, Any], int]:
+) -> tuple[dict[str, Any], Counts]:
     with tempfile.TemporaryDirectory(prefix="work-", dir=scratch) as name, Rejects(scratch) as rejects:
         work = Path(name)
         save_items(work / _PARTS, source.parts)
@@ -78,7 +78,7 @@ def _write_shards(
             }
             for split, mine in places.items()
         }
-        return splits, rejects.count
+        return splits, rejects.counts
 
 
 def _prepare(pipeline: beam.Pipeline, work: Path, config: BuildConfig, num_parts: int) -> None:
@@ -98,21 +98,24 @@ def _prepare(pipeline: beam.Pipeline, work: Path, config: BuildConfig, num_parts
 
 
 class _Prepare(beam.DoFn):
-    """Part → its records as a file, (part, [split or refusal of each input]), and (key, place) of each record."""
+    """Part → its records as a file, (part, [outcome of each input]), and (key, place) of each record.
+
+    An outcome is the refusal, or split, key and repair of what was accepted.
+    """
 
     def __init__(self, work: Path, config: BuildConfig):
         self._work, self._config = work, config
 
     def process(self, part: int) -> Iterator[Any]:
         image_size = self._config.image_size
-        outcomes: list[str | dict[str, str]] = []
+        outcomes: list[dict[str, str]] = []
         accepted: list[bytes] = []
         for one in prepare_part(load_item(self._work / _PARTS, part), image_size, self._config.least_side):
             if isinstance(one, Rejection):
                 outcomes.append({"source": one.source, "reason": one.reason})
             else:
                 yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
-                outcomes.append(one.split)
+                outcomes.append({"split": one.split, "key": one.key, "repair": one.repair})
                 accepted.append(serialized(one, image_size))
         write_records(_records_of(self._work, part), accepted)
         yield part, outcomes
@@ -135,17 +138,19 @@ def _plan(work: Path, rejects: Rejects) -> dict[str, list[Place]]:
     for part, outcomes in sorted(read_lines(work / _OUTCOMES)):
         record = itertools.count()
         for outcome in outcomes:
-            if not isinstance(outcome, str):
+            if "reason" in outcome:
                 rejects.add(Rejection(**outcome))
                 continue
             place = part, next(record)
             if place in recurring:
                 rejects.add_recurring(recurring[place])
                 continue
-            if outcome not in places:
-                check_split(outcome)
-                places[outcome] = []
-            places[outcome].append(place)
+            split = outcome["split"]
+            rejects.add_repair(outcome["key"], outcome["repair"])
+            if split not in places:
+                check_split(split)
+                places[split] = []
+            places[split].append(place)
     return places
 
 

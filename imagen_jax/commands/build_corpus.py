@@ -5,17 +5,19 @@ import os
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds the flags that name the pairs, the corpus and how it is built."""
     sub.add_argument(
         "--images",
+        type=user_path,
         required=True,
         metavar="PATH",
         help="folder of images with captions beside them, or a .csv, .jsonl or .parquet list",
     )
-    sub.add_argument("--output", required=True, metavar="DIR", help="corpus directory to write")
+    sub.add_argument("--output", type=user_path, required=True, metavar="DIR", help="corpus directory to write")
     sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
     sub.add_argument(
         "--min_size", type=int, metavar="N", help="least shorter side of an image, in pixels (default: image_size)"

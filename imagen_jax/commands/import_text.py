@@ -3,18 +3,20 @@
 import argparse
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds the flags that name the encoder and its copy."""
     sub.add_argument(
         "--from",
+        type=user_path,
         dest="source",
         required=True,
         metavar="PATH",
         help="t5x checkpoint (local or gs://), or Hugging Face folder with .safetensors files",
     )
-    sub.add_argument("--to", dest="directory", required=True, metavar="DIR", help="copy to write")
+    sub.add_argument("--to", type=user_path, dest="directory", required=True, metavar="DIR", help="copy to write")
     sub.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the matrices (default float32)"
     )

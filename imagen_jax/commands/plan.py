@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from imagen_jax.commands.parts.command import GinCommand
+from imagen_jax.commands.parts.paths import user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--sampler", action="store_true", help="plan the stage's guided sampling too")
     sub.add_argument("--search", action="store_true", help="try every mesh, accumulating where memory asks for it")
-    sub.add_argument("--json", metavar="PATH", help="also write the plan as JSON")
+    sub.add_argument("--json", type=user_path, metavar="PATH", help="also write the plan as JSON")
 
 
 def config_class() -> type:

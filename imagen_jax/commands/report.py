@@ -3,11 +3,14 @@
 import argparse
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds --run_dir."""
-    sub.add_argument("--run_dir", required=True, metavar="DIR", help="cascade run directory, e.g. runs/demo")
+    sub.add_argument(
+        "--run_dir", type=user_path, required=True, metavar="DIR", help="cascade run directory, e.g. runs/demo"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

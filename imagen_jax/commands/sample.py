@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
 
@@ -27,15 +28,19 @@ def _add_common_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("captions", nargs="*", metavar="CAPTION", help='what to draw, e.g. "a red cube"')
     sub.add_argument(
         "--checkpoint",
+        type=user_path,
         required=True,
         metavar="DIR",
         help="run directory of a cascade or one stage, or gin file of a cascade",
     )
     sub.add_argument(
-        "--text_encoder", metavar="PATH", help="pretrained text encoder; default: where the checkpoint says"
+        "--text_encoder",
+        type=user_path,
+        metavar="PATH",
+        help="pretrained text encoder; default: where the checkpoint says",
     )
-    sub.add_argument("--prompts_file", metavar="FILE", help="text file with one caption a line")
-    sub.add_argument("--output", required=True, metavar="DIR", help="folder for the PNG files")
+    sub.add_argument("--prompts_file", type=user_path, metavar="FILE", help="text file with one caption a line")
+    sub.add_argument("--output", type=user_path, required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--overwrite", action="store_true", help="replace images that are already in the folder")
     sub.add_argument("--stage", metavar="NAME", help="stop after this stage, e.g. base")
     sub.add_argument("--first_stage", metavar="NAME", help="begin with this stage; it draws from --image")
@@ -80,8 +85,10 @@ def _add_sampling_flags(how: argparse._ArgumentGroup) -> None:
 
 def _add_image_flags(change: argparse._ArgumentGroup) -> None:
     change.add_argument("--mode", choices=MODES, help="what to do (default %(default)s: draw from captions)")
-    change.add_argument("--image", metavar="FILE", help="the image to work on, for every caption")
-    change.add_argument("--mask", metavar="FILE", help="inpaint: as large as the image, white where to draw")
+    change.add_argument("--image", type=user_path, metavar="FILE", help="the image to work on, for every caption")
+    change.add_argument(
+        "--mask", type=user_path, metavar="FILE", help="inpaint: as large as the image, white where to draw"
+    )
     change.add_argument(
         "--border", type=_list(int), metavar="T,B,L,R", help="outpaint: pixels to add at top, bottom, left and right"
     )
@@ -132,7 +139,7 @@ def captions_of(args: argparse.Namespace) -> list[str]:
     captions = list(args.captions)
     if args.prompts_file:
         try:
-            with open(args.prompts_file, encoding="utf-8") as file:
+            with open(args.prompts_file, encoding="utf-8-sig") as file:
                 captions += [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error

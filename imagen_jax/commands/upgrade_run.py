@@ -3,13 +3,23 @@
 import argparse
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds the flags that name the run and its vocabulary."""
-    sub.add_argument("--run_dir", required=True, metavar="DIR", help="cascade directory, or run directory of one stage")
     sub.add_argument(
-        "--vocabulary", metavar="PATH", help="vocabulary of the training; default: where the run's config says"
+        "--run_dir",
+        type=user_path,
+        required=True,
+        metavar="DIR",
+        help="cascade directory, or run directory of one stage",
+    )
+    sub.add_argument(
+        "--vocabulary",
+        type=user_path,
+        metavar="PATH",
+        help="vocabulary of the training; default: where the run's config says",
     )
 
 

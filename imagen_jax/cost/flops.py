@@ -12,20 +12,14 @@ from typing import Any
 import jax
 import jax.extend as jex
 
+from imagen_jax.cost.chips import chip_of
 from imagen_jax.cost.jaxprs import bodies
 from imagen_jax.typing import PyTree
 
 # Peak dense bfloat16 FLOP/s of one device as JAX counts devices.
-#   TPU: cloud.google.com/tpu/docs, pages v4 (275), v5e (197), v5p (459), v6e (918 TFLOPS a chip)
+#   TPU: cost/chips.py
 #   GPU: NVIDIA datasheets, dense (half of the sparse figure): A100 312, H100 SXM and H200 989.5 TFLOPS
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
-    ("TPU v4", 275e12),
-    ("TPU v5 lite", 197e12),
-    ("TPU v5e", 197e12),
-    ("TPU v5p", 459e12),
-    ("TPU v5", 459e12),
-    ("TPU v6 lite", 918e12),
-    ("TPU v6e", 918e12),
     ("NVIDIA A100", 312e12),
     ("NVIDIA H100 80GB HBM3", 989.5e12),
     ("NVIDIA H200", 989.5e12),
@@ -37,6 +31,9 @@ REMAT = ("checkpoint", "remat", "remat2")
 
 def peak_flops(device_kind: str) -> float | None:
     """Peak bfloat16 FLOP/s of a device kind, None when it is not in the table (every CPU)."""
+    chip = chip_of(device_kind)
+    if chip is not None:
+        return chip.peak_flops
     return next((peak for name, peak in PEAK_FLOPS if device_kind.startswith(name)), None)
 
 
@@ -50,13 +47,14 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
     return round(jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-def model_flops(loss: Callable[..., Any], params: PyTree, *args: Any) -> int:
+def model_flops(loss: Callable[..., Any], params: PyTree, *args: Any, taken: float = 1.0) -> int:
     """FLOPs of the gradient of `loss(params, *args)` without what rematerialisation repeats; runs nothing.
 
     Args:
       loss: what is minimised; returns a scalar, or a tuple that starts with it.
       params: what the gradient is taken for, real or abstract.
       args: the rest of its arguments, real or abstract.
+      taken: how often the dearest branch of a conditional is taken, in [0, 1]; otherwise it is the cheapest.
     """
 
     def scalar(params: PyTree, *args: Any) -> Any:
@@ -69,7 +67,8 @@ def model_flops(loss: Callable[..., Any], params: PyTree, *args: Any) -> int:
     def flat(leaves: list[Any], rest: list[Any]) -> Any:
         return jex.core.jaxpr_as_fun(kept)(*leaves, *rest)[0]
 
-    return count_flops(jax.grad(flat), jax.tree.leaves(params), jax.tree.leaves(args))
+    gradient = jax.make_jaxpr(jax.grad(flat))(jax.tree.leaves(params), jax.tree.leaves(args))
+    return round(jaxpr_flops(gradient.jaxpr, taken))
 
 
 def _without_remat(jaxpr: Any) -> Any:
@@ -91,8 +90,12 @@ def _map_bodies(value: Any) -> Any:
     return value.replace(jaxpr=_without_remat(value.jaxpr)) if hasattr(value, "jaxpr") else value
 
 
-def jaxpr_flops(jaxpr: Any) -> float:
-    """FLOPs of a traced program over all devices."""
+def jaxpr_flops(jaxpr: Any, taken: float = 1.0) -> float:
+    """FLOPs of a traced program over all devices; `taken` as in `model_flops`."""
+
+    def inside(params: Any) -> float:
+        return sum((jaxpr_flops(body, taken) for body in bodies(params)), start=0.0)
+
     total = 0.0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -106,15 +109,16 @@ def jaxpr_flops(jaxpr: Any) -> float:
         elif name.startswith("dot_product_attention_"):
             total += _fused_attention(equation)
         elif name == "scan":
-            total += params["length"] * sum(map(jaxpr_flops, bodies(params)))
+            total += params["length"] * inside(params)
         elif name == "cond":
-            total += max(jaxpr_flops(branch.jaxpr) for branch in params["branches"])
+            branches = [jaxpr_flops(branch.jaxpr, taken) for branch in params["branches"]]
+            total += taken * max(branches) + (1.0 - taken) * min(branches)
         elif name == "shard_map":
             # Its body is one device's program.
             devices = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
-            total += devices * sum(map(jaxpr_flops, bodies(params)))
+            total += devices * inside(params)
         else:
-            total += sum(map(jaxpr_flops, bodies(params)))
+            total += inside(params)
     return total
 
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
-from imagen_jax.data.rejects import Rejects
+from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import write_json
+from imagen_jax.files import is_file_name, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -70,21 +70,24 @@ class BuildReport:
     Args:
       num_examples: accepted examples by split.
       num_rejected: refused inputs; rejects.jsonl names each.
+      num_repaired: accepted inputs of which a part could not be used; repairs.jsonl names each.
       reused: the directory already held this corpus, whole, and was left as it is.
     """
 
     num_examples: Mapping[str, int]
     num_rejected: int
+    num_repaired: int
     reused: bool
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count}" for split, count in self.num_examples.items())
         kept = " (already built; --overwrite builds it again)" if self.reused else ""
-        return f"examples: {splits}; rejected: {self.num_rejected}{kept}"
+        repaired = f"; repaired: {self.num_repaired} (repairs.jsonl)" if self.num_repaired else ""
+        return f"examples: {splits}; rejected: {self.num_rejected}{repaired}{kept}"
 
 
-# Writes the shards and rejects.jsonl of a source into a directory; returns the manifest's "splits" and the rejects.
-WriteShards = Callable[[Source, Path, BuildConfig], tuple[dict[str, Any], int]]
+# Writes the shards, rejects.jsonl and repairs.jsonl of a source into a directory; returns the manifest's "splits".
+WriteShards = Callable[[Source, Path, BuildConfig], tuple[dict[str, Any], Counts]]
 
 
 def build_corpus(
@@ -105,6 +108,7 @@ def build_corpus(
     Raises:
       UserError: as `assemble`.
     """
+    check_count("num_workers", num_workers, 0)
     write_shards = functools.partial(_write_shards, num_workers=num_workers)
     return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
 
@@ -131,6 +135,7 @@ def assemble(
     Raises:
       UserError: out_dir holds a corpus of other settings, or no example was accepted.
     """
+    check_path("the corpus directory", out_dir)
     out = Path(out_dir)
     settings = json.loads(json.dumps({"build": dataclasses.asdict(config), "source": source.settings}))
     if not overwrite:
@@ -143,7 +148,7 @@ def assemble(
     except OSError as error:
         raise UserError(f"cannot write into {str(out)!r} ({error}); choose another directory") from error
     try:
-        splits, num_rejected = write_shards(source, scratch, config)
+        splits, counts = write_shards(source, scratch, config)
         if config.vocab_size is not None:
             _train_vocabulary(scratch, splits, config.vocab_size)
         manifest = {
@@ -151,7 +156,8 @@ def assemble(
             "name": config.name,
             "image_size": config.image_size,
             "seed": config.seed,
-            "num_rejected": num_rejected,
+            "num_rejected": counts.rejected,
+            "num_repaired": counts.repaired,
             "splits": splits,
             "extra": dict(extra or {}),
             "settings": settings,
@@ -160,8 +166,8 @@ def assemble(
         _move_into_place(scratch, out)
     finally:
         shutil.rmtree(scratch)
-    counts = {split: entry["num_examples"] for split, entry in splits.items()}
-    return BuildReport(num_examples=counts, num_rejected=num_rejected, reused=False)
+    examples = {split: entry["num_examples"] for split, entry in splits.items()}
+    return BuildReport(num_examples=examples, num_rejected=counts.rejected, num_repaired=counts.repaired, reused=False)
 
 
 def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
@@ -184,7 +190,12 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
     corpus = records.Corpus(out)
     corpus.verify()
     counts = {split: corpus.num_examples(split) for split in corpus.splits}
-    return BuildReport(num_examples=counts, num_rejected=manifest["num_rejected"], reused=True)
+    return BuildReport(
+        num_examples=counts,
+        num_rejected=manifest["num_rejected"],
+        num_repaired=manifest.get("num_repaired", 0),
+        reused=True,
+    )
 
 
 def _prepared(source: Source, config: BuildConfig, num_workers: int) -> Iterator[Prepared | Rejection]:
@@ -213,7 +224,9 @@ def serialized(one: Prepared, image_size: int) -> bytes:
     return records.encode_record(record)
 
 
-def _write_shards(source: Source, scratch: Path, config: BuildConfig, num_workers: int) -> tuple[dict[str, Any], int]:
+def _write_shards(
+    source: Source, scratch: Path, config: BuildConfig, num_workers: int
+) -> tuple[dict[str, Any], Counts]:
     writers: dict[str, records.SplitWriter] = {}
     keys: set[str] = set()
     with Rejects(scratch) as rejects, Progress(source.num_examples, f"build {config.name}", "image") as progress:
@@ -226,13 +239,14 @@ def _write_shards(source: Source, scratch: Path, config: BuildConfig, num_worker
                 rejects.add_recurring(one.key)
             else:
                 keys.add(one.key)
+                rejects.add_repair(one.key, one.repair)
                 if one.split not in writers:
                     check_split(one.split)
                     writers[one.split] = records.SplitWriter(scratch, one.split, config.examples_per_shard)
                 writers[one.split].write(serialized(one, config.image_size))
     if not keys:
         raise rejects.nothing_accepted(config.name)
-    return {split: writer.finish() for split, writer in writers.items()}, rejects.count
+    return {split: writer.finish() for split, writer in writers.items()}, rejects.counts
 
 
 def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:
@@ -259,6 +273,8 @@ def _move_into_place(scratch: Path, out: Path) -> None:
         (out / VOCABULARY).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
-                (out / shard["file"]).unlink(missing_ok=True)
+                # A manifest may come from anywhere: what it calls its own is deleted here, and nowhere else.
+                if is_file_name(shard["file"]):
+                    (out / shard["file"]).unlink(missing_ok=True)
     for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
         os.replace(path, out / path.name)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 
 CROPS = ("none", "centre", "random")
@@ -31,12 +31,11 @@ class DataConfig:
     crop: str = "none"
 
     def __post_init__(self) -> None:
-        for field in ("corpus_dir", "store_dir", "split"):
-            value = getattr(self, field)
-            if field == "store_dir" and value is None:
-                continue
-            if not isinstance(value, str) or not value:
-                raise UserError(f"{field} is {value!r}; expected a non-empty text")
+        check_path("corpus_dir", self.corpus_dir)
+        if self.store_dir is not None:
+            check_path("store_dir", self.store_dir)
+        if not isinstance(self.split, str) or not self.split:
+            raise UserError(f"split is {self.split!r}; expected a non-empty text")
         check_count("image_size", self.image_size, 1)
         check_count("max_text_length", self.max_text_length, 1)
         if self.low_res_size is not None:

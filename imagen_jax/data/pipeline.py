@@ -3,14 +3,14 @@
     g      = step * batch_size + row          number of the example in the run
     epoch  = g // N                           N = examples in the split
     record = shuffled(g mod N; seed, epoch)   each epoch is a permutation
-    host h of H owns rows [h * batch_size / H, (h + 1) * batch_size / H)
+    a host reads the rows that its devices hold
 
 Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
 nothing twice.
 """
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,10 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
     Args:
       config: what to read.
-      batch_size: rows of the global batch; a multiple of process_count. It may exceed the corpus.
+      batch_size: rows of the global batch. It may exceed the corpus.
       seed: in [0, 2**31); fixes the order and the crops.
       start_step: step of the first batch to come.
-      process_index, process_count: which host this is, of how many.
+      rows: numbers of the rows to read, in [0, batch_size), rising; None: all of them.
       encoder: makes the text embeddings where config.store_dir is None.
 
     Raises:
@@ -58,8 +58,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         batch_size: int,
         seed: int,
         start_step: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         encoder: TextEncoder | None = None,
     ):
         check_count("batch_size", batch_size, 1)
@@ -67,10 +66,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         check_count("start_step", start_step, 0)
         if seed >= 2**31:
             raise UserError(f"seed ({seed}) must be below 2**31")
-        if batch_size % process_count:
-            raise UserError(f"batch_size ({batch_size}) must be divisible by the {process_count} processes")
-        if not 0 <= process_index < process_count:
-            raise UserError(f"process_index ({process_index}) must be in [0, {process_count})")
+        own = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+        if not own.size or own[0] < 0 or own[-1] >= batch_size or (np.diff(own) <= 0).any():
+            raise UserError(f"rows ({rows}) must be rising numbers in [0, {batch_size}), at least one")
         _leave_accelerators_to_jax()
         corpus = Corpus(config.corpus_dir)
         self._num_examples = corpus.num_examples(config.split)
@@ -81,13 +79,12 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             )
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = FailureBox()
-        local = batch_size // process_count
         if config.store_dir is None and encoder is None:
             raise UserError("store_dir is None, and there is no encoder for the captions; give one of them")
         text = encoder if config.store_dir is None else EmbeddingStore.open(config.store_dir)
         assert text is not None
         alive = tf.Variable(True)
-        batches = self._dataset(corpus, text, start_step, process_index * local, local, alive).as_numpy_iterator()
+        batches = self._dataset(corpus, text, start_step, own, alive).as_numpy_iterator()
         self._batches = batches
         self._finalizer = weakref.finalize(self, _stop, alive, batches)
 
@@ -96,8 +93,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         corpus: Corpus,
         text: EmbeddingStore | TextEncoder,
         start_step: int,
-        first_row: int,
-        num_rows: int,
+        rows: np.ndarray,
         alive: tf.Variable,
     ) -> tf.data.Dataset:
         config = self._config
@@ -112,7 +108,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         )
 
         def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            number = step * self._batch_size + first_row + tf.range(num_rows, dtype=tf.int64)
+            number = step * self._batch_size + tf.constant(rows, tf.int64)
             epoch, position = number // self._num_examples, number % self._num_examples
             return shuffled(position, self._num_examples, self._seed, epoch), number
 
@@ -126,7 +122,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         options.deterministic = True
         options.threading.private_threadpool_size = _NUM_THREADS
         options.threading.max_intra_op_parallelism = 1
-        return dataset.batch(num_rows, drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
+        return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
 
     def __next__(self) -> dict[str, np.ndarray]:
         try:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from imagen_jax.image_files import DECODE_ERRORS, decode_image
+from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell
 
 # A quarter of the time of Pillow's default level for files 1 to 5 % larger.
 _PNG_LEVEL = 1
@@ -42,13 +42,18 @@ class RawExample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One example ready to be written: a square RGB PNG."""
+    """One example ready to be written: a square RGB PNG.
+
+    Attributes:
+      repair: what about the input could not be used and was done without; empty if all was well.
+    """
 
     key: str
     png: bytes
     caption: str
     split: str
     meta: str
+    repair: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,13 +97,17 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
       image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
       min_size: least shorter side of the raw image, in pixels.
     """
-    if not 1 <= len(raw.key.encode()) <= _MAX_KEY_BYTES:
+    try:
+        key_bytes, _ = raw.key.encode(), raw.caption.encode()
+    except UnicodeEncodeError:
+        return Rejection(source=ascii(raw.key), reason="key or caption holds what is no Unicode text")
+    if not 1 <= len(key_bytes) <= _MAX_KEY_BYTES:
         return Rejection(source=raw.key, reason=f"the key must have 1 to {_MAX_KEY_BYTES} bytes")
     caption = " ".join(raw.caption.split())
     if not caption:
         return Rejection(source=raw.key, reason="empty caption")
     try:
-        image = decode_image(raw.image)
+        image, repair = decode_and_tell(raw.image)
     except DECODE_ERRORS as error:
         return Rejection(source=raw.key, reason=f"image cannot be decoded: {error}")
     if min(image.size) < min_size:
@@ -109,7 +118,8 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
         )
     square = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
     meta = "" if raw.meta is None else json.dumps(raw.meta, sort_keys=True)
-    return Prepared(key=raw.key, png=encode_png(square), caption=caption, split=raw.split, meta=meta)
+    png = encode_png(square)
+    return Prepared(key=raw.key, png=png, caption=caption, split=raw.split, meta=meta, repair=repair)
 
 
 def prepare_part(part: Part, image_size: int, min_size: int) -> Iterator[Prepared | Rejection]:

@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
 from imagen_jax.files import read_json, sha256_of_file
 
@@ -160,6 +161,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no such directory, no corpus.json in it, or one that cannot be read.
     """
+    check_path("the corpus directory", directory)
     path = Path(directory) / MANIFEST
     if not path.parent.is_dir():
         raise UserError(f"corpus directory {str(directory)!r} does not exist; build a corpus there first")

@@ -1,10 +1,8 @@
 """Where raw image-caption pairs come from: drawn shapes, a folder, a list file, or any seqio task."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from imagen_jax.checks import check_path
+from imagen_jax.data.lists import LIST_SUFFIXES, held_image, read_list, row_groups
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.errors import UserError
 from imagen_jax.files import sha256_of_file
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
-_COLUMNS = ("image", "caption")
+UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".svg"))
 _EXAMPLES_PER_PART = 100
 
 
@@ -90,6 +89,7 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
     Raises:
       UserError: the folder is missing, unreadable or holds no images, or the list is unusable.
     """
+    check_path("the image folder", folder)
     root = Path(folder)
     if not root.is_dir():
         raise UserError(f"image folder {str(folder)!r} does not exist or is not a directory; check the path")
@@ -101,6 +101,12 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
     rows: list[_Row | Rejection] = []
     for path in _images_below(root):
         name = path.relative_to(root).as_posix()
+        if path.is_dir():
+            rows.append(Rejection(source=name, reason="a link to a folder that it lies in"))
+            continue
+        if not _is_unicode(name):
+            rows.append(Rejection(source=ascii(name), reason="the name of the file is not UTF-8; rename it"))
+            continue
         try:
             rows.append(_Row(name, str(path), path.with_suffix(".txt").read_text(encoding="utf-8-sig")))
         except FileNotFoundError:
@@ -108,23 +114,54 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
         except (OSError, UnicodeDecodeError) as error:
             rows.append(Rejection(source=name, reason=f"caption file cannot be read: {error}"))
     if not rows:
-        raise UserError(f"image folder {str(folder)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}); check the path")
+        raise UserError(f"image folder {str(folder)!r} holds no images (.png, .jpg, .webp, …); check the path")
     return _rows_source(rows, "folder", val_fraction, seed)
 
 
-def _images_below(root: Path) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"image folder {error.filename!r} cannot be read ({error.strerror}); check its permissions")
+@functools.lru_cache(maxsize=1)
+def image_suffixes() -> frozenset[str]:
+    """Endings of the files that a folder's images are looked for among, in lower case.
 
-    found = []
-    for directory, _, names in os.walk(root, onerror=refuse):
-        found += [Path(directory, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    return sorted(found)
+    All that Pillow opens, and those of common images that it does not: they are counted as refused, not passed over.
+    """
+    Image.init()
+    return frozenset(end for end, kind in Image.EXTENSION.items() if kind in Image.OPEN) | UNREADABLE_SUFFIXES
+
+
+def _images_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Images below a folder by name, also behind links; a link to a folder `above` is given itself: it has no end."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(
+            f"image folder {str(folder)!r} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    here = (*above, folder.resolve())
+    for entry in entries:
+        path = Path(entry.path)
+        if not entry.is_dir():
+            if path.suffix.lower() in image_suffixes():
+                yield path
+        elif path.resolve() in here:
+            yield path
+        else:
+            yield from _images_below(path, here)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether UTF-8 can hold a text: file names may be bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0) -> Source:
-    """A list of images with columns `image` (path, relative to the list's directory) and `caption`.
+    """A list of images with columns `image` and `caption`.
 
+    `image` is a path, relative to the list's directory. In a Parquet file it may be the image itself: its bytes, or a
+    struct of bytes and path as the library `datasets` writes it; examples without a path are called STEM-NUMBER.
     Several captions of one image may stand in several rows; the later ones get the keys image#1, image#2, ….
 
     Args:
@@ -132,81 +169,43 @@ def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed
       val_fraction, seed: as for `folder_source`; all captions of an image go to the same split.
 
     Raises:
-      UserError: the list is missing, unreadable or empty, or lacks a column.
+      UserError: the list is missing, unreadable or empty, or lacks a column. A row that cannot be used is a rejection.
     """
+    check_path("the list", path)
     file = Path(path)
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    if file.suffix not in readers:
-        raise UserError(f"list {str(path)!r} must end in one of {', '.join(readers)}")
-    if not file.is_file():
-        raise UserError(f"list {str(path)!r} does not exist; check the path")
-    try:
-        pairs = readers[file.suffix](file)
-    except OSError as error:
-        raise UserError(f"list {str(path)!r} cannot be read ({error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"list {str(path)!r} is not UTF-8 ({error}); save it as UTF-8") from error
-    if not pairs:
-        raise UserError(f"list {str(path)!r} has no rows; expected columns {', '.join(_COLUMNS)}")
+    found = read_list(file)
     rows: list[_Row | Rejection] = []
-    for number, (image, caption) in enumerate(pairs, start=1):
-        where = f"{file.name} row {number}"
-        if not isinstance(image, str) or not image:
-            rows.append(Rejection(source=where, reason="no image path"))
-        elif not isinstance(caption, str):
-            rows.append(Rejection(source=where, reason=f"caption of {image} is not text ({caption!r})"))
+    for row in found:
+        if row.problem:
+            rows.append(Rejection(source=row.where, reason=row.problem))
         else:
-            name = Path(os.path.normpath(image)).as_posix()
-            rows.append(_Row(name, str(file.parent / image), caption))
-    return _rows_source(rows, "list", val_fraction, seed)
+            name = Path(os.path.normpath(row.image)).as_posix()
+            rows.append(_Row(name, "" if row.held else str(file.parent / row.image), row.caption))
+    source = _rows_source(rows, "list", val_fraction, seed)
+    return _with_held_images(source, file) if any(row.held for row in found) else source
 
 
-def _require_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [column for column in _COLUMNS if column not in columns]
-    if missing:
-        raise UserError(
-            f"list {str(path)!r} lacks column {' and '.join(missing)}; "
-            f"it has {', '.join(map(str, columns)) or 'none'}; name the columns {' and '.join(_COLUMNS)}"
-        )
+def _with_held_images(source: Source, file: Path) -> Source:
+    """The same, its images taken from the Parquet file itself, a row group a part."""
+    examples = [example for part in source.parts for example in part()]
+    parts = [
+        functools.partial(_held_part, os.path.abspath(file), group, examples[start:stop])
+        for group, (start, stop) in enumerate(row_groups(file))
+    ]
+    settings = {**source.settings, "sha256": sha256_of_file(file)}
+    return dataclasses.replace(source, parts=parts, settings=settings)
 
 
-def _read_csv(path: Path) -> list[tuple[Any, Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        _require_columns(path, reader.fieldnames or ())
-        try:
-            return [(row["image"], row["caption"]) for row in reader]
-        except csv.Error as error:
-            raise UserError(f"list {str(path)!r}, line {reader.line_num}: {error}; mend that line") from error
-
-
-def _read_jsonl(path: Path) -> list[tuple[Any, Any]]:
-    pairs = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"list {str(path)!r}, line {number} is not JSON ({error}); mend that line") from error
-            if not isinstance(row, dict):
-                raise UserError(f"list {str(path)!r}, line {number} is not a JSON object; mend that line")
-            _require_columns(path, tuple(row))
-            pairs.append((row["image"], row["caption"]))
-    return pairs
-
-
-def _read_parquet(path: Path) -> list[tuple[Any, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        _require_columns(path, pyarrow.parquet.read_schema(path).names)
-        table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS))
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"list {str(path)!r} is not a Parquet file ({error})") from error
-    return list(zip(*(table.column(name).to_pylist() for name in _COLUMNS), strict=True))
+def _held_part(path: str, group: int, examples: Sequence[RawExample | Rejection]) -> Iterator[RawExample | Rejection]:
+    for row, one in enumerate(examples):
+        if isinstance(one, Rejection):
+            yield one
+            continue
+        image = held_image(path, group, row)
+        if image is None:
+            yield Rejection(source=one.key, reason="no image: neither bytes nor a path")
+        else:
+            yield dataclasses.replace(one, image=image)
 
 
 def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: float, seed: int) -> Source:
@@ -236,7 +235,7 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
 
 def _unit_hash(text: str) -> float:
     """A fixed number in [0, 1) for a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def task_source(task_name: str, splits: Sequence[str]) -> Source:

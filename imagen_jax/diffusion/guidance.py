@@ -25,11 +25,16 @@ def guide(
     return null + guidance_weight * (cond - null)
 
 
+# Far beyond any use; still far from float32's largest number, also times an x0_hat of a bad network.
+MAX_GUIDANCE_WEIGHT = 1e6
+
+
 def check_guidance_weight(guidance_weight: float) -> None:
-    """Raises UserError for a negative weight; 0 is unconditional, 1 conditional without guidance."""
-    if not guidance_weight >= 0:
+    """Raises UserError for a weight that is negative or of no use; 0 is unconditional, 1 without guidance."""
+    if not 0 <= guidance_weight <= MAX_GUIDANCE_WEIGHT:
         raise UserError(
-            f"guidance_weight ({guidance_weight}) must be >= 0: 0 is unconditional, 1 is off, the paper sweeps 1 to 18"
+            f"guidance_weight ({guidance_weight}) must be in [0, {MAX_GUIDANCE_WEIGHT:g}]: 0 is unconditional, 1 is "
+            "off, the paper sweeps 1 to 18"
         )
 
 

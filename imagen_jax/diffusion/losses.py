@@ -27,9 +27,14 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.diffusion.process import x0_error_scale
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import DiscreteSchedule, Schedule
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
+
+# Steps that the bound of a continuous schedule is of, as in improved diffusion.
+CONTINUOUS_STEPS = 1000
+# Smallest posterior variance of the second step that the likelihood takes, as a share of the first step's.
+LEAST_SHARE = 1e-6
 
 
 def per_example_mse(output: Float[Array, "b *s"], target: Float[Array, "b *s"]) -> Float[Array, " b"]:
@@ -155,13 +160,14 @@ def variational_bound(
     fraction: Float[Array, "b *s"],
     t: Float[Array, " b"],
     schedule: Schedule,
-    num_steps: int = 1000,
+    num_steps: int | None = None,
 ) -> Float[Array, " b"]:
     """The bound's term of the step that begins at t, in bits a value: it trains a learned variance and nothing else.
 
     With x0 - x0_hat = d and e = ln(var / var_small) the divergence is
     (e + exp(-e) - 1 + exp(-e) (SNR(s) - SNR(t)) d²) / 2. The step that ends at the clean image has no smaller variance;
-    it takes that of the step before, as improved diffusion does.
+    it takes that of the step before, as improved diffusion does. Where the log-SNR is clipped at both, that variance
+    would be zero; it counts as `LEAST_SHARE` of the larger one.
 
     Args:
       x0: images in [-1, 1], of 256 levels.
@@ -169,19 +175,23 @@ def variational_bound(
       fraction: f of the module's formula: 0 is the posterior variance, 1 the forward one.
       t: in (0, 1]; the step ends at s = t - 1 / num_steps, or at the clean image.
       schedule: gives log-SNR at t and s.
-      num_steps: steps of the whole process.
+      num_steps: steps of the whole process; None: the entries of a discrete schedule, 1000 of a continuous one.
     """
+    if num_steps is None:
+        num_steps = schedule.num_timesteps if isinstance(schedule, DiscreteSchedule) else CONTINUOUS_STEPS
     length = 1.0 / num_steps
     diff = x0 - jax.lax.stop_gradient(x0_hat)
     ones = (-1,) + (1,) * (x0.ndim - 1)
     log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(jnp.maximum(t - length, length))
     # ln var_large - ln var_small = ln sigma_t² - ln sigma_s², as logs, for sigma_s² may be tiny.
-    gap = jax.nn.log_sigmoid(-log_snr_t) - jax.nn.log_sigmoid(-log_snr_s)
+    # Never negative within a step; at times before the first step's end, whose term is the likelihood, it would be, and
+    # what overflows on the unused side of a `where` spoils the gradient all the same.
+    gap = jnp.maximum(jax.nn.log_sigmoid(-log_snr_t) - jax.nn.log_sigmoid(-log_snr_s), 0.0)
     excess = fraction * gap.reshape(ones)
     snr_gain = jnp.exp(log_snr_s) * -jnp.expm1(jnp.minimum(log_snr_t - log_snr_s, 0.0))
     kl = 0.5 * (excess + jnp.expm1(-excess) + jnp.exp(-excess) * snr_gain.reshape(ones) * jnp.square(diff))
     first, second = schedule.log_snr(jnp.float32(length)), schedule.log_snr(jnp.float32(2 * length))
-    log_small = jnp.log(-jnp.expm1(second - first)) + jax.nn.log_sigmoid(-first)
+    log_small = jnp.log(jnp.maximum(-jnp.expm1(second - first), LEAST_SHARE)) + jax.nn.log_sigmoid(-first)
     log_large = jax.nn.log_sigmoid(-log_snr_t).reshape(ones)
     log_std = 0.5 * (fraction * log_large + (1.0 - fraction) * log_small)
     nll = -discretised_log_likelihood(x0, x0 - diff, log_std)

@@ -52,10 +52,12 @@ class CosineSchedule:
 
     def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """log(alpha² / sigma²) at time t in [0, 1]."""
-        # Clipping the angle instead of the result keeps gradients and values finite at t = 0 and t = 1.
+        # Clipping the angle instead of the result keeps gradients and values finite at t = 0 and t = 1. The angle is
+        # measured from the nearer end, tan(pi/2 - a) = 1 / tan(a): float32 has no angles close enough to pi/2.
         edge = jnp.arctan(jnp.exp(-0.5 * jnp.float32(self.max_log_snr + abs(self.shift))))
-        angle = jnp.clip(0.5 * jnp.pi * t, edge, 0.5 * jnp.pi - edge)
-        log_snr = -2.0 * jnp.log(jnp.tan(angle)) + self.shift
+        to_end = jnp.minimum(t, 1.0 - t)
+        above_zero = -2.0 * jnp.log(jnp.tan(jnp.maximum(0.5 * jnp.pi * to_end, edge)))
+        log_snr = jnp.where(t <= 0.5, above_zero, -above_zero) + self.shift
         return jnp.clip(log_snr, -self.max_log_snr, self.max_log_snr)
 
 

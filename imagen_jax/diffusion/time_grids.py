@@ -1,6 +1,7 @@
 """The times at which a sampler calls the network: decreasing, the last one the clean image.
 
     uniform    1, 1 - 1/N, …, 1/N, 0; with t_last > 1/N evenly from 1 to t_last, then 0
+    EDM        evenly from 1 to 0, where the last call is, then the clean image (arXiv 2206.00364, eq. 5)
     respaced   of T discrete times, cut into equal sections, so many from each section as `sections` says
 
 A section of `size` entries gives `count` of them evenly from its first to its last, rounded; a count of 1 gives the
@@ -51,6 +52,19 @@ class UniformGrid:
         if t_start <= self.t_last:
             return np.array([t_start, 0.0])
         return np.append(np.linspace(t_start, max(self.t_last, t_start / num_steps), num_steps), 0.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMGrid:
+    """The network is called evenly from t_start to 0 itself: with `EDMSchedule` the last call is at sigma_min.
+
+    EDM's sigma_i, i = 0 … N - 1, are those of times 1 - i / (N - 1), and sigma_N = 0 is the clean image
+    (arXiv 2206.00364, eq. 5). For schedules whose noise at t = 0 is not nothing.
+    """
+
+    def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
+        """float64 [num_steps + 1]; the last two are 0, the last call and the clean image. One step: [t_start, 0]."""
+        return np.append(np.linspace(t_start, 0.0, num_steps), 0.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Protocol, runtime_checkable
 
+from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
 
@@ -28,6 +29,7 @@ class EvalConfig:
     evaluators: tuple[Evaluator, ...]
 
     def __post_init__(self) -> None:
+        check_path("EvalConfig.run_dir", self.run_dir)
         object.__setattr__(self, "evaluators", tuple(self.evaluators))
         if not self.evaluators:
             raise UserError("EvalConfig.evaluators is empty; name at least one, e.g. (@alignment.Alignment(),)")

@@ -15,9 +15,9 @@ from imagen_jax.checks import check_count
 from imagen_jax.data.shapes import Scene, eval_prompts
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.samplers import HeunSampler, Sampler
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import EDMSchedule, Schedule
 from imagen_jax.diffusion.thresholding import THRESHOLDINGS
-from imagen_jax.diffusion.time_grids import UniformGrid
+from imagen_jax.diffusion.time_grids import EDMGrid, UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.evals.alignment import DECIDING, judge_all
 from imagen_jax.evals.shapes_judge import alignment
@@ -85,7 +85,7 @@ class Candidate:
     Args:
       name: how the report calls it.
       sampler: its step.
-      schedule: whose even times it is given; None: the stage's own, with the stage's times.
+      schedule: whose even times it is given, EDM's down to sigma_min; None: the stage's own, with the stage's times.
       num_steps: numbers of steps to try, rising.
     """
 
@@ -101,7 +101,10 @@ class Candidate:
 
     def times(self) -> dict[str, Any]:
         """Settings of its times: the stage's times are of its own schedule."""
-        return {"schedule": None} if self.schedule is None else {"schedule": self.schedule, "times": UniformGrid()}
+        if self.schedule is None:
+            return {"schedule": None}
+        grid = EDMGrid() if isinstance(self.schedule, EDMSchedule) else UniformGrid()
+        return {"schedule": self.schedule, "times": grid}
 
     def calls(self, num_steps: int) -> int:
         """Network calls of so many steps."""

@@ -18,7 +18,7 @@ def dry_run(config: TrainConfig) -> str:
       UserError: the mesh or the batch does not fit the devices.
     """
     program = TrainSetup.build(config)
-    compiled, flops = program.compile()
+    compiled, flops = program.compile(), program.model_flops()
     lines = [
         f"stage:             {config.stage.name}, {config.stage.image_size} pixels",
         f"parameters:        {num_parameters(program.state):,}",

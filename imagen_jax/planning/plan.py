@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from imagen_jax.cost import hlo, topologies
 from imagen_jax.cost.chips import Chip, chip_of
 from imagen_jax.cost.collectives import by_kind_and_axis, largest_by_kind, read_collectives
-from imagen_jax.cost.flops import jaxpr_flops, model_flops
+from imagen_jax.cost.flops import jaxpr_flops
 from imagen_jax.cost.hlo_work import hbm_bytes, layout_bytes, matmul_flops
 from imagen_jax.cost.roofline import Work, days, mfu, roofline
 from imagen_jax.errors import UserError
@@ -29,7 +29,6 @@ from imagen_jax.sharding import rules
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.run_dir import num_parameters
 from imagen_jax.train.setup import TrainSetup
-from imagen_jax.train.step import abstract_batch
 
 GIB = 2.0**30
 LEVELS = ("O0", "O1", "O2", "O3", "default")
@@ -91,11 +90,9 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
     if options.global_batch_size is not None:
         config = dataclasses.replace(config, batch_size=options.global_batch_size)
     program = TrainSetup.build(config, topologies.devices(options.topology, options.num_slices))
-    mesh, objective = program.mesh, program.objective
+    mesh = program.mesh
     device = mesh.devices.flat[0]
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    batch = abstract_batch(objective, config.batch_size, mesh)
-    useful = model_flops(objective.loss, program.state.params, objective.frozen_spec(mesh), batch, key)
+    useful = program.model_flops()
     found: dict[str, Any] = {
         "stage": config.stage.name,
         "topology": options.topology,
@@ -111,7 +108,7 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
         "optimization_level": options.optimization_level,
     }
     with _optimization_level(options.optimization_level):
-        found |= measure(lambda: program.compile()[0], useful, mesh, config.num_steps)
+        found |= measure(program.compile, useful, mesh, config.num_steps)
         if options.sampler and found["fits"]:
             rows = config.batch_size // config.accumulate_steps
             whole, sharded = (

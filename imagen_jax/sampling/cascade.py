@@ -58,7 +58,14 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "upscale": ("aug_level",),
 }
 MODES = tuple(SETTINGS)
+# Characters of a prompt that a message quotes.
+MAX_SHOWN = 80
 Images = UInt8[np.ndarray, "b _h _w 3"]
+
+
+def shown(prompt: str) -> str:
+    """A prompt as messages quote it: its beginning, where it is long."""
+    return repr(prompt) if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]!r}…"
 
 
 def drawing_devices() -> list[jax.Device]:
@@ -325,14 +332,16 @@ class Cascade:
         programs = prepare(self.stages, request)
         ways = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = -(-min(batch_size, len(rows)) // ways) * ways
-        self._tell_truncated([request.prompts[i] for i in rows])
+        self._tell_lost("prompts", [request.prompts[i] for i in rows])
+        if request.negative_prompts is not None:
+            self._tell_lost("negative prompts", [request.negative_prompts[i] for i in rows])
         resident = self._stays(programs, batch_size)
         with Progress(len(rows), label, "image") as progress:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 padded = np.asarray([*chosen, *[chosen[-1]] * (batch_size - len(chosen))])
                 drawn = self._batch(request, programs, padded, resident)
-                yield chosen, [to_uint8(np.asarray(images))[: len(chosen)] for images in drawn]
+                yield chosen, [to_uint8(array)[: len(chosen)] for array in self._finite(drawn)]
                 progress.update(len(chosen))
 
     def _run(
@@ -357,13 +366,36 @@ class Cascade:
             return self.weights == "resident"
         return estimate_bytes(self.stages, programs, batch_size, self.mesh) <= 0.9 * memory.device_bytes()
 
-    def _tell_truncated(self, prompts: Sequence[str]) -> None:
+    def _finite(self, drawn: Sequence[Array]) -> Iterator[np.ndarray]:
+        """The arrays on the host.
+
+        Raises:
+          UserError: some are no numbers, which would be written as black pictures.
+        """
+        for name, images in zip(self.names, drawn, strict=True):
+            array = np.asarray(images)
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"stage {name!r} drew pictures that are no numbers (NaN): its guidance weight is too large for its "
+                    "thresholding, or its parameters are damaged; nothing of this batch was written"
+                )
+            yield array
+
+    def _tell_lost(self, kind: str, prompts: Sequence[str]) -> None:
+        """Tells, on stderr, of prompts that are cut and of characters that the vocabulary does not know."""
         most = self.encoder.config.max_length
         long = [i for i, count in enumerate(self.encoder.count_tokens(prompts)) if count > most]
         if long:
             print(
-                f"warning: {len(long)} of {len(prompts)} prompts are longer than the {most} tokens that the text "
-                f"encoder takes and are cut there; the first: {prompts[long[0]]!r}",
+                f"warning: {len(long)} of {len(prompts)} {kind} are longer than the {most} tokens that the text "
+                f"encoder takes and are cut there; the first: {shown(prompts[long[0]])}",
+                file=sys.stderr,
+            )
+        unknown = [i for i, count in enumerate(self.encoder.count_unknown(prompts)) if count]
+        if unknown:
+            print(
+                f"warning: {len(unknown)} of {len(prompts)} {kind} hold characters that the vocabulary does not know, "
+                f"which are drawn as one unknown word; the first: {shown(prompts[unknown[0]])}",
                 file=sys.stderr,
             )
 

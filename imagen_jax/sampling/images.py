@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_bytes
-from imagen_jax.image_files import DECODE_ERRORS, decode_image
+from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell, decode_image
 from imagen_jax.typing import Bool, Float, UInt8
 
 
@@ -76,6 +76,11 @@ def read_image(path: str) -> Image.Image:
         return decode_image(path)
     except DECODE_ERRORS as error:
         raise UserError(f"image {path!r} cannot be read: {error}") from error
+
+
+def broken_part(path: str) -> str:
+    """What about an image file that `read_image` reads could not be used; empty if all could."""
+    return decode_and_tell(path).problem
 
 
 def is_transparent(path: str) -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import TrainedStage
+from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -60,6 +61,7 @@ def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage
     Raises:
       UserError: nothing trained there, or stages that do not fit each other.
     """
+    check_path("the cascade", path)
     if path.endswith(".gin"):
         # A file that the user names may bind anything; what lies beside a checkpoint is never taken for one.
         from imagen_jax import gin_config

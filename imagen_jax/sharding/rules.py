@@ -6,14 +6,16 @@ has and that it divides; a dimension goes to one mesh axis at most. Names not in
 dimensions that do not divide are replicated: correct in every case, only less sharded.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagen_jax.errors import UserError
-from imagen_jax.typing import PyTree
+from imagen_jax.typing import Int, PyTree
 
 # `tensor` first: a dimension that both may take (mlp) goes to it when it is larger than one.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -86,6 +88,26 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch are split over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rows_of_process(
+    placed: Mapping[Any, tuple[slice, ...]], batch_size: int, process_index: int
+) -> Int[np.ndarray, " rows"]:
+    """Numbers of the rows of a batch that the devices of a process hold, rising.
+
+    The device map decides, not the number of the process: where `tensor` or `spatial` spans processes, several hold
+    the same rows, and the devices of a process need not be neighbours in the mesh.
+
+    Args:
+      placed: the part of the rows that each device of all processes holds: `Sharding.devices_indices_map`.
+      batch_size: rows of the global batch.
+      process_index: whose devices.
+    """
+    held = np.zeros(batch_size, bool)
+    for device, index in placed.items():
+        if device.process_index == process_index:
+            held[index] = True
+    return np.flatnonzero(held)
 
 
 def per_device_batch(batch_size: int, mesh: Mesh, accumulate_steps: int = 1) -> int:

@@ -143,7 +143,8 @@ class GuidedDenoiser:
         """
         cond, settings = self.cond, self.settings
         if self.stage.self_cond_rate > 0:
-            cond = dataclasses.replace(cond, self_cond=x0_before)
+            # As in training, which clips it whatever the thresholding is.
+            cond = dataclasses.replace(cond, self_cond=jnp.clip(x0_before, -1.0, 1.0))
 
         def alone() -> Estimate:
             return self.stage.estimate(self.network(z_t, log_snr, cond), z_t, log_snr)

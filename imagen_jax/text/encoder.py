@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.rules import replicated
 from imagen_jax.text.cleaning import clean_caption
@@ -60,8 +60,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.encoder, T5Config | Pretrained):
             raise UserError(f"TextConfig.encoder must be a T5Config or a Pretrained; got {self.encoder!r}")
-        if not isinstance(self.vocabulary_path, str) or not self.vocabulary_path:
-            raise UserError(f"TextConfig.vocabulary_path must be a file name; got {self.vocabulary_path!r}")
+        check_path("TextConfig.vocabulary_path", self.vocabulary_path)
         if not isinstance(self.clean, bool):
             raise UserError(f"TextConfig.clean must be True or False; got {self.clean!r}")
         for name, least in (("max_length", 2), ("seed", 0)):
@@ -155,6 +154,11 @@ class TextEncoder:
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with the special tokens around it, before it is cut at max_length."""
         return [len(ids) + self._frame_length for ids in self._pieces(captions)]
+
+    def count_unknown(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption that stand for what the vocabulary does not know."""
+        unknown = self._tokenizer.unk_id
+        return [ids.count(unknown) if unknown is not None else 0 for ids in self._pieces(captions)]
 
     def tokenize(self, captions: Sequence[str]) -> list[list[int]]:
         """Token ids of each caption, cut to max_length, with the special tokens around them."""

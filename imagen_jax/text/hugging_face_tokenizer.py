@@ -21,6 +21,9 @@ _BERT_SETTINGS = "tokenizer_config.json"
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+_UNKNOWN = ("[UNK]", "<unk>")
+
+
 @dataclasses.dataclass(frozen=True)
 class HuggingFaceVocabulary:
     """A vocabulary that was opened.
@@ -30,6 +33,7 @@ class HuggingFaceVocabulary:
       prefix: ids before those of every caption.
       suffix: ids after them.
       pad_id: fills up shorter captions; the last of `suffix` where there is no padding token.
+      unk_id: what stands for text that it does not know; None: it knows all text.
       vocab_size: one more than the largest id.
       sha256: digest of the files and settings that bear on the ids.
     """
@@ -38,6 +42,7 @@ class HuggingFaceVocabulary:
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     pad_id: int
+    unk_id: int | None
     vocab_size: int
     sha256: str
 
@@ -82,6 +87,7 @@ def open_vocabulary(path: str) -> HuggingFaceVocabulary:
         prefix=prefix,
         suffix=suffix,
         pad_id=suffix[-1] if pad_id is None else pad_id,
+        unk_id=next((found for word in _UNKNOWN if (found := tokenizer.token_to_id(word)) is not None), None),
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
         sha256=digest,
     )

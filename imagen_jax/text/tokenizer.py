@@ -6,7 +6,7 @@ and <|endoftext|> after, BERT [CLS] and [SEP].
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import sentencepiece
 
@@ -16,6 +16,8 @@ from imagen_jax.text import hugging_face_tokenizer
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SPECIAL = 3
+# Of at most 4 bytes each: below the 4192 bytes of a sentence that SentencePiece's trainer takes.
+_PIECE_CHARACTERS = 1000
 
 BYTES = "bytes"
 HUGGING_FACE_FILE = "spiece.model"
@@ -34,6 +36,7 @@ class Tokenizer:
       prefix: ids before those of every caption.
       suffix: ids after them.
       pad_id: fills up shorter captions.
+      unk_id: what stands for text that it does not know; None: it knows all text.
       sha256: digest of the vocabulary.
 
     Raises:
@@ -44,17 +47,18 @@ class Tokenizer:
         self.prefix: tuple[int, ...] = ()
         self.suffix: tuple[int, ...] = (EOS_ID,)
         self.pad_id = PAD_ID
+        self.unk_id: int | None = UNK_ID
         spiece = os.path.join(path, HUGGING_FACE_FILE)
         if os.path.isdir(path) and not os.path.isfile(spiece) and hugging_face_tokenizer.is_vocabulary(path):
             found = hugging_face_tokenizer.open_vocabulary(path)
             self.prefix, self.suffix, self.pad_id = found.prefix, found.suffix, found.pad_id
-            self.sha256, self.vocab_size = found.sha256, found.vocab_size
+            self.sha256, self.vocab_size, self.unk_id = found.sha256, found.vocab_size, found.unk_id
             self._encode = lambda captions: [
                 one.ids for one in found.tokenizer.encode_batch(captions, add_special_tokens=False)
             ]
             return
         if path == BYTES:
-            self.sha256, self.vocab_size = BYTES, NUM_SPECIAL + 256
+            self.sha256, self.vocab_size, self.unk_id = BYTES, NUM_SPECIAL + 256, None
             self._encode = lambda captions: [[NUM_SPECIAL + byte for byte in one.encode()] for one in captions]
         else:
             path = spiece if os.path.isdir(path) else path
@@ -112,6 +116,23 @@ def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:
     return vocabulary
 
 
+def _short(caption: str) -> Iterator[str]:
+    """The caption in pieces, cut between words, that SentencePiece's trainer takes: it passes over longer sentences."""
+    if len(caption) <= _PIECE_CHARACTERS:
+        yield caption
+        return
+    piece = ""
+    for word in caption.split(" "):
+        for start in range(0, max(len(word), 1), _PIECE_CHARACTERS):
+            part = word[start : start + _PIECE_CHARACTERS]
+            if piece and len(piece) + len(part) >= _PIECE_CHARACTERS:
+                yield piece
+                piece = part
+            else:
+                piece = f"{piece} {part}" if piece else part
+    yield piece
+
+
 def train_sentencepiece(captions: Iterable[str], path: str, vocab_size: int) -> None:
     """Trains a byte-pair SentencePiece model on captions and writes it to `path`.
 
@@ -135,7 +156,7 @@ def train_sentencepiece(captions: Iterable[str], path: str, vocab_size: int) -> 
         for caption in captions:
             if caption.strip():
                 num_captions += 1
-                yield caption
+                yield from _short(caption)
 
     try:
         sentencepiece.SentencePieceTrainer.train(

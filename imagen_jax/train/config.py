@@ -1,9 +1,8 @@
 """Everything one training run is made of."""
 
 import dataclasses
-import os
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.data.config import DataConfig
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
@@ -62,8 +61,7 @@ class DistillConfig:
     weighting: Weighting = TruncatedSNRWeighting()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.teacher_dir, (str, os.PathLike)) or not self.teacher_dir:
-            raise UserError(f"distill.teacher_dir ({self.teacher_dir!r}) must be the run directory of a trained stage")
+        check_path("distill.teacher_dir", self.teacher_dir)
         check_count("distill.teacher_steps", self.teacher_steps)
         if self.guidance_weight is not None:
             check_guidance_weight(self.guidance_weight)
@@ -126,20 +124,23 @@ class TrainConfig:
         for name in COUNTS:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
-        kinds: dict[str, type | tuple[type, ...]] = {
+        kinds: dict[str, type] = {
             "stage": Stage,
             "data": DataConfig,
             "text": TextConfig,
             "optimizer": OptimizerConfig,
             "mesh": MeshConfig,
             "sampling": SamplingConfig,
-            "model_dir": (str, os.PathLike),
         }
         for name, kind in kinds.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
-                wanted = getattr(kind, "__name__", "a path")
+                wanted = kind.__name__
                 raise UserError(f"TrainConfig.{name} ({value!r}) must be {wanted}; in gin write @{wanted}()")
+        check_path("TrainConfig.model_dir", self.model_dir)
+        for name in ("resume", "init_from"):
+            if getattr(self, name) is not None:
+                check_path(f"TrainConfig.{name}", getattr(self, name))
         if self.distill is not None and not isinstance(self.distill, DistillConfig):
             raise UserError(f"TrainConfig.distill ({self.distill!r}) must be DistillConfig; in gin @DistillConfig()")
         if not 0 <= self.ema_decay < 1:

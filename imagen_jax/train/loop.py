@@ -26,6 +26,7 @@ from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
+from imagen_jax.errors import ended_at_once
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
@@ -34,7 +35,7 @@ from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window
 from imagen_jax.train.objective import Batch
-from imagen_jax.train.run_dir import describe_run
+from imagen_jax.train.run_dir import describe_run, only_trainer
 from imagen_jax.train.setup import TrainSetup, check_text, global_batches, null_text, open_data, start_state
 from imagen_jax.train.step import Metrics
 
@@ -170,25 +171,39 @@ def train(
       The last state.
 
     Raises:
-      UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss.
+      UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss; or another run trains there.
     """
-    checkpoints.remove_partial(config.model_dir)
     encoder = check_text(config)
     setup = TrainSetup.build(config)
+    with only_trainer(config.model_dir):
+        return _train(config, setup, encoder, operative_text, stop_at, hooks)
+
+
+def _train(
+    config: TrainConfig,
+    setup: TrainSetup,
+    encoder: TextEncoder,
+    operative_text: str,
+    stop_at: int | None,
+    hooks: Callable[[Run], Sequence[Hook]],
+) -> TrainState:
+    checkpoints.remove_partial(config.model_dir)
     state, position, origin = start_state(config, setup)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
     if start >= end:
         return state
-    batches = open_data(config, start, position, encoder)
+    batches = open_data(config, setup.mesh, start, position, encoder)
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     beside = companions(config, encoder, operative_text)
     null = null_text(config, encoder)
     setup = setup.with_null_text(null)
-    compiled, flops = setup.compile()
+    # With several processes SIGTERM is jax's own, which agrees with the others.
+    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+        compiled, flops = setup.compile(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
@@ -203,7 +218,7 @@ def train(
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
-            global_batches(iter(batches), setup.mesh),
+            global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
             hooks=HookList((MetricLines(writer), ShowProgress(progress), *extra)),

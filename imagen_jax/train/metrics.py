@@ -34,7 +34,7 @@ class Window:
     Args:
       step: updates done when the window opens.
       batch_size: rows of one update.
-      flops_per_step: FLOPs of one update over all devices.
+      flops_per_step: FLOPs that one update needs, over all devices.
       peak_flops: peak FLOP/s of all devices together, None where unknown.
       labels: the objective's `metrics`.
     """

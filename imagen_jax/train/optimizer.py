@@ -8,15 +8,24 @@ Adam (b1 0.9, b2 0.999, eps 1e-8): the paper found that Adafactor hurts their qu
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
-from imagen_jax.typing import Array, Float, Int
+from imagen_jax.typing import Array, Float, Int, PyTree
 
 NAMES = ("adafactor", "adam", "adamw")
 SCHEDULES = ("constant", "cosine")
+
+
+def decayed(params: PyTree) -> PyTree:
+    """True at the parameters that weight decay holds for: those named "kernel".
+
+    By name, not by rank: the scale of a norm in a scanned network has a second axis.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path[-1:]), params)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,7 @@ class OptimizerConfig:
       schedule: "constant" or "cosine" (to zero at `num_steps`).
       num_steps: step at which a cosine schedule reaches zero; belongs to "cosine" alone.
       b1, b2, eps: Adam's moments and denominator; Adafactor keeps optax's own.
-      weight_decay: decoupled decay, for "adamw" alone.
+      weight_decay: decoupled decay of the kernels, for "adamw" alone; norms and biases are not decayed.
       grad_clip_norm: largest global norm of the gradient; None does not clip (the paper names no clipping).
 
     Raises:
@@ -92,7 +101,9 @@ class OptimizerConfig:
         elif self.name == "adam":
             update = optax.adam(self.rate(), b1=self.b1, b2=self.b2, eps=self.eps)
         else:
-            update = optax.adamw(self.rate(), b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+            update = optax.adamw(
+                self.rate(), b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay, mask=decayed
+            )
         if self.grad_clip_norm is None:
             return update
         return optax.chain(optax.clip_by_global_norm(self.grad_clip_norm), update)

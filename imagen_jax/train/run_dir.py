@@ -1,10 +1,16 @@
 """Files of a run directory that are written before its first update."""
 
+import contextlib
+import fcntl
 import importlib.metadata
+import json
 import math
 import os
 import platform
+import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
+from imagen_jax.errors import UserError
 from imagen_jax.files import write_json, write_text
 
 PACKAGES = (
@@ -25,6 +32,54 @@ PACKAGES = (
     "tensorflow",
     "gin-config",
 )
+
+
+LOCK = "train.lock"
+
+
+@contextlib.contextmanager
+def only_trainer(model_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """A block in which this run, by its first process, is the only one that trains into a directory.
+
+    The system gives the lock back when the process ends, however it ends.
+
+    Raises:
+      UserError: another process trains there (named by host and process), or the directory cannot be written.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    try:
+        Path(model_dir).mkdir(parents=True, exist_ok=True)
+        file = (Path(model_dir) / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"model_dir {os.fspath(model_dir)!r} cannot be written ({error}); choose another") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{os.fspath(model_dir)!r} is being trained by {_owner(file.read())}; end that run first, or choose "
+                "another MODEL_DIR"
+            ) from error
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            # A run that is refused leaves nothing.
+            if os.listdir(model_dir) == [LOCK]:
+                shutil.rmtree(model_dir)
+
+
+def _owner(text: str) -> str:
+    try:
+        found = json.loads(text)
+        return f"process {found['process']} on host {found['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def num_parameters(state: TrainState) -> int:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trees import TrainState
-from imagen_jax.cost.flops import count_flops
+from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
@@ -99,12 +99,19 @@ class TrainSetup:
         """The same, with the null text that the stage's null_text names; None is zeros."""
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null))
 
-    def compile(self) -> tuple[jax.stages.Compiled, int]:
-        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch, and FLOPs of one update."""
+    def compile(self) -> jax.stages.Compiled:
+        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch."""
         step = jit_train_step(self.objective, self.settings, self.mesh, self.state)
         batch = abstract_batch(self.objective, self.batch_size, self.mesh)
-        args = (self.state, batch, self.objective.frozen_spec(self.mesh))
-        return step.lower(*args).compile(), count_flops(step, *args)
+        return step.lower(self.state, batch, self.objective.frozen_spec(self.mesh)).compile()
+
+    def model_flops(self) -> int:
+        """FLOPs that one update needs, over all devices: what recomputation repeats is not counted."""
+        objective = self.objective
+        batch = abstract_batch(objective, self.batch_size, self.mesh)
+        args = (self.state.params, objective.frozen_spec(self.mesh), batch, jax.eval_shape(lambda: jax.random.key(0)))
+        # The one conditional of a stage's loss is the first look of self-conditioning.
+        return model_flops(objective.loss, *args, taken=objective.stage.self_cond_rate)
 
     def load_frozen(self) -> PyTree:
         """The parameters that the step reads and nobody trains, e.g. a teacher's."""
@@ -158,8 +165,10 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
 
 
-def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, encoder: TextEncoder) -> BatchIterator:
-    """This process's batches from the one after `step` updates on.
+def open_data(
+    config: TrainConfig, mesh: Mesh, step: int, position: dict[str, Any] | None, encoder: TextEncoder
+) -> BatchIterator:
+    """This process's rows of the batches from the one after `step` updates on.
 
     Raises:
       UserError: the data order would not be the one the checkpoint was trained with.
@@ -169,8 +178,7 @@ def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, e
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=_own_rows(mesh, config.batch_size),
         encoder=encoder,
     )
     here = dict(batches.position())
@@ -187,11 +195,26 @@ def open_data(config: TrainConfig, step: int, position: dict[str, Any] | None, e
     return batches
 
 
-def global_batches(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-    """Host batches as global arrays, rows split over the mesh."""
+def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    placed = rules.batch_sharding(mesh).devices_indices_map((batch_size,))
+    return rules.rows_of_process(placed, batch_size, jax.process_index())
+
+
+def global_batches(
+    batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
+) -> Iterator[dict[str, jax.Array]]:
+    """Makes global arrays, rows split over the mesh, of the rows that this process has (`rules.rows_of_process`)."""
     sharding = rules.batch_sharding(mesh)
+    own = _own_rows(mesh, batch_size)
+    place = np.zeros(batch_size, np.int64)
+    place[own] = np.arange(len(own))
+
+    def array(rows: np.ndarray) -> jax.Array:
+        shape = (batch_size, *rows.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: rows[place[index[0]]])
+
     for batch in batches:
         # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.
         with jax.transfer_guard_host_to_device("allow"):
-            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+            arrays = {name: array(rows) for name, rows in batch.items()}
         yield arrays

@@ -59,9 +59,21 @@ def test_what_remat_repeats_is_no_work_of_the_model(remat):
     assert with_remat > 5 * 6 * once or remat == "none"
 
 
+def test_a_branch_counts_as_often_as_it_is_taken():
+    """A gradient through one matmul always, and a second, undifferentiated one in half of the cases."""
+
+    def loss(w, x, coin):
+        first = jax.lax.cond(coin, lambda: jax.lax.stop_gradient(x @ w), lambda: jnp.zeros_like(x))
+        return ((x + first) @ w).sum()
+
+    w, x, once = jnp.zeros((8, 8)), jnp.zeros((4, 8)), 2 * 4 * 8 * 8
+    for taken in (0.0, 0.5, 1.0):
+        assert model_flops(loss, w, x, True, taken=taken) == (2 + taken) * once
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"),
-    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("NVIDIA H200", 989.5e12), ("cpu", None)],
+    [("TPU v5 lite", 197e12), ("TPU v5", 459e12), ("TPU7x", 2307e12 / 2), ("NVIDIA H200", 989.5e12), ("cpu", None)],
 )
 def test_peaks(kind, expected):
     assert peak_flops(kind) == expected

@@ -1,11 +1,17 @@
 """A corpus is whole or absent, the same bytes every time, and names what it refused."""
 
+import io
 import json
 import re
+import signal
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.corpora import build_shapes
@@ -18,7 +24,8 @@ from imagen_jax.text.tokenizer import load_vocabulary
 
 
 def _example(key: str, level: int = 0, **fields) -> RawExample:
-    return RawExample(key=key, image=np.full((8, 8, 3), level, np.uint8), **{"caption": "a b", **fields})
+    pixels = np.full((8, 8, 3), level, np.uint8)
+    return RawExample(**{"key": key, "image": pixels, "caption": "a b", **fields})
 
 
 def _config(**fields) -> BuildConfig:
@@ -111,6 +118,65 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, source_of):
     ]  # fmt: skip
 
 
+def test_overwriting_deletes_nothing_outside_of_the_folder(tmp_path, source_of):
+    """The names in an old corpus.json may come from anyone."""
+    corpus, victim = tmp_path / "corpus", tmp_path / "victim.txt"
+    build_corpus(source_of([_example("a")]), corpus, _config())
+    victim.write_text("mine")
+    manifest = json.loads((corpus / "corpus.json").read_text())
+    shards = manifest["splits"]["train"]["shards"]
+    shards += [{**shards[0], "file": name} for name in ("../victim.txt", str(victim), "..", "", None)]
+    (corpus / "corpus.json").write_text(json.dumps(manifest))
+    build_corpus(source_of([_example("b")]), corpus, _config(image_size=2), overwrite=True)
+    assert victim.read_text() == "mine" and Corpus(corpus).num_examples("train") == 1
+
+
+def test_a_build_that_is_ended_leaves_nothing(tmp_path):
+    """SIGTERM in the middle of it: no folder of half-written shards."""
+    script = (
+        "import sys, time\n"
+        "from imagen_jax.data import sources\n"
+        "from imagen_jax.main import main\n"
+        "real = sources._rows_source\n"
+        "def slow(*args):\n"
+        "    source = real(*args)\n"
+        "    def part():\n"
+        "        yield from source.parts[0]()\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    return type(source)(parts=[part], num_examples=2, settings=source.settings)\n"
+        "sources._rows_source = slow\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    images, corpus = tmp_path / "images", tmp_path / "corpus"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "a.png")
+    (images / "a.txt").write_text("a cube")
+    words = ["build_corpus", f"--images={images}", f"--output={corpus}", "--image_size=8"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "begun\n"
+    child.send_signal(signal.SIGTERM)
+    _, told = child.communicate(timeout=30)
+    assert child.returncode == 143 and "ended by SIGTERM" in told and "Traceback" not in told
+    assert list(corpus.iterdir()) == []
+
+
+def test_a_repaired_image_is_kept_counted_and_named(tmp_path, source_of):
+    # Turned, and its XResolution a text.
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHHHHII", 0x0112, 3, 1, 6, 0, 0x011A, 2, 7, 38)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG", exif=broken + b"\0\0\0\0" + b"72 dpi\0")
+    report = build_corpus(source_of([_example("a"), _example("b", image=buffer.getvalue())]), tmp_path, _config())
+    assert (report.num_examples, report.num_rejected, report.num_repaired) == ({"train": 2}, 0, 1)
+    (line,) = (tmp_path / "repairs.jsonl").read_text().splitlines()
+    assert json.loads(line)["source"] == "b" and "EXIF data are broken" in json.loads(line)["reason"]
+    assert "repaired: 1 (repairs.jsonl)" in str(report)
+    again = build_corpus(source_of([_example("a"), _example("b", image=buffer.getvalue())]), tmp_path, _config())
+    assert again.reused and again.num_repaired == 1
+
+
 def test_an_unreadable_manifest_can_be_overwritten(tmp_path, source_of):
     (tmp_path / "corpus.json").write_text("{")
     with pytest.raises(UserError, match="is not valid JSON"):
@@ -170,6 +236,8 @@ def test_bad_settings_are_refused(tmp_path, source_of):
             _config(**{field: value})
     with pytest.raises(UserError, match="split 'a/b'"):
         build_corpus(source_of([_example("k", split="a/b")]), tmp_path, _config())
+    with pytest.raises(UserError, match=r"num_workers \(-1\) must be an integer >= 0"):
+        build_corpus(source_of([_example("k")]), tmp_path, _config(), num_workers=-1)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write into"):
         build_corpus(source_of([_example("k")]), tmp_path / "file", _config())

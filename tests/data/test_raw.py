@@ -1,6 +1,7 @@
 """Images of every mode become upright RGB squares; closed forms and TensorFlow's resize say which pixels."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from imagen_jax.data.raw import Prepared, RawExample, Rejection, prepare
-from imagen_jax.image_files import decode_image
+from imagen_jax.image_files import decode_and_tell, decode_image
 
 
 def _encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -69,6 +70,22 @@ def test_exif_rotation_is_applied(orientation, turn):
     exif[0x0112] = orientation
     decoded = decode_image(_encoded(Image.fromarray(pixels), "PNG", exif=exif))
     assert np.array_equal(np.asarray(decoded), np.rot90(pixels, turn))
+
+
+@pytest.mark.parametrize(("tag", "value"), [(0x011A, "72 dpi"), (0x0132, 3.5)], ids=["XResolution", "DateTime"])
+def test_broken_exif_leaves_the_pixels_as_they_lie(tag, value):
+    """A rotated picture one of whose other tags has a wrong type: its pixels are good."""
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
+    # Two entries: turned, and one of text or of a double where a fraction or text belongs.
+    content = b"72 dpi\0" if isinstance(value, str) else struct.pack("<d", value)
+    kind = 2 if isinstance(value, str) else 12
+    data = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    data += struct.pack("<HHII", tag, kind, len(content) if kind == 2 else 1, 38) + b"\0\0\0\0" + content
+    encoded = _encoded(Image.fromarray(pixels), "PNG", exif=data)
+    decoded, problem = decode_and_tell(encoded)
+    assert "EXIF data are broken" in problem and np.array_equal(np.asarray(decoded), pixels)
+    prepared = prepare(RawExample(key="k", image=encoded, caption="c"), 2, 1)
+    assert isinstance(prepared, Prepared) and prepared.repair == problem
 
 
 def test_first_frame_of_an_animation():

@@ -19,6 +19,7 @@ from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.sources import folder_source, list_source, shapes_source, task_source
 from imagen_jax.errors import UserError
+from imagen_jax.image_files import decode_image
 
 
 def _image(path: Path, level: int = 0) -> None:
@@ -93,6 +94,138 @@ def test_list_rows_without_image_or_caption_are_refused(tmp_path):
     found = _all(list_source(_write_list(tmp_path / "list.parquet", rows)))
     assert [type(one) for one in found] == [Rejection, Rejection, RawExample]
     assert [one.source for one in found[:2]] == ["list.parquet row 1", "list.parquet row 2"]
+
+
+def _pairs(source: Source) -> list[tuple[str, str]]:
+    """(key, caption) of what is accepted, (where, reason) of what is not."""
+    return [(one.source, one.reason) if isinstance(one, Rejection) else (one.key, one.caption) for one in _all(source)]
+
+
+def test_csv_rows_of_another_length_are_refused_and_counted(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        'image,caption\na.png,a red cube, on a table\n\nb.png\nc.png,"a ring, a cube"\n'
+        'd.png,"of\ntwo lines"\ne.png,x,\n'
+    )
+    found = _pairs(list_source(tmp_path / "list.csv"))
+    assert found[2:4] == [("c.png", "a ring, a cube"), ("d.png", "of\ntwo lines")]
+    assert [where for where, _ in (*found[:2], found[4])] == [f"list.csv line {line}" for line in (2, 4, 8)]
+    assert "3 fields, the header has 2; put a text with commas in quotes" in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('image,caption\na.png,x\nb.png,"a red cube\nc.png,y\nd.png,z\n', 3),
+        ('image,caption\nb.png,"a red cube\nc.png,y\nd.png,"z"\n', 2),
+        ('image,caption\na.png,"x"y\n', 2),
+        # Longer than csv's own limit, which is no mistake, and far longer.
+        (f"image,caption\na.png,x\nb.png,{'x' * (1 << 24)}y\n", 3),
+    ],
+    ids=["never closed", "closed in another row", "text after a quotation mark", "too long"],
+)
+def test_csv_that_cannot_be_read_on_names_the_row_it_began_in(tmp_path, text, line):
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(UserError, match=f"in the row that begins at line {line}: "):
+        list_source(tmp_path / "list.csv")
+    assert csv.field_size_limit() == 131072
+
+
+def test_a_long_caption_is_whole(tmp_path):
+    long = "x" * 200_000
+    (tmp_path / "list.csv").write_text(f"image,caption\na.png,{long}\n")
+    assert _pairs(list_source(tmp_path / "list.csv")) == [("a.png", long)]
+
+
+def test_a_json_row_without_a_caption_is_refused_by_its_line(tmp_path):
+    (tmp_path / "list.jsonl").write_text(
+        '{"image": "a.png", "caption": "a"}\n\n{"image": "b.png"}\n{"image": 3, "caption": "c"}\n'
+    )
+    found = _pairs(list_source(tmp_path / "list.jsonl"))
+    assert found == [("a.png", "a"), ("list.jsonl line 3", "no caption"), ("list.jsonl line 4", "no image path")]
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UserError, match="line 1 is not JSON"):
+        list_source(tmp_path / "deep.jsonl")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "struct of bytes alone"])
+def test_parquet_may_hold_the_images_themselves(tmp_path, kind):
+    files = []
+    for level in (10, 20, 30, 40):
+        _image(tmp_path / "image.png", level)
+        files.append((tmp_path / "image.png").read_bytes())
+    _image(tmp_path / "beside.png", 50)
+    rows: list[dict] = [{"image": file, "caption": f"number {i}"} for i, file in enumerate(files)]
+    keys = [f"list-{number:08d}" for number in range(1, 5)]
+    if kind != "bytes":
+        rows = [{**row, "image": {"bytes": row["image"]}} for row in rows]
+    if kind == "struct":
+        keys = ["a.png", "b.png", "b.png#1", "beside.png"]
+        rows[3]["image"]["bytes"] = None
+        for row, name in zip(rows, ("a.png", "b.png", "b.png", "beside.png"), strict=True):
+            row["image"]["path"] = name
+    rows.append({"image": None, "caption": "nothing"})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "list.parquet", row_group_size=2)
+    found = _all(list_source(tmp_path / "list.parquet"))
+    assert [one.key for one in found[:4]] == keys and [one.caption for one in found[:4]] == [
+        f"number {i}" for i in range(4)
+    ]
+    assert isinstance(found[4], Rejection) and "neither bytes nor a path" in found[4].reason
+    report = build_corpus(
+        list_source(tmp_path / "list.parquet"),
+        tmp_path / "corpus",
+        BuildConfig(name="mine", image_size=8),
+        num_workers=2,
+    )
+    assert report.num_examples == {"train": 4} and report.num_rejected == 1
+    levels = [decode_image(record.image).getpixel((0, 0))[0] for record in Corpus(tmp_path / "corpus").records("train")]
+    assert levels == [10, 20, 30, 50 if kind == "struct" else 40]
+
+
+def test_folders_behind_links_are_read_and_circles_end(tmp_path):
+    _image(tmp_path / "elsewhere" / "far.png")
+    (tmp_path / "elsewhere" / "far.txt").write_text("far")
+    (tmp_path / "root" / "inner").mkdir(parents=True)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "inner" / "up").symlink_to(tmp_path / "root")
+    # Two folders that link to each other.
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "root")
+    found = _pairs(folder_source(tmp_path / "root"))
+    assert ("link/far.png", "far") in found
+    assert {where for where, reason in found if "a link to a folder that it lies in" in reason} == {
+        "inner/up",
+        "link/back",
+    }
+
+
+def test_every_kind_of_image_is_read_or_counted(tmp_path):
+    for suffix in (".jfif", ".jpe", ".jp2", ".avif", ".webp", ".ppm"):
+        _image(tmp_path / f"image{suffix}")
+    for suffix in (".heic", ".svg"):
+        (tmp_path / f"other{suffix}").write_bytes(b"unknown")
+    for name in ("image", "other"):
+        (tmp_path / f"{name}.txt").write_text("a cube")
+    found = _all(folder_source(tmp_path))
+    assert len(found) == 8
+    report = build_corpus(folder_source(tmp_path), tmp_path / "corpus", BuildConfig(name="mine", image_size=8))
+    assert (report.num_examples, report.num_rejected) == ({"train": 6}, 2)
+
+
+def test_a_name_that_is_no_text_is_refused_and_counted(tmp_path):
+    _image(tmp_path / "good.png")
+    (tmp_path / "good.txt").write_text("a cube")
+    os.rename(tmp_path / "good.png", os.path.join(os.fsencode(tmp_path), b"bad\xff.png"))
+    _image(tmp_path / "good.png")
+    report = build_corpus(folder_source(tmp_path), tmp_path / "corpus", BuildConfig(name="mine", image_size=8))
+    assert (report.num_examples, report.num_rejected) == ({"train": 1}, 1)
+    assert "not UTF-8" in (tmp_path / "corpus" / "rejects.jsonl").read_text()
+
+
+def test_addresses_are_no_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for make in (folder_source, list_source, Corpus):
+        with pytest.raises(UserError, match="begins with gs:/, and only paths of this machine"):
+            make("gs://bucket/x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unusable_lists(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagen_jax.diffusion import losses, process
-from imagen_jax.diffusion.schedules import CosineSchedule, DiscreteSchedule, Schedule
+from imagen_jax.diffusion.schedules import CosineSchedule, DiscreteSchedule, FlowSchedule, LinearSchedule, Schedule
 from imagen_jax.errors import UserError
 
 LOG_SNRS = np.linspace(-9.0, 9.0, 13)
@@ -134,6 +134,51 @@ def test_the_last_step_is_the_likelihood_of_pixels() -> None:
     with jax.enable_x64(True):
         got = bound(x0, x0_hat, fraction, np.array([0.001]), schedule)
     np.testing.assert_allclose(got[0], -np.mean(np.log2(masses)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num", [250, 500, 4000])
+def test_the_bound_has_the_steps_of_its_schedule(num: int) -> None:
+    """Term of entry k from the table's betas, and the likelihood at entry 1: as many steps as the table has entries."""
+    schedule, entry = DiscreteSchedule(betas="linear", num_timesteps=num), num // 3
+    betas = np.linspace(0.1, 20.0, num) / num
+    alpha2 = np.cumprod(1 - betas)
+    beta, alpha2_t, alpha2_s = betas[entry - 1], alpha2[entry - 1], alpha2[entry - 2]
+    beta_tilde = (1 - alpha2_s) / (1 - alpha2_t) * beta
+    x0, x0_hat, fraction = np.array([[0.3, -0.8]]), np.array([[0.1, -0.7]]), 0.4
+    variance = beta**fraction * beta_tilde ** (1 - fraction)
+    difference = np.sqrt(alpha2_s) * beta / (1 - alpha2_t) * (x0 - x0_hat)
+    divergence = 0.5 * (np.log(variance / beta_tilde) + (beta_tilde + difference**2) / variance - 1)
+    small = betas[0] / (1 - alpha2[1]) * betas[1]
+    pixel = NormalDist(x0_hat[0, 0], np.sqrt(betas[0] ** fraction * small ** (1 - fraction)))
+    mass = max(pixel.cdf(x0[0, 0] + 1 / 255) - pixel.cdf(x0[0, 0] - 1 / 255), 1e-12)
+    with jax.enable_x64(True):
+        got = bound(x0, x0_hat, fraction, np.array([entry / num]), schedule)
+        last = bound(x0[:, :1], x0_hat[:, :1], fraction, np.array([1 / num]), schedule)
+    np.testing.assert_allclose(got, divergence.mean(1) / np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(last, -np.log2(mass), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        DiscreteSchedule(num_timesteps=250),
+        DiscreteSchedule(num_timesteps=4000),
+        # Clipped at the first two of a thousand times: log-SNR 12.9 and 11.5.
+        CosineSchedule(max_log_snr=5.0),
+        LinearSchedule(max_log_snr=1.0),
+        FlowSchedule(max_log_snr=80.0),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("t", [1e-6, 0.0005, 0.001, 0.002, 0.004, 0.3, 1.0])
+def test_its_gradient_is_finite_at_every_time(schedule: Schedule, t: float) -> None:
+    x0, x0_hat, fraction = np.random.default_rng(1).uniform(-1, 1, size=(3, 2, 4, 4, 3)).astype(np.float32)
+
+    def total(share: jax.Array) -> jax.Array:
+        return losses.variational_bound(jnp.asarray(x0), jnp.asarray(x0_hat), share, jnp.full(2, t), schedule).sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(3 * fraction))
+    assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.01), (-0.999, 0.2), (1.3, 0.05), (0.0, 2.0)])

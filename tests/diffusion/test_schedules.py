@@ -37,6 +37,18 @@ def test_cosine_alpha_is_a_cosine() -> None:
     np.testing.assert_allclose(alpha, np.cos(np.pi * TIMES / 2), atol=2e-6)
 
 
+@pytest.mark.parametrize(("limit", "shift"), [(20.0, 0.0), (34.0, 0.0), (80.0, 0.0), (20.0, 20.0), (40.0, -30.0)])
+def test_cosine_is_exact_near_both_ends(limit: float, shift: float) -> None:
+    times = np.array([0.0, 1e-30, 1e-7, 1e-4, 0.3, 0.5, 0.7, 0.9999, 1 - 2**-20, 1 - 2**-24, 1.0], np.float32)
+    exact = times.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        # cot(pi/2 - a) = tan(a): exact from either end.
+        nearer = np.where(exact <= 0.5, exact, 1 - exact)
+        value = np.where(exact <= 0.5, -1, 1) * 2 * np.log(np.tan(np.pi / 2 * nearer)) + shift
+    got = log_snrs(CosineSchedule(max_log_snr=limit, shift=shift), times)
+    np.testing.assert_allclose(got, np.clip(value, -limit, limit), atol=1e-4)
+
+
 def test_linear_is_the_limit_of_a_thousand_betas() -> None:
     # alpha² of the discrete schedule with ever more steps, betas scaled so that their sum stays the same.
     num = 2_000_000

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from imagen_jax.diffusion.schedules import CosineSchedule, DiscreteSchedule
-from imagen_jax.diffusion.time_grids import RespacedGrid, UniformGrid, check_steps
+from imagen_jax.diffusion.guidance import ConstantGuidance
+from imagen_jax.diffusion.schedules import CosineSchedule, DiscreteSchedule, EDMSchedule
+from imagen_jax.diffusion.time_grids import EDMGrid, RespacedGrid, UniformGrid, check_steps
 from imagen_jax.errors import UserError
+from imagen_jax.stage.steps import make_step_table
 
 # diffusers 0.42, pipelines/deepfloyd_if/timesteps.py, and how many there are in each section.
 SMART27 = """999 976 952 928 905 882 858 857 810 762 715 714 572 429 428 286 285 238 190 143 142 118 95 71 47 24 0"""
@@ -46,6 +48,18 @@ def test_a_section_of_every_time_is_every_time() -> None:
 
 def test_uniform_times() -> None:
     np.testing.assert_allclose(UniformGrid().times(4), [1.0, 0.75, 0.5, 0.25, 0.0], atol=1e-15)
+
+
+@pytest.mark.parametrize("num", [2, 9, 18])
+def test_edm_times_are_edms(num: int) -> None:
+    """sigma_i of arXiv 2206.00364, eq. 5: from sigma_max down to sigma_min, which the last call sees."""
+    i = np.arange(num)
+    sigmas = (80 ** (1 / 7) + i / (num - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    weights = ConstantGuidance()
+    table = make_step_table(EDMSchedule(), EDMGrid(), num, 1.0, weights)
+    np.testing.assert_allclose(np.exp(-table.log_snr_t / 2), sigmas, rtol=1e-4)
+    np.testing.assert_allclose(np.exp(-table.log_snr_s[:-1] / 2), sigmas[1:], rtol=1e-4)
+    np.testing.assert_allclose(EDMGrid().times(3, 0.5), [0.5, 0.25, 0.0, 0.0], atol=1e-15)
 
 
 def test_no_call_lies_before_the_last_time() -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -157,7 +158,11 @@ def test_an_image_that_changed_is_not_taken_for_the_old_one(root: Path, files: P
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--guidance_weight", "-1"), "guidance_weight (-1.0) must be >= 0"),
+        (("--guidance_weight", "-1"), "guidance_weight (-1.0) must be in [0, 1e+06]"),
+        (("--guidance_weight", "inf"), "guidance_weight (inf) must be in [0, 1e+06]"),
+        (("--guidance_weight", "1e39"), "guidance_weight (1e+39) must be in"),
+        (("--batch_size", "0"), "--batch_size (0) must be an integer >= 1"),
+        (("--output", "gs://bucket/x"), "begins with gs:/"),
         (("--percentile", "0.995"), "the scale is 0-100"),
         (("--size", "60x64"), "height (60) must be a multiple of 8"),
         (("--mode", "inpaint"), "needs --mask"),
@@ -195,6 +200,58 @@ def test_long_captions_are_told(root: Path, tmp_path: Path, capsys) -> None:
     assert _sample(root, tmp_path / "out", "--stage", "base", "a red cube", "a red cube " * 40) == 0
     told = capsys.readouterr().err
     assert "1 of 2 prompts are longer than the 24 tokens" in told and "'a red cube a red cube" in told
+    # Only the beginning of it.
+    assert "red cube " * 20 not in told and "characters" not in told
+
+
+def test_lost_parts_of_prompts_are_told(root: Path, tmp_path: Path, capsys) -> None:
+    words = ("--stage", "base", "--negative_prompt", "a blue ring " * 40, "a red cube \N{SNOWMAN}", "a red cube")
+    assert _sample(root, tmp_path / "out", *words) == 0
+    told = capsys.readouterr().err
+    assert "2 of 2 negative prompts are longer than the 24 tokens" in told
+    assert "1 of 2 prompts hold characters that the vocabulary does not know" in told and "\N{SNOWMAN}" in told
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(root: Path, tmp_path: Path) -> None:
+    for name, mark in (("plain", b""), ("marked", b"\xef\xbb\xbf")):
+        (tmp_path / name).write_bytes(mark + b"a red cube\r\na blue ring\r\n")
+        assert _sample(root, tmp_path / f"{name}_out", "--stage", "base", "--prompts_file", str(tmp_path / name)) == 0
+    for number in ("00000.png", "00001.png"):
+        with Image.open(tmp_path / "plain_out" / number) as one, Image.open(tmp_path / "marked_out" / number) as other:
+            assert one.text == other.text
+            np.testing.assert_array_equal(one, other)
+
+
+def test_pictures_that_are_no_numbers_are_an_error(root: Path) -> None:
+    cascade = Cascade.load(str(root))
+    real = cascade.stages[0].weights.on_devices
+
+    class Damaged:
+        def on_devices(self, stage, mesh):
+            return jax.tree.map(lambda leaf: leaf * jnp.nan, real(stage, mesh))
+
+        def release(self):
+            """Nothing to release."""
+
+    stages = (dataclasses.replace(cascade.stages[0], weights=Damaged()), *cascade.stages[1:])
+    with pytest.raises(UserError, match=r"stage 'base' drew pictures that are no numbers \(NaN\)"):
+        dataclasses.replace(cascade, stages=stages).sample(["a red cube"])
+
+
+def test_a_folder_may_have_a_dot_in_its_name(root: Path, tmp_path: Path) -> None:
+    assert _sample(root, tmp_path / "run.png", "a red cube") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.png", "run.png.png"]
+    assert sorted(path.name for path in (tmp_path / "run.png").iterdir()) == ["00000.png", "00000_base.png"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(
+    root: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(Cascade, "stream", lambda *_, **__: pytest.fail("drawn"))
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert _sample(root, out, "a red cube") == 2
+        assert "cannot be written" in one_error(capsys)
 
 
 def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:

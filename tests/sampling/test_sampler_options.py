@@ -112,6 +112,14 @@ def test_self_conditioning_hands_the_last_estimate_on() -> None:
         np.testing.assert_allclose(drawn, 1 - 0.5**calls, atol=1e-6)
 
 
+def test_self_conditioning_is_given_estimates_as_training_clips_them() -> None:
+    """x0_hat = 1.5 - 3/4 of the last, without thresholding: the second look sees 1, not 1.5, and gives 0.75."""
+    seen = Told(lambda z_t, log_snr, cond: 1.5 - 0.75 * cond.self_cond)
+    stage = dataclasses.replace(BASE, model=seen, prediction="x0", self_cond_rate=0.5)
+    drawn = _draw(stage, dataclasses.replace(PLAIN, num_steps=2, thresholding="none"), 2)
+    np.testing.assert_allclose(drawn, 0.75, atol=1e-6)
+
+
 @pytest.mark.parametrize(("output", "gamma"), [(-1.0, 0.0), (1.0, 1.0), (0.0, 0.5)])
 def test_a_learned_variance_decides_between_the_bounds(output: float, gamma: float) -> None:
     def eps(z_t, log_snr, cond):

@@ -1,14 +1,25 @@
 """Which dimension is sharded, and how batches divide."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from imagen_jax.errors import UserError
-from imagen_jax.sharding.mesh import MeshConfig
-from imagen_jax.sharding.rules import param_shardings, partition_spec, per_device_batch, unbox
+from imagen_jax.sharding.mesh import AXES, MeshConfig
+from imagen_jax.sharding.rules import (
+    batch_sharding,
+    param_shardings,
+    partition_spec,
+    per_device_batch,
+    rows_of_process,
+    unbox,
+)
 
 CONV = ("conv_h", "conv_w", "conv_in", "conv_out")
 
@@ -29,6 +40,38 @@ CONV = ("conv_h", "conv_w", "conv_in", "conv_out")
 )
 def test_specs(names, shape, expected):
     assert partition_spec(names, shape, MeshConfig(data=2, fsdp=2, tensor=2).build()) == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A device that says which process it belongs to."""
+
+    id: int
+    process_index: int
+
+
+@pytest.mark.parametrize(
+    ("config", "process_of", "expected"),
+    [
+        # Two hosts of four devices, one row a device.
+        (MeshConfig(data=8), [0, 0, 0, 0, 1, 1, 1, 1], {0: [0, 1, 2, 3], 1: [4, 5, 6, 7]}),
+        # The same, the devices of a host no neighbours.
+        (MeshConfig(data=8), [0, 1, 1, 0, 0, 0, 1, 1], {0: [0, 3, 4, 5], 1: [1, 2, 6, 7]}),
+        # tensor spans both hosts: each row lies on both.
+        (MeshConfig(data=1, tensor=8), [0, 0, 0, 0, 1, 1, 1, 1], {0: list(range(8)), 1: list(range(8))}),
+        # Four hosts of two devices, pairs of them share rows.
+        (MeshConfig(data=2, tensor=4), [0, 0, 1, 1, 2, 2, 3, 3], {0: [0, 1, 2, 3], 1: [0, 1, 2, 3], 3: [4, 5, 6, 7]}),
+        (MeshConfig(data=2, tensor=4), [0, 1, 0, 1, 0, 1, 0, 1], {0: list(range(8)), 1: list(range(8))}),
+    ],
+)
+def test_a_process_has_the_rows_of_its_devices(config, process_of, expected):
+    mesh = Mesh(np.asarray(jax.devices()).reshape(config.shape(8)), AXES)
+    placed = {
+        Device(device.id, process_of[device.id]): index
+        for device, index in batch_sharding(mesh).devices_indices_map((8,)).items()
+    }
+    for process, rows in expected.items():
+        assert rows_of_process(placed, 8, process).tolist() == rows
 
 
 def test_axes_of_size_one_shard_nothing():

@@ -38,6 +38,14 @@ def test_training_is_deterministic_quiet_and_leaves_one_file(tmp_path: pathlib.P
     assert load_vocabulary(str(tmp_path / "a")).vocab_size() == 128
 
 
+def test_words_of_a_very_long_caption_are_known(tmp_path: pathlib.Path) -> None:
+    """SentencePiece's trainer passes over sentences of more than 4192 bytes."""
+    long = " ".join(["a red cube"] * 600) + " zyx " + "\N{SNOWMAN}" * 3000
+    train_sentencepiece(["a blue ring", long], str(tmp_path / "v.model"), 128)
+    vocabulary = load_vocabulary(str(tmp_path / "v.model"))
+    assert vocabulary.unk_id() not in vocabulary.encode("zyx cube \N{SNOWMAN}")
+
+
 @pytest.mark.parametrize(
     ("captions", "vocab_size", "message"),
     [

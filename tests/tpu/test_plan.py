@@ -10,6 +10,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.planning.plan import PlanOptions, plan, run
 from imagen_jax.planning.text import plan_text
 from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.sharding.rules import batch_sharding, rows_of_process
 from tests.planning.test_plan import KEYS, tiny_flops
 from tests.train.tiny_run import tiny_config
 
@@ -57,3 +58,23 @@ def test_groups_of_eight_fit_every_slice(name):
     if len(devices) % 8 == 0:
         mesh = MeshConfig(fsdp=8).build(devices)
         assert mesh.shape["fsdp"] == 8 and len({device.id for device in mesh.devices.flat}) == len(devices)
+
+
+@pytest.mark.parametrize("name", ["v4-64", "v4-512", "v5e-16", "v5e-256"])
+def test_hosts_of_a_slice_read_the_rows_of_their_chips(name):
+    """With tensor 4 the torus lays a row over chips of several hosts: each of them reads it, and no row is left out."""
+    devices = topologies.devices(name)
+    mesh = MeshConfig(tensor=4).build(devices)
+    batch_size = len(devices) // 2
+    placed = batch_sharding(mesh).devices_indices_map((batch_size,))
+    for process in {device.process_index for device in devices}:
+        rows = rows_of_process(placed, batch_size, process).tolist()
+        held = [row for (row, *_), chips in _rows(mesh, batch_size) if any(c.process_index == process for c in chips)]
+        assert rows == sorted(row for start in held for row in (start, start + 1))
+
+
+def _rows(mesh, batch_size):
+    """First row of each group of mesh neighbours that share rows, and their chips: by the mesh alone."""
+    groups = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    each = batch_size // len(groups)
+    return [(range(number * each, (number + 1) * each), list(chips)) for number, chips in enumerate(groups)]

@@ -87,7 +87,7 @@ def test_the_loop_trains_a_regression_to_the_least_squares_solution(accumulate_s
     state, reason = update_loop(
         lambda state, batch: compiled(state, batch, frozen),
         fresh(),
-        global_batches(rows, mesh),
+        global_batches(rows, mesh, ROWS),
         period=Period(end=300, log_every=100, save_every=150),
         window=Window(0, ROWS, 1, None, objective.metrics),
         hooks=hook,

@@ -1,5 +1,6 @@
 """Optimizers against their published update rules, written in float64 numpy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,20 +8,21 @@ import optax
 import pytest
 
 from imagen_jax.errors import UserError
-from imagen_jax.train.optimizer import OptimizerConfig
+from imagen_jax.train.optimizer import OptimizerConfig, decayed
+from tests import tiny
 
 GRADS = np.random.default_rng(0).normal(size=(6, 5))
 START = np.linspace(-1, 1, 5)
 
 
-def run(config: OptimizerConfig, grads: np.ndarray) -> np.ndarray:
+def run(config: OptimizerConfig, grads: np.ndarray, name: str = "kernel") -> np.ndarray:
     optimizer = config.build()
-    params = jnp.asarray(START, jnp.float32)
+    params = {name: jnp.asarray(START, jnp.float32)}
     state = optimizer.init(params)
     for grad in grads:
-        updates, state = optimizer.update(jnp.asarray(grad, jnp.float32), state, params)
+        updates, state = optimizer.update({name: jnp.asarray(grad, jnp.float32)}, state, params)
         params = optax.apply_updates(params, updates)
-    return np.asarray(params)
+    return np.asarray(params[name])
 
 
 def adam_by_hand(grads: np.ndarray, rates: list[float], decay: float = 0.0) -> np.ndarray:
@@ -38,9 +40,20 @@ def test_adam_with_warmup_follows_the_paper_of_adam():
     np.testing.assert_allclose(run(config, GRADS), adam_by_hand(GRADS, rates), rtol=1e-5)
 
 
-def test_adamw_decays_the_parameters_by_rate_times_decay():
+@pytest.mark.parametrize(("name", "decay"), [("kernel", 0.3), ("bias", 0.0), ("scale", 0.0)])
+def test_adamw_decays_kernels_by_rate_times_decay(name, decay):
     config = OptimizerConfig(name="adamw", learning_rate=0.1, warmup_steps=0, weight_decay=0.3)
-    np.testing.assert_allclose(run(config, GRADS), adam_by_hand(GRADS, [0.1] * 6, 0.3), rtol=1e-5, atol=1e-6)
+    expected = adam_by_hand(GRADS, [0.1] * 6, decay)
+    np.testing.assert_allclose(run(config, GRADS, name), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_decays_are_the_kernels_of_a_network():
+    """By name: norms and biases of a scanned network have a second axis, and a convolution's kernel has four."""
+    params = nn.unbox(jax.eval_shape(tiny.SR.init, jax.random.key(0)))
+    marks = jax.tree_util.tree_leaves_with_path(decayed(params))
+    names = {(path[-1].key, mark) for path, mark in marks}
+    assert {name for name, mark in names if mark} == {"kernel"}
+    assert {"bias", "scale"} <= {name for name, mark in names if not mark}
 
 
 def test_clipping_scales_the_gradient_to_the_global_norm():

@@ -92,7 +92,7 @@ class TinyBatches(BatchIterator):
     steps_read: ClassVar[list[int]] = []
     poison_step: ClassVar[int | None] = None
 
-    def __init__(self, config, *, batch_size, seed, start_step, process_index=0, process_count=1, encoder=None):
+    def __init__(self, config, *, batch_size, seed, start_step, rows=None, encoder=None):
         self._seed, self._step, self._num = seed, start_step, batch_size
 
     def __iter__(self):

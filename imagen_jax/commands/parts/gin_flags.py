@@ -1,10 +1,12 @@
 """Flags of the modes that gin files configure, and the config that they describe; gin loads only when one runs."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from imagen_jax.commands.parts.command import GinCommand
+from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
 
 GIN_FLAGS = """\
@@ -17,7 +19,12 @@ GIN_FLAGS = """\
 def add_gin_flags(sub: argparse.ArgumentParser) -> None:
     """Adds --gin_file and --gin_search_paths."""
     sub.add_argument(
-        "--gin_file", action="append", default=[], metavar="FILE", help="gin file; repeatable, later ones win"
+        "--gin_file",
+        type=user_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="gin file; repeatable, later ones win",
     )
     sub.add_argument(
         "--gin_search_paths",
@@ -59,7 +66,7 @@ def load_gin(command: GinCommand, args: argparse.Namespace, bindings: Sequence[s
         raise UserError(f"{command.name} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
     from imagen_jax import gin_config
 
-    search_paths = [path for word in args.gin_search_paths for path in word.split(",")]
+    search_paths = [os.path.expanduser(folder) for word in args.gin_search_paths for folder in word.split(",")]
     return gin_config.load_with_operative(
         command.config_class(), args.gin_file, bindings, search_paths, command.open_paths
     )

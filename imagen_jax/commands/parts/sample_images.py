@@ -9,7 +9,7 @@ from PIL import Image
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import SETTINGS, Cascade
-from imagen_jax.sampling.images import fitted, fitted_mask, is_transparent, read_image, read_mask
+from imagen_jax.sampling.images import broken_part, fitted, fitted_mask, is_transparent, read_image, read_mask
 from imagen_jax.sampling.loading import size_unit, stage_sizes
 
 # The setting of `Cascade.job` that each flag of a mode is.
@@ -45,6 +45,8 @@ def images_and_settings(
     if options.image is None:
         return None, settings
     image = read_image(options.image)
+    if problem := broken_part(options.image):
+        print(f"{options.image}: {problem}")
     if is_transparent(options.image):
         print(f"{options.image} is partly transparent and is put on white")
     size = _nearest_size(cascade, options.mode, image, options.size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 MODES = ("text", "image_to_image", "inpaint", "outpaint", "vary", "upscale")
@@ -77,8 +78,7 @@ class SampleOptions:
         ):
             if value is not None and value not in choices:
                 raise UserError(f"--{name} ({value!r}) must be one of {', '.join(choices)}")
-        if self.batch_size < 1:
-            raise UserError(f"--batch_size ({self.batch_size}) must be at least 1")
+        check_count("--batch_size", self.batch_size)
         if self.tile_overlap is not None and self.tile_size is None:
             raise UserError("--tile_overlap needs --tile_size")
 

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,9 +46,10 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
         {"prompt": caption, "index": i, "seed": int(seed), **told}
         for i, (caption, seed) in enumerate(zip(captions, seeds, strict=True))
     ]
-    output = options.output
+    output = options.output.rstrip("/") or "/"
     paths = [os.path.join(output, f"{i:05d}.png") for i in range(len(captions))]
-    sheet_path = output.rstrip("/") + ".png"
+    sheet_path = output + ".png"
+    _check_writable(output)
     done = set() if options.overwrite else _already_drawn(paths, infos, sheet_path)
     rows = [i for i in range(len(captions)) if i not in done]
     if done:
@@ -57,13 +59,30 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
         for chosen, drawn in stream:
             for place, i in enumerate(chosen):
                 for name, part in zip(cascade.names[:-1], drawn[:-1], strict=True):
-                    write_png(paths[i].replace(".png", f"_{name}.png"), part[place], infos[i])
+                    write_png(f"{paths[i].removesuffix('.png')}_{name}.png", part[place], infos[i])
                 # Last, because it is by this one that an image counts as drawn.
                 write_png(paths[i], drawn[-1][place], infos[i])
     sheet_info = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.seed, **told}
     _write_sheet(sheet_path, paths[:MAX_SHOWN], sheet_info)
     number = "1 image" if len(captions) == 1 else f"{len(captions)} images"
     print(f"{number} in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
+
+
+def _check_writable(folder: str) -> None:
+    """Writes a file for a moment where the pictures will be, before anything is drawn; the folder is made with them.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    places = {os.path.abspath(folder), os.path.dirname(os.path.abspath(folder))}
+    try:
+        for place in places:
+            while not os.path.lexists(place):
+                place = os.path.dirname(place)
+            with tempfile.TemporaryFile(dir=place):
+                pass
+    except OSError as error:
+        raise UserError(f"--output={folder} cannot be written ({error}); choose another folder") from error
 
 
 def _job(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> tuple[Cascade, Request]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json
 from imagen_jax.progress import Progress
@@ -71,9 +71,7 @@ class CacheConfig:
         if not isinstance(self.text, TextConfig):
             raise UserError(f"CacheConfig.text must be a TextConfig; got {self.text!r}")
         for name in ("corpus_dir", "store_dir"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise UserError(f"CacheConfig.{name} must be a directory name; got {value!r}")
+            check_path(f"CacheConfig.{name}", getattr(self, name))
         if self.dtype not in STORE_DTYPES:
             raise UserError(
                 f"CacheConfig.dtype must be one of {tuple(STORE_DTYPES)}; got {self.dtype!r} ({NO_FLOAT16})"

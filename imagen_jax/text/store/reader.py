@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
+from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json
 from imagen_jax.text.store.format import (
@@ -80,6 +81,7 @@ class EmbeddingStore:
         Raises:
           UserError: there is no finished store, or a file is missing or of another size.
         """
+        check_path("the embedding store", directory)
         path = os.path.join(directory, HEADER)
         if not os.path.isfile(path):
             begun = os.path.isfile(os.path.join(directory, PLAN))

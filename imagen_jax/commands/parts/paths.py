@@ -1,0 +1,16 @@
+"""Paths on the command line."""
+
+import argparse
+import os
+
+from imagen_jax.checks import check_path
+from imagen_jax.errors import UserError
+
+
+def user_path(text: str) -> str:
+    """Reads a path of this machine; a leading ~ is the home directory: after --flag= no shell expands it."""
+    try:
+        check_path("the path", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return os.path.expanduser(text)

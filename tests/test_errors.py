@@ -1,0 +1,94 @@
+"""How programs end: signals that strike in awkward places, and what is left behind."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imagen_jax.errors import Terminated, ended_at_once, exit_code, terminable
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def test_sigterm_is_told_and_cleans_up(capsys):
+    cleaned = []
+
+    def program():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert exit_code(program) == 143 and cleaned == [True]
+    assert capsys.readouterr().err.startswith("ended by SIGTERM; nothing is half-written")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Slow:
+    """Takes its time to be destroyed, and the signal comes meanwhile."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self.number)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+@pytest.mark.parametrize("where", ["in a destructor", "in a callback of the garbage collector"])
+def test_a_signal_is_not_swallowed(number, error, where):
+    """Python prints and forgets an exception there."""
+    sent = []
+
+    def callback(phase, info):
+        if phase == "start" and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), number)
+            time.sleep(0.01)
+
+    with pytest.raises(error), terminable():
+        if where == "in a destructor":
+            Slow(number)
+        else:
+            gc.callbacks.append(callback)
+            try:
+                gc.collect()
+            finally:
+                gc.callbacks.remove(callback)
+            assert sent
+        time.sleep(5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_long_call_ends_at_once(number):
+    """A call into a library, here one that holds the interpreter, does not keep the signal waiting."""
+    script = (
+        "import re\n"
+        "from imagen_jax.errors import ended_at_once, terminable\n"
+        "with terminable(), ended_at_once():\n"
+        "    print('begun', flush=True)\n"
+        "    re.match('(a|a)*b', 'a' * 60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert child.stdout is not None and child.stdout.readline() == "begun\n"
+    time.sleep(0.2)
+    child.send_signal(number)
+    assert child.wait(timeout=10) == -number
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with terminable():
+        inner = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        with ended_at_once():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == inner
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
