@@ -15,10 +15,12 @@ BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c $(LOCK)
 BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
-.PHONY: setup demo demo-short demo-photos test test-quick lint parity plan-test plan-pods beam-test clean
+.PHONY: setup setup-plan demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
+
+setup-plan: $(VENV)/.installed-photos $(VENV)/.installed-plan $(GOLDEN_LIBTPU)/.installed
 
 # pip first: the one that comes with Python 3.11 ends with a traceback when a connection breaks during a download, the
 # pinned one goes on from there.
@@ -68,11 +70,17 @@ demo-photos: $(VENV)/.installed-photos
 # The photographs come with libraries of their own, and their corpus is tested too.
 # Two processes, a file of tests each at a time: most of the time is compiling, which one core does. In the order of
 # their names: sorted by how many tests they have, the long ones of few tests would come last, on one core.
+PYTEST = $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# All but the slow ones, of which it leaves a sample: a cascade is trained, drawn and judged.
 test: $(VENV)/.installed-photos
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-all: $(VENV)/.installed-photos
+	$(PYTEST)
 
 test-quick: $(VENV)/.installed
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK)
+	$(PYTEST) -m 'not slow' $(QUICK)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

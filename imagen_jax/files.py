@@ -77,7 +77,7 @@ def read_json(path: StrPath) -> Any:
 
 
 def is_file_name(name: object) -> bool:
-    """Whether a name from a file is that of one in the same folder: neither a path nor empty."""
+    """Tells if a name from a file is that of one in the same folder: neither a path nor empty."""
     return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 

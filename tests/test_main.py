@@ -419,6 +419,7 @@ def test_modes_are_listed_in_the_order_that_people_need_them():
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_new_mode_is_one_new_file(tmp_path):
     """Dropped into a copy of the package, the example of the docstring is listed, has help and runs."""
     from imagen_jax import commands

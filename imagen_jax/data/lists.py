@@ -166,7 +166,7 @@ def _read_parquet(path: Path) -> Iterator[ListRow]:
 
 
 def _holds_bytes(kind: Any) -> bool:
-    """Whether a Parquet column holds images themselves: bytes, or structs of bytes and path as `datasets` writes."""
+    """Tells if a Parquet column holds images themselves: bytes, or structs of bytes and path as `datasets` writes."""
     import pyarrow
 
     if pyarrow.types.is_struct(kind):

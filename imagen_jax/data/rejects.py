@@ -39,7 +39,7 @@ class Rejects:
 
     @property
     def counts(self) -> Counts:
-        """How many so far."""
+        """Numbers of both so far."""
         return Counts(self._counts[REJECTS], self._counts[REPAIRS])
 
     def _write(self, name: str, one: Rejection) -> None:

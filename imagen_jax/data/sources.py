@@ -149,7 +149,7 @@ def _images_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether UTF-8 can hold a text: file names may be bytes that are none."""
+    """Tells if UTF-8 can hold a text: file names may be bytes that are none."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -79,7 +79,7 @@ def read_image(path: str) -> Image.Image:
 
 
 def broken_part(path: str) -> str:
-    """What about an image file that `read_image` reads could not be used; empty if all could."""
+    """Names what about an image file that `read_image` reads could not be used; empty if all could."""
     return decode_and_tell(path).problem
 
 

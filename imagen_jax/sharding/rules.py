@@ -99,7 +99,7 @@ def rows_of_process(
     the same rows, and the devices of a process need not be neighbours in the mesh.
 
     Args:
-      placed: the part of the rows that each device of all processes holds: `Sharding.devices_indices_map`.
+      placed: the part of the rows that each device of all processes holds, from its sharding.
       batch_size: rows of the global batch.
       process_index: whose devices.
     """

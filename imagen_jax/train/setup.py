@@ -31,7 +31,7 @@ from imagen_jax.train.distill import DistillObjective, check_teacher_text
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
-from imagen_jax.typing import PyTree
+from imagen_jax.typing import Int, PyTree
 
 
 def objective_of(config: TrainConfig) -> StageObjective:
@@ -178,7 +178,7 @@ def open_data(
         batch_size=config.batch_size,
         seed=config.seed,
         start_step=step,
-        rows=_own_rows(mesh, config.batch_size),
+        rows=_own_rows(mesh, config.batch_size).tolist(),
         encoder=encoder,
     )
     here = dict(batches.position())
@@ -195,7 +195,7 @@ def open_data(
     return batches
 
 
-def _own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+def _own_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, " rows"]:
     placed = rules.batch_sharding(mesh).devices_indices_map((batch_size,))
     return rules.rows_of_process(placed, batch_size, jax.process_index())
 
@@ -210,8 +210,10 @@ def global_batches(
     place[own] = np.arange(len(own))
 
     def array(rows: np.ndarray) -> jax.Array:
-        shape = (batch_size, *rows.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, lambda index: rows[place[index[0]]])
+        def part(index: Any) -> np.ndarray:
+            return rows[place[index[0]]]
+
+        return jax.make_array_from_callback((batch_size, *rows.shape[1:]), sharding, part)
 
     for batch in batches:
         # On purpose, whatever the loop's guard says: with several processes jax takes it for an accident.

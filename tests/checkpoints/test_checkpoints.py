@@ -182,6 +182,7 @@ for step, limit in ((2, 200), (3, 3000)):
 """
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_is_told_and_leaves_older_checkpoints_whole(tmp_path):
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     child = subprocess.run(

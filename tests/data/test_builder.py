@@ -131,6 +131,7 @@ def test_overwriting_deletes_nothing_outside_of_the_folder(tmp_path, source_of):
     assert victim.read_text() == "mine" and Corpus(corpus).num_examples("train") == 1
 
 
+@pytest.mark.slow
 def test_a_build_that_is_ended_leaves_nothing(tmp_path):
     """SIGTERM in the middle of it: no folder of half-written shards."""
     script = (

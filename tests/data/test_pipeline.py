@@ -113,6 +113,7 @@ def test_a_restart_continues_exactly(config):
     assert _equal(_batches(config(**options), 4, start_step=5), _batches(config(**options), 9)[5:])
 
 
+@pytest.mark.slow
 def test_a_program_that_leaves_its_batches_behind_ends(config):
     """TensorFlow reads ahead through Python, and such a thread once held up two exits of three."""
     script = (

@@ -48,6 +48,7 @@ def test_sampling_writes_pictures_that_carry_their_origin(root: Path, tmp_path: 
         assert image.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_a_distilled_stage_is_drawn_as_it_was_taught(root: Path, tmp_path: Path, capsys) -> None:
     """No flag says how to draw a student."""
     run, macros = tmp_path / "student", {"TrainConfig.previews": None}
@@ -64,6 +65,7 @@ def test_a_distilled_stage_is_drawn_as_it_was_taught(root: Path, tmp_path: Path,
     assert "no checkpoint under" in one_error(capsys)
 
 
+@pytest.mark.slow
 def test_captions_may_be_encoded_as_they_are_read(root: Path, tmp_path: Path, capsys) -> None:
     """STORE_DIR = None: the batches, and so the whole run, are those of the store."""
     bindings, _ = gin_config.split_gin_flags(flags_of(root, MODEL_DIR=tmp_path / "base", STORE_DIR=None))
@@ -90,6 +92,7 @@ def test_captions_may_be_encoded_as_they_are_read(root: Path, tmp_path: Path, ca
         dataclasses.replace(config, data=dataclasses.replace(config.data, max_text_length=9), **short)
 
 
+@pytest.mark.slow
 def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_its_place(
     root: Path, tmp_path: Path, capsys
 ) -> None:
@@ -117,6 +120,7 @@ def test_null_text_may_be_the_embedding_of_no_words_and_negative_prompts_take_it
     assert "one of ('zeros', 'empty')" in one_error(capsys)
 
 
+@pytest.mark.slow
 def test_flow_prediction_learned_variance_and_self_conditioning_from_config_to_picture(
     root: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_inpainting_leaves_the_rest_as_it_was(root: Path, files: Path, tmp_path:
     assert abs(drawn[:, 32:] - given[:, 32:]).mean() > 5
 
 
+@pytest.mark.slow
 def test_outpainting_and_enlarging_and_varying_have_the_sizes_they_should(
     root: Path, files: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch
     assert "were drawn otherwise" in one_error(capsys)
 
 
+@pytest.mark.slow
 def test_an_image_that_changed_is_not_taken_for_the_old_one(root: Path, files: Path, tmp_path: Path, capsys) -> None:
     image, mask = tmp_path / "image.png", tmp_path / "mask.png"
     shutil.copy(files / "plain.png", image)
@@ -254,6 +256,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(
         assert "cannot be written" in one_error(capsys)
 
 
+@pytest.mark.slow
 def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:
     prompts = ["a red cube", "", "a blue ring"]
     whole = Cascade.load(str(root), weights="resident")
@@ -271,6 +274,7 @@ def test_stages_in_turn_draw_what_one_program_does(root: Path) -> None:
             assert automatic._stays(programs, 8) is stays
 
 
+@pytest.mark.slow
 @pytest.mark.eight_devices
 def test_eight_devices_draw_what_one_does(root: Path) -> None:
     prompts = ["a red cube", "", "a blue ring"]
@@ -320,6 +324,7 @@ sr/loading.StageSource.model_dir = '{root}/sr'
         Cascade.load(str(file))
 
 
+@pytest.mark.slow
 def test_heuns_times_are_not_cut_by_the_stages_grid(root: Path, tmp_path: Path) -> None:
     """They are another schedule's; the stage's own sampler is cut."""
     file = tmp_path / "cascade.gin"

@@ -28,6 +28,7 @@ def test_finished_run_started_again_changes_nothing(root: Path) -> None:
     assert (root / "base" / "checkpoints" / "checkpoint_4" / "digests.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_stopped_half_way_ends_bit_identical_to_the_undisturbed_one(root: Path, tmp_path: Path) -> None:
     """Same seed, second run: parameters, average and data order are those of the first."""
     bindings, _ = gin_config.split_gin_flags(flags_of(root, MODEL_DIR=tmp_path / "halved"))
@@ -66,6 +67,7 @@ def _on_two_hosts(mode: str, root: Path, **macros: object) -> list[str]:
     return errors
 
 
+@pytest.mark.slow
 def test_two_hosts_fill_one_store(root: Path, tmp_path: Path) -> None:
     macros = {"STORE_DIR": tmp_path / "store", "cache.CacheConfig.shard_size": 10, "CacheConfig.batch_size": 8}
     _on_two_hosts("cache_text", root, **macros)
@@ -79,6 +81,7 @@ def test_two_hosts_fill_one_store(root: Path, tmp_path: Path) -> None:
     assert main(checked) == 0
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
     """Each reads its own rows of every batch; losses, and the grids that both draw, are those of one host.
 

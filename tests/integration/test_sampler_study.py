@@ -22,6 +22,7 @@ from imagen_jax.sampling.images import from_uint8
 FEW = Prompts(num_single=2, num_two=2, num_heldout=2)
 
 
+@pytest.mark.slow
 def test_sweeps_write_what_the_report_shows(root: Path, tmp_path: Path) -> None:
     cascade = Cascade.load(str(root))
     candidates = (
@@ -45,6 +46,7 @@ def test_sweeps_write_what_the_report_shows(root: Path, tmp_path: Path) -> None:
     assert 'id="samplers"' in page and 'id="thresholding"' in page
 
 
+@pytest.mark.slow
 def test_thresholding_of_a_stage_above_the_first(root: Path, tmp_path: Path) -> None:
     cascade = Cascade.load(str(root))
     sweep = ThresholdSweep(stage="sr", guidance_weights=(1.0, 6.0), prompts=FEW)

@@ -50,6 +50,7 @@ def with_cudnn(monkeypatch):
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
 
 
+@pytest.mark.slow
 def test_it_is_the_attention_of_the_networks(case, monkeypatch):
     """With the library's own arithmetic in the place of its cuDNN kernel, whatever tokens are real."""
     name, params, inputs = case

@@ -159,6 +159,7 @@ def _gradient_of(model: nn.Module, params, z_t: jax.Array, cond: Conditioning):
     return jax.value_and_grad(loss), loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", VARIANTS, ids=["pooling alone", "cross-attention", "1024 stage"])
 def test_rematerialised_and_scanned_networks_compute_the_same(model: nn.Module) -> None:
     z_t = jax.random.normal(jax.random.key(5), (2, 8, 8, 3))

@@ -88,6 +88,7 @@ def _sr_params():
     return jax.tree.unflatten(tree, noisy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_images", "config", "options"),
     [

@@ -188,6 +188,7 @@ def started(config: TrainConfig, mesh: Any, learned: DistillObjective | None) ->
     return state, other.params, jit_train_step(objective, step_settings(config), mesh, abstract)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh_config", "accumulate_steps"),
     [(MeshConfig(fsdp=4), 1), (MeshConfig(data=2, fsdp=2, tensor=2), 1), (MeshConfig(fsdp=8), 2)],
@@ -211,6 +212,7 @@ def test_eight_devices_distil_as_one(tmp_path, monkeypatch, mesh_config, accumul
     np.testing.assert_allclose(rows[1], rows[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_its_teacher_and_approaches_it(tmp_path, monkeypatch):
     tiny_run.use_tiny_data(monkeypatch.setattr)
     config = teacher_config(tmp_path)

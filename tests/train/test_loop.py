@@ -85,6 +85,7 @@ def finish(child: subprocess.Popen) -> str:
     return errors
 
 
+@pytest.mark.slow
 def test_sigkill_at_a_random_moment_changes_nothing(tmp_path):
     # Processes of one layout are compared: another number of devices may add in another order.
     killed, whole = tmp_path / "killed", tmp_path / "whole"

@@ -48,6 +48,7 @@ def _on_one_device(stage: Stage):
     return jax.device_get(compiled(params, rows)), compiled.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [BASE, SR], ids=["base", "sr"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_loss_and_gradients_are_those_of_one_device(stage: Stage, mesh: str) -> None:

@@ -8,7 +8,7 @@ from imagen_jax.errors import UserError
 
 
 def user_path(text: str) -> str:
-    """Reads a path of this machine; a leading ~ is the home directory: after --flag= no shell expands it."""
+    """Reads a path of this machine; a leading ~ is the home directory, which no shell expands after an equals sign."""
     try:
         check_path("the path", text)
     except UserError as error:
