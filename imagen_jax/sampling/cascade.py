@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -31,7 +30,7 @@ from imagen_jax.sampling.drawing import (
     prepare,
 )
 from imagen_jax.sampling.images import to_uint8
-from imagen_jax.sampling.loading import load_stages, stage_sizes
+from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes
 from imagen_jax.sampling.request import (
     EditRequest,
     Request,
@@ -59,11 +58,6 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 }
 MODES = tuple(SETTINGS)
 Images = UInt8[np.ndarray, "b _h _w 3"]
-
-
-def drawing_devices() -> list[jax.Device]:
-    """The devices that a cascade draws on: all of this process."""
-    return jax.local_devices()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
