@@ -22,7 +22,7 @@ def functions(path: Path) -> Iterator[ast.FunctionDef]:
 
 
 def too_large(path: Path) -> list[str]:
-    """What is wrong with the sizes of a file's functions."""
+    """Names the functions of a file that are beyond a limit, with their size."""
     found = []
     for function in functions(path):
         lines = (function.end_lineno or function.lineno) - function.lineno + 1

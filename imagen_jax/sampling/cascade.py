@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -31,7 +30,7 @@ from imagen_jax.sampling.drawing import (
     prepare,
 )
 from imagen_jax.sampling.images import to_uint8
-from imagen_jax.sampling.loading import load_stages, stage_sizes
+from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes
 from imagen_jax.sampling.request import (
     EditRequest,
     Request,
@@ -66,11 +65,6 @@ Images = UInt8[np.ndarray, "b _h _w 3"]
 def shown(prompt: str) -> str:
     """A prompt as messages quote it: its beginning, where it is long."""
     return repr(prompt) if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]!r}…"
-
-
-def drawing_devices() -> list[jax.Device]:
-    """The devices that a cascade draws on: all of this process."""
-    return jax.local_devices()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ import math
 import os
 from collections.abc import Sequence
 
+import jax
+
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checks import check_path
@@ -49,6 +51,11 @@ class CascadeConfig:
             raise UserError(
                 f"CascadeConfig.stages ({self.stages!r}) must be a tuple of @SCOPE/StageSource(), one for each stage"
             )
+
+
+def drawing_devices() -> list[jax.Device]:
+    """The devices that a cascade draws on: all of this process."""
+    return jax.local_devices()
 
 
 def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage]:

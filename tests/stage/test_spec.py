@@ -179,6 +179,7 @@ def test_impossible_stages_are_refused(change: dict, message: str) -> None:
         (UserError, "must be a network"),
         (UNet, r"must be a network.*trailing \(\) matters"),
         (_Lacking("size_factor"), r"_Lacking\) has size_factor None, expected a positive whole number"),
+        (BASE.model.copy(patch=0), r"UNet\) has size_factor 0, expected a positive whole number"),
         (_Lacking("learned_variance"), r"has learned_variance None, expected True or False"),
         (_Lacking("conditions"), r"has conditions None, expected a tuple of some of"),
     ],
