@@ -154,7 +154,8 @@ def test_the_bound_has_the_steps_of_its_schedule(num: int) -> None:
     with jax.enable_x64(True):
         got = bound(x0, x0_hat, fraction, np.array([entry / num]), schedule)
         last = bound(x0[:, :1], x0_hat[:, :1], fraction, np.array([1 / num]), schedule)
-    np.testing.assert_allclose(got, divergence.mean(1) / np.log(2), rtol=1e-5)
+    # The table holds log-SNRs in float32; a step's term is made of their difference, which more entries make smaller.
+    np.testing.assert_allclose(got, divergence.mean(1) / np.log(2), rtol=1e-5 * max(1, num / 1000))
     np.testing.assert_allclose(last, -np.log2(mass), rtol=1e-5)
 
 
