@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from imagen_jax.streams import outlive_readers
+
 
 class UserError(ValueError):
     """Bad input or configuration: the message says what, got, expected and how to fix it.
@@ -80,12 +82,13 @@ def ended_at_once() -> contextlib.AbstractContextManager[None]:
 
 
 def exit_code(program: Callable[[], object]) -> int:
-    """Runs a program.
+    """Runs a program, which goes on where nobody reads its output any more.
 
     Returns:
       0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C, 143 after
       SIGTERM.
     """
+    outlive_readers()
     try:
         with terminable():
             program()

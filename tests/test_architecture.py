@@ -13,14 +13,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"checks", "errors", "files", "image_files", "progress", "typing"}
+COMMON = {"checks", "errors", "files", "image_files", "progress", "streams", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
     "checks": set(),
-    "errors": set(),
+    "errors": {"streams"},
     "files": set(),
     "image_files": set(),
     "progress": set(),
+    "streams": set(),
     "typing": set(),
     "gin_config": set(),
     "diffusion": set(),
@@ -59,7 +60,8 @@ DOORS["main"] = {"commands"}
 
 # The floors from the ground up.
 FLOORS = (
-    ("errors", "files", "typing"),
+    ("streams", "typing"),
+    ("errors", "files"),
     ("checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),
     ("cost", "text"),
