@@ -33,6 +33,7 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
 
 
+INTERRUPTED, TERMINATED = 130, 143
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
 
@@ -96,10 +97,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = str(error)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return 130
+        return INTERRUPTED
     except Terminated:
         print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return 143
+        return TERMINATED
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

@@ -6,7 +6,6 @@ where nothing is found, as on a laptop, the process stays alone.
 """
 
 import argparse
-import contextlib
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from types import TracebackType
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
+from imagen_jax.streams import leave_at_once
 
 FLAGS = ("coordinator_address", "num_processes", "process_id")
 # As long as jax lets process 0 wait for the others.
@@ -208,12 +208,10 @@ def _wait_for(address: str) -> None:
 def leave_processes(code: int) -> None:
     """Ends a joined process that failed with its exit code; returns if all went well or none were joined."""
     if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
-        os._exit(code)  # The usual exit would wait for the other hosts, and they for this one.
+        leave_at_once(code)  # The usual exit would wait for the other hosts, and they for this one.
 
 
 def _exit_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ends this process with its traceback, so that the other hosts notice instead of waiting for minutes."""
     sys.__excepthook__(kind, error, trace)
-    with contextlib.suppress(OSError, AttributeError):  # Nobody may be there to read it.
-        sys.stderr.flush()
-    os._exit(1)
+    leave_at_once(1)
