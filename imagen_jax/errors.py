@@ -40,10 +40,11 @@ _AGAIN_AFTER_S = 0.05
 
 def _end(number: int, frame: FrameType | None) -> None:
     """Raises the signal's exception; where Python would swallow it, sends the signal again a little later."""
-    names = {getattr(callback, "__name__", "") for callback in gc.callbacks} | {"__del__"}
+    # Not by its name: a library's callback may be a lambda, and so may be what called this program.
+    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
     where = frame
     while where is not None:
-        if where.f_code.co_name in names:
+        if where.f_code in callbacks or where.f_code.co_name == "__del__":
             # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
             threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
             return

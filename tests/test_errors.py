@@ -67,6 +67,17 @@ def test_a_signal_is_not_swallowed(number, error, where):
         time.sleep(5)
 
 
+def test_a_lambda_among_the_callbacks_of_the_garbage_collector_hides_no_other():
+    """A program that a lambda calls still hears its signals."""
+    callback = lambda phase, info: None  # noqa: E731
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), terminable():
+            (lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(1)))()
+    finally:
+        gc.callbacks.remove(callback)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_long_call_ends_at_once(number):
     """A call into a library, here one that holds the interpreter, does not keep the signal waiting."""
