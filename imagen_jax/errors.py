@@ -46,10 +46,33 @@ def _end(number: int, frame: FrameType | None) -> None:
     while where is not None:
         if where.f_code in callbacks or where.f_code.co_name == "__del__":
             # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
-            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+            _send_again(number)
             return
         where = where.f_back
     raise _ENDINGS[number]
+
+
+def _send_again(number: int) -> None:
+    threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+
+
+@contextlib.contextmanager
+def _none_forgotten() -> Iterator[None]:
+    """Sends a signal again whose exception Python has to forget after all, such as in the callback of a weakref."""
+    numbers = {error: number for number, error in _ENDINGS.items()}
+    before = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type in numbers:
+            _send_again(numbers[unraisable.exc_type])
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
@@ -67,12 +90,14 @@ def _handlers(handler: Any) -> Iterator[None]:
                 signal.signal(number, old)
 
 
-def terminable() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
     """A block in which SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt wherever it strikes.
 
     Without it SIGTERM would end the program on the spot and leave what is half-written.
     """
-    return _handlers(_end)
+    with _none_forgotten(), _handlers(_end):
+        yield
 
 
 def ended_at_once() -> contextlib.AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ class Slow:
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-@pytest.mark.parametrize("where", ["in a destructor", "in a callback of the garbage collector"])
+@pytest.mark.parametrize(
+    "where", ["in a destructor", "in a callback of the garbage collector", "in the callback of a weakref"]
+)
 def test_a_signal_is_not_swallowed(number, error, where):
     """Python prints and forgets an exception there."""
     sent = []
@@ -57,6 +60,11 @@ def test_a_signal_is_not_swallowed(number, error, where):
     with pytest.raises(error), terminable():
         if where == "in a destructor":
             Slow(number)
+        elif where == "in the callback of a weakref":
+            whole = {1}
+            watch = weakref.ref(whole, lambda _: (os.kill(os.getpid(), number), time.sleep(0.01)))
+            del whole
+            assert watch() is None
         else:
             gc.callbacks.append(callback)
             try:
