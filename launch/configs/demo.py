@@ -21,14 +21,15 @@ def get_config() -> ConfigDict:
             " --num_val {num_val} --brightness {brightness}",
         ),
         phases.EMBEDDINGS,
-        phases.train("base"),
-        phases.train("sr"),
+        (phases.train("base"), phases.train("sr", phases.ONE_THREAD)),
         (
-            "sample",
-            phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
-            " --output {out_dir}/samples --seed {seed} --overwrite",
+            (
+                "sample",
+                phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
+                " --output {out_dir}/samples --seed {seed} --overwrite",
+            ),
+            ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
         ),
-        ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
         phases.REPORT,
     )
     return config.lock()
