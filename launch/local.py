@@ -2,15 +2,13 @@
 
     python -m launch.local --config launch/configs/demo.py [--config.out_dir=runs/mine]
 
-A config holds `out_dir` and `phases`, pairs of a name and a command; a tuple of pairs runs at the same time. In a
-command, {field} stands for that field of the config; `python` and `imagen_jax` are those of this environment, and
-leading NAME=VALUE words are set in the environment of that command alone, as in a shell. Every phase is run again on a
+A config holds `out_dir` and `phases`, pairs of a name and a command. In a command, {field} stands for that
+field of the config; `python` and `imagen_jax` are those of this environment, and leading NAME=VALUE words
+are set in the environment of that command alone, as in a shell. Every phase is run again on a
 second start; those whose mode resumes, as training does, go on from what they find. The phase named "report"
 is not measured: it reads what was.
 """
 
-import contextlib
-import dataclasses
 import itertools
 import os
 import re
@@ -18,9 +16,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,91 +45,46 @@ def split_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return dict(word.split("=", 1) for word in settings), list(words[len(settings) :])
 
 
-def tree_memory(pid: int) -> int:
-    """Resident bytes of a process and all its descendants, now; 0 where it has ended."""
+def tree_memory(process: psutil.Process) -> int:
+    """Resident bytes of a process and all its descendants, now."""
     total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        for member in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):  # It ended since it was listed.
-                total += member.memory_info().rss
+    for member in [process, *_children(process)]:
+        try:
+            total += member.memory_info().rss
+        except psutil.NoSuchProcess:  # It ended since it was listed.
+            continue
     return total
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A command of a pipeline: its name and its words, NAME=VALUE settings first."""
-
-    name: str
-    words: list[str]
-
-
-def read_phases(config: Mapping[str, Any]) -> list[list[Phase]]:
-    """The phases of a config with its fields filled in; those of an inner list run at the same time."""
-    steps = [[step] if isinstance(step[0], str) else step for step in config["phases"]]
-    return [[Phase(name, expand(command, config)) for name, command in step] for step in steps]
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
-def start(phase: Phase, piped: bool = False) -> subprocess.Popen[str]:
-    """Starts a phase; after NAME=VALUE words may come a name of COMMANDS.
-
-    Args:
-      phase: what to run.
-      piped: what it says on stderr passes through this process, so that it shows plain lines of progress: the bars of
-        two phases would overwrite each other on a terminal.
-    """
-    settings, (program, *arguments) = split_settings(phase.words)
-    return subprocess.Popen(
-        [*COMMANDS.get(program, [program]), *arguments],
-        env={**os.environ, **settings},
-        stderr=subprocess.PIPE if piped else None,
-        text=True,
-        errors="replace",
-    )
-
-
-def _copy_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(line, end="", file=sys.stderr, flush=True)
-
-
-def run_phases(phases: Sequence[Phase]) -> tuple[list[tuple[int, float]], int]:
-    """Runs phases at the same time, their output shown live; the first that fails ends the others.
+def run_phase(words: Sequence[str]) -> tuple[int, float, int]:
+    """Runs one command with its output shown live; after NAME=VALUE words may come a name of COMMANDS.
 
     Returns:
-      exit code and wall seconds of each, and the largest sum of resident bytes over all their processes.
+      exit code, wall seconds, and the largest sum of resident bytes over its process tree.
     """
-    begun, peak = time.monotonic(), 0
-    processes: list[subprocess.Popen[str]] = []
-    done: dict[int, tuple[int, float]] = {}
-    readers: list[threading.Thread] = []
+    start, peak = time.monotonic(), 0
+    settings, (program, *arguments) = split_settings(words)
+    process = subprocess.Popen([*COMMANDS.get(program, [program]), *arguments], env={**os.environ, **settings})
     try:
-        for phase in phases:
-            processes.append(start(phase, piped=len(phases) > 1))
-            if processes[-1].stderr is not None:
-                readers.append(threading.Thread(target=_copy_lines, args=(processes[-1].stderr,), daemon=True))
-                readers[-1].start()
-        while len(done) < len(phases):
-            running = [i for i in range(len(phases)) if i not in done]
-            peak = max(peak, sum(tree_memory(processes[i].pid) for i in running))
-            # Waits for one of them; what the others do meanwhile is seen in the next round.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                processes[running[0]].wait(SAMPLE_EVERY_S)
-            for i in running:
-                code = processes[i].poll()
-                if code is not None:
-                    done[i] = (code, time.monotonic() - begun)
-            if any(code for code, _ in done.values()):
-                break
-    finally:  # Where this launcher is interrupted or one phase fails, no phase must run on alone.
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-        for process in processes:
+        watched = psutil.Process(process.pid)
+        while True:
+            peak = max(peak, tree_memory(watched))
+            try:
+                code = process.wait(SAMPLE_EVERY_S)
+                return code, time.monotonic() - start, peak
+            except subprocess.TimeoutExpired:
+                continue
+    finally:  # Where this launcher is interrupted, the phase must not run on alone.
+        if process.poll() is None:
+            process.terminate()
             process.wait()
-        for reader in readers:
-            reader.join()
-    return [done.get(i, (0, time.monotonic() - begun)) for i in range(len(phases))], peak
 
 
 def alignment(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -162,29 +114,26 @@ def run(config: Mapping[str, Any]) -> int:
       0, or the exit code of the phase that failed.
     """
     out_dir = Path(config["out_dir"])
-    steps = read_phases(config)
+    phases = [(name, expand(command, config)) for name, command in config["phases"]]
     out_dir.mkdir(parents=True, exist_ok=True)
-    commands = [{"phase": phase.name, "command": shlex.join(phase.words)} for phase in itertools.chain(*steps)]
+    commands = [{"phase": name, "command": shlex.join(words)} for name, words in phases]
     write_json(out_dir / "commands.json", commands, indent=2, end="\n")
     seconds: dict[str, float] = {}
-    begun, peak = time.monotonic(), 0
-    for number, step in enumerate(steps, 1):
-        for phase in step:
-            print(f"\n[{number}/{len(steps)}] {phase.name}: {shlex.join(phase.words)}", flush=True)
-            if phase.name == REPORT:
-                write_metrics(out_dir, seconds, time.monotonic() - begun, peak)
-        results, step_peak = run_phases(step)
-        peak = max(peak, step_peak)
-        for phase, (code, took) in zip(step, results, strict=True):
-            if code:
-                print(f"error: phase {phase.name} failed with exit code {code} after {took:.0f} s", file=sys.stderr)
-                return code if code > 0 else 128 - code  # A negative code is the signal that ended it.
-        for phase, (_, took) in zip(step, results, strict=True):
-            if phase.name != REPORT:
-                seconds[phase.name] = took
-            print(f"[{number}/{len(steps)}] {phase.name}: {took:.0f} s", flush=True)
-        print(f"[{number}/{len(steps)}] at most {step_peak / 1e9:.2f} GB", flush=True)
-    total = time.monotonic() - begun
+    start, peak = time.monotonic(), 0
+    for number, (name, words) in enumerate(phases, 1):
+        heading = f"[{number}/{len(phases)}] {name}"
+        print(f"\n{heading}: {shlex.join(words)}", flush=True)
+        if name == REPORT:
+            write_metrics(out_dir, seconds, time.monotonic() - start, peak)
+        code, took, phase_peak = run_phase(words)
+        peak = max(peak, phase_peak)
+        if code:
+            print(f"error: phase {name} failed with exit code {code} after {took:.0f} s", file=sys.stderr)
+            return code if code > 0 else 128 - code  # A negative code is the signal that ended it.
+        if name != REPORT:
+            seconds[name] = took
+        print(f"{heading}: {took:.0f} s, {phase_peak / 1e9:.2f} GB", flush=True)
+    total = time.monotonic() - start
     write_metrics(out_dir, seconds, total, peak)
     print(f"\ndone in {total:.0f} s, at most {peak / 1e9:.2f} GB of memory; see {out_dir}", flush=True)
     return 0

@@ -1,7 +1,6 @@
 """The local launcher: order, exit codes, measurements and its locked configs."""
 
 import importlib
-import itertools
 import json
 import os
 import signal
@@ -31,9 +30,9 @@ def launch(config_file, *flags, **options):
 
 @pytest.fixture
 def config_file(tmp_path):
-    """Writes a pipeline config whose phases are small Python scripts in tmp_path; `together` puts all into one step."""
+    """Writes a pipeline config whose phases are small Python scripts in tmp_path."""
 
-    def write(together: bool = False, **scripts: str) -> Path:
+    def write(**scripts: str) -> Path:
         phases = []
         for name, script in scripts.items():
             (tmp_path / f"{name}.py").write_text(textwrap.dedent(script))
@@ -47,7 +46,7 @@ def config_file(tmp_path):
                     config = ConfigDict()
                     config.out_dir = {str(tmp_path / "out")!r}
                     config.greeting = "hello"
-                    config.phases = {(tuple(phases),) if together else tuple(phases)!r}
+                    config.phases = {tuple(phases)!r}
                     return config.lock()
                 """
             )
@@ -113,15 +112,14 @@ def test_killed_phase_reports_its_signal(config_file):
 
 def test_settings_before_a_command_reach_it_alone():
     script = "import os, sys; sys.exit(int(os.environ['CODE']) - ('PATH' not in os.environ))"
-    ((code, _),), _ = local.run_phases([local.Phase("one", ["CODE=9", "OTHER=a=b", "python", "-c", script])])
-    assert code == 9
+    assert local.run_phase(["CODE=9", "OTHER=a=b", "python", "-c", script])[0] == 9
     assert "CODE" not in os.environ
 
 
 def test_memory_of_the_whole_process_tree_is_counted():
     allocate = "import time; held = b'x' * 200_000_000; time.sleep(2)"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {allocate!r}])"
-    ((code, seconds),), peak = local.run_phases([local.Phase("one", ["python", "-c", nested])])
+    code, seconds, peak = local.run_phase(["python", "-c", nested])
     assert code == 0
     assert 2 <= seconds < 20
     assert 200e6 < peak < 400e6
@@ -149,31 +147,6 @@ def test_stopping_the_launcher_stops_the_phase(config_file, tmp_path):
         os.kill(int(pid_file.read_text()), 0)
 
 
-def test_phases_together_wait_for_each_other_and_are_measured_apart(config_file, tmp_path):
-    """Each ends only when it has seen the other."""
-    script = """
-        import pathlib, sys, time
-        out, mine = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).stem
-        (out / mine).touch()
-        while not (out / {"one": "two", "two": "one"}[mine]).exists():
-            time.sleep(0.01)
-        time.sleep(1.2 * (mine == "two"))
-        print(mine, "has seen the other", file=sys.stderr)
-    """
-    done = launch(config_file(one=script, two=script, together=True))
-    assert done.returncode == 0, done.stderr
-    assert "one has seen the other\n" in done.stderr and "two has seen the other\n" in done.stderr
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["seconds"]["one"] + 1 < metrics["seconds"]["two"] <= metrics["seconds_total"]
-
-
-def test_of_phases_together_the_first_that_fails_ends_the_others(config_file):
-    begun = time.monotonic()
-    done = launch(config_file(one="import time; time.sleep(50)", two="import sys; sys.exit(7)", together=True))
-    assert done.returncode == 7 and time.monotonic() - begun < 30
-    assert "phase two failed with exit code 7" in done.stderr and "phase one failed" not in done.stderr
-
-
 def test_unknown_setting_is_refused(config_file):
     done = launch(config_file(first="pass"), "--config.greting=hi")
     assert done.returncode != 0
@@ -187,26 +160,26 @@ def test_configs_are_locked_and_their_commands_expand(name):
     with pytest.raises(AttributeError, match="out_dirr"):
         config.out_dirr = "runs/x"
     config.out_dir = "runs/somewhere else"
-    phases = list(itertools.chain(*local.read_phases(config)))
-    names = [phase.name for phase in phases]
+    names = [phase for phase, _ in config.phases]
     assert names[-1] == local.REPORT and len(set(names)) == len(names)
-    for phase in phases:
-        assert local.split_settings(phase.words)[1][0] in local.COMMANDS
-        assert not any("{" in word for word in phase.words)
-        assert any("runs/somewhere else" in word for word in phase.words), "every phase follows --config.out_dir"
+    for _, command in config.phases:
+        words = local.expand(command, config)
+        assert local.split_settings(words)[1][0] in local.COMMANDS
+        assert not any("{" in word for word in words)
+        assert any("runs/somewhere else" in word for word in words), "every phase follows --config.out_dir"
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_commands_are_ones_a_person_could_type(name):
     """Their flags are known, and the scripts, gin files and prompt lists that they name exist."""
     config = importlib.import_module(f"launch.configs.{name}").get_config()
-    for phase in itertools.chain(*local.read_phases(config)):
-        program, *words = local.split_settings(phase.words)[1]
+    for _, command in config.phases:
+        program, *words = local.split_settings(local.expand(command, config))[1]
         if program == "imagen_jax":
             build_parser().parse_args(split_gin_flags(words)[1])
         named = [word.split("=", 1)[-1] for word in words]
         for path in [word for word in named if word.startswith(("configs/", "data/"))]:
-            assert (REPOSITORY / path).is_file(), f"{path} of: {phase}"
+            assert (REPOSITORY / path).is_file(), f"{path} of: {command}"
         if program == "python":
             shown = subprocess.run([sys.executable, words[0], "--help"], cwd=REPOSITORY, capture_output=True)
             for flag in [word for word in words if word.startswith("--")]:
@@ -216,7 +189,7 @@ def test_commands_are_ones_a_person_could_type(name):
 @pytest.mark.parametrize("name", ["demo", "demo_short"])
 def test_demo_measures_the_phases_its_metrics_promise(name):
     config = importlib.import_module(f"launch.configs.{name}").get_config()
-    assert [phase.name for phase in itertools.chain(*local.read_phases(config))] == [
+    assert [phase for phase, _ in config.phases] == [
         "corpus", "embeddings", "train_base", "train_sr", "sample", "evaluate", "report",
     ]  # fmt: skip
 
@@ -226,8 +199,8 @@ def test_gin_modes_of_the_phases_get_whole_configs(name):
     """Every gin file resolves with just the macros that the phase gives, and its operative config again."""
     config = importlib.import_module(f"launch.configs.{name}").get_config()
     modes = find_modes()
-    for phase in itertools.chain(*local.read_phases(config)):
-        program, *words = local.split_settings(phase.words)[1]
+    for _, command in config.phases:
+        program, *words = local.split_settings(local.expand(command, config))[1]
         if program == "imagen_jax" and isinstance(modes[words[0]], GinCommand):
             bindings, words = split_gin_flags(words)
             files = build_parser().parse_args(words).gin_file

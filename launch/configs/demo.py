@@ -20,15 +20,14 @@ def get_config() -> ConfigDict:
             " --num_val {num_val} --brightness {brightness}",
         ),
         phases.EMBEDDINGS,
-        (phases.train("base"), phases.train("sr", phases.ONE_THREAD)),
+        phases.train("base"),
+        phases.train("sr"),
         (
-            (
-                "sample",
-                phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
-                " --output {out_dir}/samples --seed {seed} --overwrite",
-            ),
-            ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
+            "sample",
+            phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
+            " --output {out_dir}/samples --seed {seed} --overwrite",
         ),
+        ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
         phases.REPORT,
     )
     return config.lock()

@@ -30,14 +30,9 @@ SETTINGS = "XLA_FLAGS={xla_flags} MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_={kep
 EMBEDDINGS = ("embeddings", SETTINGS + " imagen_jax cache_text --gin_file={experiment}_base.gin" + _TEXT)
 
 
-# Of two trainings at the same time on two cores, the one that ends first has one thread, the other two: 1.19 times the
-# images of one after the other, where two threads each give 1.04 times. The other has both cores when it is alone.
-ONE_THREAD = "PJRT_NPROC=1 "
-
-
-def train(stage: str, settings: str = "") -> tuple[str, str]:
-    """Trains one stage, "base" or "sr", into OUT_DIR/STAGE; `settings` come first."""
-    command = settings + SETTINGS + f" imagen_jax train --gin_file={{experiment}}_{stage}.gin"
+def train(stage: str) -> tuple[str, str]:
+    """Trains one stage, "base" or "sr", into OUT_DIR/STAGE."""
+    command = SETTINGS + f" imagen_jax train --gin_file={{experiment}}_{stage}.gin"
     return f"train_{stage}", command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage} --gin.SEED={{seed}}"
 
 
