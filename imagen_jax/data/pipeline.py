@@ -120,7 +120,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = feature_converter(config.low_res_size)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
-        # Its thread, once its pauses have grown to a minute, may hear of the end a minute late, and so does the program.
+        # Its thread pauses for up to a minute, and a program that ends may have to wait for that.
         # Memory and threads are bounded here as it is.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = _NUM_THREADS
