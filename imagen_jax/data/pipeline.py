@@ -120,8 +120,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = feature_converter(config.low_res_size)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
-        # Its thread pauses for up to a minute, and a program that ends may have to wait for that.
-        # Memory and threads are bounded here as it is.
+        # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
+        # is nothing to tune: threads and read-ahead are set here.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = _NUM_THREADS
         options.threading.max_intra_op_parallelism = 1
