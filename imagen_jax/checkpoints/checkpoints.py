@@ -145,18 +145,24 @@ def _write(
 
 @contextlib.contextmanager
 def _library_silent() -> Iterator[None]:
-    """A block in which orbax's and tensorstore's threads print nothing.
+    """A block in which orbax's and tensorstore's threads do not print their failures: `save` tells the first.
 
-    On a full disk each of their threads prints its own traceback, hundreds of lines before the one that helps; and
-    where processes are joined, such a print would end this one before it can tell.
+    On a full disk each thread prints a traceback of its own, hundreds of lines before the one that helps.
     """
-    log, hook = logging.getLogger("absl"), sys.excepthook
+    log, hook = logging.getLogger("absl"), sys.unraisablehook
     was = log.disabled
-    log.disabled, sys.excepthook = True, lambda *_: None
+
+    def told(unraisable: Any) -> None:
+        # Of writes that were under way when the first one failed; they may end long after the block.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    log.disabled, sys.unraisablehook = True, told
     try:
         yield
+        sys.unraisablehook = hook
     finally:
-        log.disabled, sys.excepthook = was, hook
+        log.disabled = was
 
 
 def restore(
