@@ -147,21 +147,22 @@ def _write(
 def _library_silent() -> Iterator[None]:
     """A block in which orbax's and tensorstore's threads do not print their failures: `save` tells the first.
 
-    On a full disk each thread prints a traceback of its own, hundreds of lines before the one that helps.
+    On a full disk each thread prints a traceback of its own, hundreds of lines before the one that helps. They stay
+    silent after a failure, which ends a run: writes that were under way end long after it.
     """
-    log, hook = logging.getLogger("absl"), sys.unraisablehook
-    was = log.disabled
+    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    before = [log.disabled for log in logs]
 
     def told(unraisable: Any) -> None:
-        # Of writes that were under way when the first one failed; they may end long after the block.
         if str(unraisable.exc_value) != "Event loop is closed":
             hook(unraisable)
 
-    log.disabled, sys.unraisablehook = True, told
-    try:
-        yield
-        sys.unraisablehook = hook
-    finally:
+    sys.unraisablehook = told
+    for log in logs:
+        log.disabled = True
+    yield
+    sys.unraisablehook = hook
+    for log, was in zip(logs, before, strict=True):
         log.disabled = was
 
 
@@ -244,7 +245,7 @@ def _read(model_dir: str | os.PathLike[str], step: int | None, read: Callable[[P
 
 
 def read_newest(model_dir: str | os.PathLike[str], read: Callable[[Path], Result]) -> Result:
-    """What `read` makes of the newest checkpoint; a trainer may remove it meanwhile, then of the one after it.
+    """Result of `read` on the newest checkpoint; where a trainer removes that meanwhile, on the one after it.
 
     Args:
       model_dir: run directory.
