@@ -119,7 +119,7 @@ class TrainSetup:
 
 
 def _own_checkpoint(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any], str] | None:
-    """What `start_state` returns from the run's own newest whole checkpoint; damaged ones before it are set aside."""
+    """Start from the run's own newest whole checkpoint, as `start_state` returns it; damaged ones are set aside."""
     aside: list[str] = []
     while (own := checkpoints.latest_step(config.model_dir)) is not None:
         try:
