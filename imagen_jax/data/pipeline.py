@@ -72,6 +72,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         _leave_accelerators_to_jax()
         corpus = Corpus(config.corpus_dir)
         self._num_examples = corpus.num_examples(config.split)
+        self._corpus_digest = corpus.digest[:16]
         if config.image_size > corpus.image_size:
             raise UserError(
                 f"image_size ({config.image_size}) is larger than the images of corpus {config.corpus_dir!r} "
@@ -149,6 +150,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             "batch_size": self._batch_size,
             "split": self._config.split,
             "num_examples": self._num_examples,
+            "corpus": self._corpus_digest,
         }
 
 
