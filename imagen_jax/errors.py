@@ -1,7 +1,7 @@
 """The one exception meant for people, and how a program ends on it."""
 
 import contextlib
-import gc
+import functools
 import os
 import signal
 import sys
@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
-
-from imagen_jax.streams import outlive_readers
 
 
 class UserError(ValueError):
@@ -33,46 +31,24 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
 
 
-INTERRUPTED, TERMINATED = 130, 143
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raises the signal's exception; where Python would swallow it, sends the signal again a little later."""
-    # Not by its name: a library's callback may be a lambda, and so may be what called this program.
-    callbacks = {getattr(callback, "__code__", None) for callback in gc.callbacks}
-    where = frame
-    while where is not None:
-        if where.f_code in callbacks or where.f_code.co_name == "__del__":
-            # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
-            _send_again(number)
-            return
-        where = where.f_back
     raise _ENDINGS[number]
 
 
-def _send_again(number: int) -> None:
-    threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+def _send_again(unraisable: Any, otherwise: Callable[[Any], object]) -> None:
+    """Sends a signal again a little later, when its exception struck where Python prints and forgets them.
 
-
-@contextlib.contextmanager
-def _none_forgotten() -> Iterator[None]:
-    """Sends a signal again whose exception Python has to forget after all, such as in the callback of a weakref."""
-    numbers = {error: number for number, error in _ENDINGS.items()}
-    before = sys.unraisablehook
-
-    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if unraisable.exc_type in numbers:
-            _send_again(numbers[unraisable.exc_type])
-        else:
-            before(unraisable)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+    Such places are destructors and callbacks of weak references or of the garbage collector.
+    """
+    for number, error in _ENDINGS.items():
+        if unraisable.exc_type is error:
+            threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
+            return
+    otherwise(unraisable)
 
 
 @contextlib.contextmanager
@@ -96,8 +72,13 @@ def terminable() -> Iterator[None]:
 
     Without it SIGTERM would end the program on the spot and leave what is half-written.
     """
-    with _none_forgotten(), _handlers(_end):
-        yield
+    before = sys.unraisablehook
+    with _handlers(_end):
+        sys.unraisablehook = functools.partial(_send_again, otherwise=before)
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 def ended_at_once() -> contextlib.AbstractContextManager[None]:
@@ -109,13 +90,12 @@ def ended_at_once() -> contextlib.AbstractContextManager[None]:
 
 
 def exit_code(program: Callable[[], object]) -> int:
-    """Runs a program, which goes on where nobody reads its output any more.
+    """Runs a program.
 
     Returns:
       0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C, 143 after
       SIGTERM.
     """
-    outlive_readers()
     try:
         with terminable():
             program()
@@ -123,10 +103,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = str(error)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        return 130
     except Terminated:
         print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return TERMINATED
+        return 143
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

@@ -13,9 +13,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"checks", "errors", "files", "image_files", "progress", "streams", "typing"}
+COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "streams", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
+    "array_records": set(),
     "checks": set(),
     "errors": {"streams"},
     "files": set(),
@@ -62,7 +63,7 @@ DOORS["main"] = {"commands"}
 FLOORS = (
     ("streams", "typing"),
     ("errors", "files"),
-    ("checks", "image_files", "progress"),
+    ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),
     ("cost", "text"),
     ("stage", "data"),
