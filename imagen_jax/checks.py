@@ -2,9 +2,9 @@
 
 import os
 import re
-from collections.abc import Collection
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import SCHEMES
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/", re.IGNORECASE)
 
@@ -25,22 +25,29 @@ def check_count(name: str, value: object, least: int = 1, hint: str = "") -> Non
         raise UserError(f"{name} ({value!r}) must be an integer >= {least}" + (f"; {hint}" if hint else ""))
 
 
-def check_path(name: str, value: object, schemes: Collection[str] = ()) -> None:
-    """Refuses what is no path of this machine: gs://bucket/x would be taken for a folder named "gs:".
+def check_path(name: str, value: object) -> None:
+    """Refuses what is neither a path of this machine nor an address in a bucket, such as gs://bucket/folder.
+
+    An address of another kind would be taken for a folder, such as one named "http:".
 
     Args:
       name: the setting, as its user writes it.
       value: what it was set to.
-      schemes: of addresses that can be read all the same, e.g. "gs".
 
     Raises:
-      UserError: it is no path, empty, or an address with a scheme.
+      UserError: it is no path, empty, or an address that nothing here can read.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
-    scheme = _SCHEME.match(os.fspath(value))
-    if scheme is not None and scheme[1] not in schemes:
+    text = os.fspath(value)
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return
+    known = " and ".join(f"{one}://" for one in SCHEMES)
+    if scheme[1] not in SCHEMES:
         raise UserError(
-            f"{name} ({os.fspath(value)}) begins with {scheme[0]}, and only paths of this machine can be read and "
-            "written; copy it here, or mount the bucket as a folder"
+            f"{name} ({text}) begins with {scheme[0]}, and only paths of this machine and of buckets ({known}) can "
+            "be read and written; copy it there, or mount it as a folder"
         )
+    if not re.match(r"[a-z]+://[a-z0-9][a-z0-9._-]+(/|$)", text):
+        raise UserError(f"{name} ({text}) must name a bucket: {scheme[1]}://bucket/folder")

@@ -124,7 +124,7 @@ def test_digest_of_a_file_longer_than_a_buffer(tmp_path):
 def test_a_moved_file_replaces_the_old_one(tmp_path):
     (tmp_path / "beside").write_bytes(b"new")
     (tmp_path / "file").write_bytes(b"old")
-    files.move_synced(tmp_path / "beside", tmp_path / "file")
+    files.move_file(tmp_path / "beside", tmp_path / "file", sync=True)
     files.sync_directory(tmp_path)
     assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_bytes() == b"new"
 

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import multiprocessing
-import os
 import re
 import shutil
 import tempfile
@@ -17,7 +16,7 @@ from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import is_file_name, write_json
+from imagen_jax.files import StrPath, as_path, is_file_name, is_remote, make_dirs, move_file, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -92,7 +91,7 @@ WriteShards = Callable[[Source, Path, BuildConfig], tuple[dict[str, Any], Counts
 
 def build_corpus(
     source: Source,
-    out_dir: str | os.PathLike[str],
+    out_dir: StrPath,
     config: BuildConfig,
     *,
     num_workers: int = 0,
@@ -115,7 +114,7 @@ def build_corpus(
 
 def assemble(
     source: Source,
-    out_dir: str | os.PathLike[str],
+    out_dir: StrPath,
     config: BuildConfig,
     write_shards: WriteShards,
     *,
@@ -136,15 +135,16 @@ def assemble(
       UserError: out_dir holds a corpus of other settings, or no example was accepted.
     """
     check_path("the corpus directory", out_dir)
-    out = Path(out_dir)
+    out = as_path(out_dir)
     settings = json.loads(json.dumps({"build": dataclasses.asdict(config), "source": source.settings}))
     if not overwrite:
         report = _existing(out, settings)
         if report is not None:
             return report
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=out))
+        make_dirs(out)
+        # Beside the corpus, so that moving costs nothing; what goes to a bucket is made on this machine.
+        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=None if is_remote(out) else out))
     except OSError as error:
         raise UserError(f"cannot write into {str(out)!r} ({error}); choose another directory") from error
     try:
@@ -273,8 +273,9 @@ def _move_into_place(scratch: Path, out: Path) -> None:
         (out / VOCABULARY).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
-                # A manifest may come from anywhere: what it calls its own is deleted here, and nowhere else.
-                if is_file_name(shard["file"]):
-                    (out / shard["file"]).unlink(missing_ok=True)
+                for file in (shard["file"], shard.get("index", {}).get("file")):
+                    # A manifest may come from anywhere: what it calls its own is deleted here, and nowhere else.
+                    if is_file_name(file):
+                        (out / file).unlink(missing_ok=True)
     for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
-        os.replace(path, out / path.name)
+        move_file(path, out / path.name)

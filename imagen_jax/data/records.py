@@ -2,6 +2,7 @@
 
     corpus.json                            written last: its presence means that the corpus is whole
     <split>-SSSSS-of-NNNNN.array_record    key, image (PNG or JPEG), caption, height, width, meta (JSON)
+    ….array_record.index                   where each record lies, for reading from a bucket
     rejects.jsonl                          one line a refused input
     vocabulary.model                       SentencePiece model, when trained from the captions
 
@@ -19,10 +20,10 @@ from typing import Any
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagen_jax.array_records import RecordFiles, open_records
+from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
-from imagen_jax.files import read_json, sha256_of_file
+from imagen_jax.files import StrPath, as_path, files_under, read_json, sha256_of_file
 
 FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
@@ -144,6 +145,7 @@ class SplitWriter:
                     "num_examples": count,
                     "num_bytes": path.stat().st_size,
                     "sha256": sha256_of_file(path),
+                    "index": write_index(path, count),
                 }
             )
         return {"num_examples": sum(self._counts), "shards": shards}
@@ -156,17 +158,17 @@ def read_shard(path: Path) -> Iterator[bytes]:
         yield reader.read([index])[0]
 
 
-def read_manifest(directory: str | os.PathLike[str]) -> dict[str, Any]:
+def read_manifest(directory: StrPath) -> dict[str, Any]:
     """The parsed corpus.json of a corpus directory.
 
     Raises:
       UserError: no such directory, no corpus.json in it, or one that cannot be read.
     """
     check_path("the corpus directory", directory)
-    path = Path(directory) / MANIFEST
-    if not path.parent.is_dir():
-        raise UserError(f"corpus directory {str(directory)!r} does not exist; build a corpus there first")
+    path = as_path(directory) / MANIFEST
     if not path.is_file():
+        if not path.parent.is_dir():
+            raise UserError(f"corpus directory {str(directory)!r} does not exist; build a corpus there first")
         raise UserError(
             f"{str(directory)!r} has no {MANIFEST}, so it holds no whole corpus "
             "(its build may have been interrupted); build it again"
@@ -191,21 +193,18 @@ class Corpus:
       UserError: not a corpus, or a shard is missing or cut short (the message names it).
     """
 
-    def __init__(self, directory: str | os.PathLike[str]):
-        self.directory = Path(directory)
+    def __init__(self, directory: StrPath):
+        self.directory = as_path(directory)
         self.manifest: Mapping[str, Any] = read_manifest(directory)
         self._files = RecordFiles(_FIX)
-        for split in self.splits:
-            for shard in self.manifest["splits"][split]["shards"]:
-                self._check_size(self.directory / shard["file"], shard["num_bytes"])
-
-    @staticmethod
-    def _check_size(path: Path, num_bytes: int) -> None:
-        if not path.is_file():
-            raise UserError(f"shard {path} is missing; {_FIX}")
-        got = path.stat().st_size
-        if got != num_bytes:
-            raise UserError(f"shard {path} is {got} bytes long; expected {num_bytes}; {_FIX}")
+        # One listing: a question a shard takes minutes where there are thousands of them in a bucket.
+        sizes = files_under(self.directory)
+        for shard in itertools.chain.from_iterable(self._shards(split) for split in self.splits):
+            path, got = self.directory / shard["file"], sizes.get(shard["file"])
+            if got is None:
+                raise UserError(f"shard {path} is missing; {_FIX}")
+            if got != shard["num_bytes"]:
+                raise UserError(f"shard {path} is {got} bytes long; expected {shard['num_bytes']}; {_FIX}")
 
     @property
     def image_size(self) -> int:
@@ -250,11 +249,16 @@ class Corpus:
                 raise IndexError(f"record {index} of split {split!r} is outside [0, {ends[-1]})")
             places.setdefault(bisect.bisect_right(ends, index), []).append(place)
         records: list[bytes] = [b""] * len(indices)
-        for number, wanted in places.items():
-            shard = shards[number]
-            path, start = self.directory / shard["file"], ends[number] - shard["num_examples"]
-            found = self._files.read(path, shard["num_examples"], [int(indices[place]) - start for place in wanted])
-            for place, record in zip(wanted, found, strict=True):
+        wanted = [
+            Wanted(
+                os.fspath(self.directory / shards[number]["file"]),
+                shards[number]["num_examples"],
+                [int(indices[place]) - ends[number] + shards[number]["num_examples"] for place in own],
+            )
+            for number, own in places.items()
+        ]
+        for own, found in zip(places.values(), self._files.read(wanted), strict=True):
+            for place, record in zip(own, found, strict=True):
                 records[place] = record
         return records
 

@@ -1,13 +1,15 @@
 """TensorBoard event files without TensorFlow: scalars and PNG images."""
 
 import os
+import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
+
+from imagen_jax.files import GrowingFile, StrPath, as_path, make_dirs
 
 RGB = 3  # Summary.Image.colorspace
 
@@ -15,16 +17,20 @@ RGB = 3  # Summary.Image.colorspace
 class EventFile:
     """One event file of a log directory; every event is on the disk when its call returns.
 
+    One in a bucket follows from time to time, see `files.GrowingFile`.
+
     Args:
       directory: TensorBoard log directory, made when missing.
       start_step: step this process goes on from; TensorBoard drops what an earlier process wrote after it.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], start_step: int = 0):
-        path = Path(directory)
-        path.mkdir(parents=True, exist_ok=True)
-        # The name begins with the second; of two processes in one second, the later must come later.
-        self._writer = EventsWriter(str(path / "events"), f".{time.time_ns()}.{os.getpid()}")
+    def __init__(self, directory: StrPath, start_step: int = 0):
+        make_dirs(directory)
+        # The second, as TensorBoard has it; of two processes in one second, the later must come later.
+        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{time.time_ns()}.{os.getpid()}"
+        self._file = GrowingFile(as_path(directory) / name)
+        self._writer = RecordWriter(self._file.local)
+        self._write(0, file_version="brain.Event:2")
         self._write(start_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,7 +46,13 @@ class EventFile:
     def close(self) -> None:
         """Closes the file."""
         self._writer.close()
+        self._file.close()
 
-    def _write(self, step: int, **content: SessionLog | Summary) -> None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
+    def send(self) -> None:
+        """Makes the events so far last, also those of a file in a bucket."""
+        self._file.send()
+
+    def _write(self, step: int, **content: SessionLog | Summary | str) -> None:
+        self._writer.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
         self._writer.flush()
+        self._file.grown()

@@ -175,8 +175,8 @@ def train(
     """
     encoder = check_text(config)
     setup = TrainSetup.build(config)
-    with only_trainer(config.model_dir):
-        return _train(config, setup, encoder, operative_text, stop_at, hooks)
+    with only_trainer(config.model_dir) as check_alone:
+        return _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone)
 
 
 def _train(
@@ -186,6 +186,7 @@ def _train(
     operative_text: str,
     stop_at: int | None,
     hooks: Callable[[Run], Sequence[Hook]],
+    check_alone: Callable[[], None],
 ) -> TrainState:
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
@@ -213,6 +214,8 @@ def _train(
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
     def save(state: TrainState) -> Path:
+        check_alone()
+        writer.send()
         return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
 
     with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer):

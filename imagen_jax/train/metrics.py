@@ -1,18 +1,16 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and the sums behind every average."""
 
 import json
-import os
 import time
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import write_text
+from imagen_jax.files import GrowingFile, StrPath, as_path, write_text
 from imagen_jax.progress import Progress
 from imagen_jax.train.event_file import EventFile
 from imagen_jax.train.hooks import Hook, StepInfo
@@ -138,7 +136,7 @@ class Window:
         return passed
 
 
-def read_lines(model_dir: str | os.PathLike[str]) -> list[tuple[float, str]]:
+def read_lines(model_dir: StrPath) -> list[tuple[float, str]]:
     """Reads metrics.jsonl of a run directory, without a last line cut short by a kill.
 
     Returns:
@@ -147,7 +145,7 @@ def read_lines(model_dir: str | os.PathLike[str]) -> list[tuple[float, str]]:
     Raises:
       UserError: a line is no JSON object with a step.
     """
-    path = Path(model_dir) / METRICS
+    path = as_path(model_dir) / METRICS
     if not path.exists():
         return []
     found = []
@@ -163,9 +161,9 @@ def read_lines(model_dir: str | os.PathLike[str]) -> list[tuple[float, str]]:
     return found
 
 
-def drop_lines_after(model_dir: str | os.PathLike[str], step: int) -> None:
+def drop_lines_after(model_dir: StrPath, step: int) -> None:
     """Rewrites metrics.jsonl without the lines after `step` and without a last line cut short by a kill."""
-    path = Path(model_dir) / METRICS
+    path = as_path(model_dir) / METRICS
     if path.exists():
         write_text(path, "".join(line for of_step, line in read_lines(model_dir) if of_step <= step))
 
@@ -178,20 +176,21 @@ class MetricWriter:
       step: updates done; later lines of an earlier process are dropped.
     """
 
-    def __init__(self, model_dir: str | os.PathLike[str], step: int):
+    def __init__(self, model_dir: StrPath, step: int):
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._path = Path(model_dir) / METRICS
         drop_lines_after(model_dir, step)
-        self._events = EventFile(Path(model_dir) / "tensorboard", step)
+        self._lines = GrowingFile(as_path(model_dir) / METRICS)
+        self._events = EventFile(as_path(model_dir) / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends one line; nested values become curves named "outer/inner"."""
         if not self._active:
             return
-        with self._path.open("a") as stream:
+        with open(self._lines.local, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+        self._lines.grown()
         scalars: dict[str, float] = {}
         for name, value in line.items():
             if isinstance(value, Mapping):
@@ -205,9 +204,16 @@ class MetricWriter:
         if self._active:
             self._events.image(step, tag, png, height, width)
 
-    def close(self) -> None:
-        """Closes the event file."""
+    def send(self) -> None:
+        """Makes what was written last, also in a bucket: called before each checkpoint, which goes on from there."""
         if self._active:
+            self._lines.send()
+            self._events.send()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._active:
+            self._lines.close()
             self._events.close()
 
 

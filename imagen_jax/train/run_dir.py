@@ -1,16 +1,12 @@
 """Files of a run directory that are written before its first update."""
 
 import contextlib
-import fcntl
 import importlib.metadata
-import json
 import math
 import os
 import platform
-import shutil
-import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,18 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
-from imagen_jax.files import write_json, write_text
+from imagen_jax.files import (
+    LEASE_S,
+    Lock,
+    StrPath,
+    as_path,
+    files_under,
+    is_remote,
+    make_dirs,
+    remove_tree,
+    write_json,
+    write_text,
+)
 
 PACKAGES = (
     "imagen_jax",
@@ -38,48 +45,38 @@ LOCK = "train.lock"
 
 
 @contextlib.contextmanager
-def only_trainer(model_dir: str | os.PathLike[str]) -> Iterator[None]:
+def only_trainer(model_dir: StrPath) -> Iterator[Callable[[], None]]:
     """A block in which this run, by its first process, is the only one that trains into a directory.
 
-    The system gives the lock back when the process ends, however it ends.
+    Yields:
+      What makes sure that it still is: in a bucket, a run that is cut off for a minute may be taken for dead. It raises
+      `files.LockLostError` otherwise.
 
     Raises:
       UserError: another process trains there (named by host and process), or the directory cannot be written.
     """
     if jax.process_index() != 0:
-        yield
+        yield lambda: None
         return
+    lock = Lock(as_path(model_dir) / LOCK)
     try:
-        Path(model_dir).mkdir(parents=True, exist_ok=True)
-        file = (Path(model_dir) / LOCK).open("a+")
+        make_dirs(model_dir)
+        # In a bucket the lease of a run that was killed on another machine has to be seen unchanged for a while.
+        held = lock.acquire(LEASE_S + 5 if is_remote(model_dir) else 0)
     except OSError as error:
         raise UserError(f"model_dir {os.fspath(model_dir)!r} cannot be written ({error}); choose another") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            raise UserError(
-                f"{os.fspath(model_dir)!r} is being trained by {_owner(file.read())}; end that run first, or choose "
-                "another MODEL_DIR"
-            ) from error
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
-        file.flush()
-        try:
-            yield
-        finally:
-            # A run that is refused leaves nothing.
-            if os.listdir(model_dir) == [LOCK]:
-                shutil.rmtree(model_dir)
-
-
-def _owner(text: str) -> str:
+    if not held:
+        raise UserError(
+            f"{os.fspath(model_dir)!r} is being trained by {lock.owner()}; end that run first, or choose another "
+            "MODEL_DIR"
+        )
     try:
-        found = json.loads(text)
-        return f"process {found['process']} on host {found['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+        yield lock.check
+    finally:
+        # A run that is refused leaves nothing.
+        if list(files_under(model_dir)) == [LOCK]:
+            remove_tree(model_dir)
+        lock.release()
 
 
 def num_parameters(state: TrainState) -> int:
@@ -133,12 +130,12 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def describe_run(model_dir: str | os.PathLike[str], state: TrainState, mesh: Mesh, operative_text: str) -> None:
+def describe_run(model_dir: StrPath, state: TrainState, mesh: Mesh, operative_text: str) -> None:
     """Writes config.gin, model-info.txt and versions.json into the run directory (first process only)."""
     if jax.process_index() != 0:
         return
-    root = Path(model_dir)
-    root.mkdir(parents=True, exist_ok=True)
+    make_dirs(model_dir)
+    root = as_path(model_dir)
     write_text(root / "config.gin", operative_text)
     write_text(root / "model-info.txt", model_info(state, mesh))
     write_json(root / "versions.json", versions(), end="\n")

@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from imagen_jax.array_records import RecordFiles
+from imagen_jax.array_records import RecordFiles, Wanted
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json
+from imagen_jax.files import as_path, files_under, local_copy, read_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -67,7 +67,8 @@ class EmbeddingStore:
         self.corpus_id: str = header["corpus"]["id"]
         self._dtype: str = self.fingerprint["dtype"]
         self._keys, self._rows = (
-            np.load(os.path.join(directory, header["index"][part]["file"]), mmap_mode="r") for part in ("keys", "rows")
+            np.load(local_copy(os.path.join(directory, header["index"][part]["file"])), mmap_mode="r")
+            for part in ("keys", "rows")
         )
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
         self._lock = threading.Lock()
@@ -83,8 +84,9 @@ class EmbeddingStore:
         """
         check_path("the embedding store", directory)
         path = os.path.join(directory, HEADER)
-        if not os.path.isfile(path):
-            begun = os.path.isfile(os.path.join(directory, PLAN))
+        sizes = files_under(directory)
+        if HEADER not in sizes:
+            begun = PLAN in sizes
             state = "is not finished" if begun else "does not exist"
             raise UserError(
                 f"the embedding store {directory!r} {state} (no store.json); run "
@@ -97,8 +99,7 @@ class EmbeddingStore:
                 f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
             )
         for entry in file_entries(header):
-            file = os.path.join(directory, entry["file"])
-            size = os.path.getsize(file) if os.path.isfile(file) else None
+            size = sizes.get(entry["file"])
             if size != entry["num_bytes"]:
                 got = "no such file" if size is None else f"{size} bytes"
                 raise UserError(
@@ -110,7 +111,8 @@ class EmbeddingStore:
     @property
     def null_text(self) -> Float[np.ndarray, "_n d"]:
         """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
-        return np.load(os.path.join(self._directory, self._header["null_text"]["file"]))
+        with as_path(os.path.join(self._directory, self._header["null_text"]["file"])).open("rb") as file:
+            return np.load(file)
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Refuses a store that another encoder, vocabulary or length made.
@@ -171,20 +173,23 @@ class EmbeddingStore:
                 )
         return self._rows[places]
 
-    def _records(self, shard: int, indices: Sequence[int] | None = None) -> list[bytes]:
-        entry = self._header["shards"][shard]
-        return self._files.read(os.path.join(self._directory, entry["file"]), entry["num_embeddings"], indices)
-
     def _load_all(self) -> list[bytes]:
-        memory = [record for shard in range(len(self._header["shards"])) for record in self._records(shard)]
+        memory: list[bytes] = []
+        for shard in self._header["shards"]:
+            memory += self._files.read_all(os.path.join(self._directory, shard["file"]), shard["num_embeddings"])
         self._files.close()
         return memory
 
     def _read(self, rows: np.ndarray) -> list[np.ndarray]:
         unique, places = np.unique(rows, return_inverse=True)
         shards = np.searchsorted(self._shard_starts, unique, side="right") - 1
-        records: list[np.ndarray] = []
-        for shard in np.unique(shards).tolist():
-            inside = (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist()
-            records += [unpack(record, self._dtype, self.embed_dim) for record in self._records(shard, inside)]
-        return [records[place] for place in places.tolist()]
+        wanted = [
+            Wanted(
+                os.path.join(self._directory, self._header["shards"][shard]["file"]),
+                self._header["shards"][shard]["num_embeddings"],
+                (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist(),
+            )
+            for shard in np.unique(shards).tolist()
+        ]
+        found = [unpack(record, self._dtype, self.embed_dim) for one in self._files.read(wanted) for record in one]
+        return [found[place] for place in places.tolist()]

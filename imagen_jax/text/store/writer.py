@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError, file_errors
-from imagen_jax.files import move_synced, read_json, sha256_of_file, whole_file, write_json
+from imagen_jax.files import move_file, read_json, sha256_of_file, whole_file, write_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -183,7 +183,7 @@ class StoreWriter:
             writer.close()
         if len(keys) != len(rows) or (len(rows) and not 0 <= min(rows) <= max(rows) < num_embeddings):
             raise ValueError(f"shard {shard}: {len(keys)} keys, {len(rows)} rows, {num_embeddings} embeddings")
-        move_synced(beside, self._beside(shard))
+        move_file(beside, self._beside(shard), sync=True)
         self.note_shard(shard, sorted_keys, np.asarray(rows, np.int64)[order], num_embeddings, num_tokens, **notes)
 
     def note_shard(

@@ -2,7 +2,8 @@
 
 A file is written beside its place under a name of its own and then renamed, so a reader finds the old content or the
 new, never half of it, and two processes that write the same file do not mix their bytes. `sync` also waits for the
-disk, for what must outlast a power cut.
+disk, for what must outlast a power cut. An object in a bucket appears whole or not at all by itself: what is written is
+kept on this machine until the block ends, then sent.
 """
 
 import contextlib
@@ -10,11 +11,13 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-StrPath = str | os.PathLike[str]
+from imagen_jax.files.places import StrPath, as_path, file_system, is_remote
+
 _HASHED_AT_ONCE = 16
 
 
@@ -29,6 +32,12 @@ def whole_file(path: StrPath, sync: bool = False) -> Iterator[BinaryIO]:
     Raises:
       OSError: it cannot be written. What was at `path` is untouched, and nothing is left beside it.
     """
+    if is_remote(path):
+        with tempfile.NamedTemporaryFile() as local:
+            yield cast(BinaryIO, local)
+            local.flush()
+            file_system(path).put_file(local.name, os.fspath(path))
+        return
     beside = f"{os.fspath(path)}.tmp-{secrets.randbits(64)}"
     try:
         with open(beside, "xb") as file:
@@ -45,6 +54,9 @@ def whole_file(path: StrPath, sync: bool = False) -> Iterator[BinaryIO]:
 
 def write_bytes(path: StrPath, content: bytes, sync: bool = False) -> None:
     """Writes a file whole or not at all; see `whole_file`."""
+    if is_remote(path):
+        file_system(path).pipe_file(os.fspath(path), content)
+        return
     with whole_file(path, sync) as file:
         file.write(content)
 
@@ -74,8 +86,7 @@ def read_json(path: StrPath) -> Any:
       OSError: it cannot be read.
       ValueError: it is not JSON in UTF-8.
     """
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    return json.loads(as_path(path).read_text(encoding="utf-8"))
 
 
 def is_file_name(name: object) -> bool:
@@ -85,7 +96,7 @@ def is_file_name(name: object) -> bool:
 
 def shipped_root() -> str:
     """The folder under which configs/ and data/prompts/ lie: the repository, or their copy in an installed package."""
-    package = os.path.dirname(os.path.abspath(__file__))
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     installed = os.path.join(package, "shipped")
     return installed if os.path.isdir(installed) else os.path.dirname(package)
 
@@ -106,8 +117,8 @@ def sha256_of_file(path: StrPath) -> str:
     Raises:
       OSError: it cannot be read.
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with as_path(path).open("rb") as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def sha256_of_files(paths: Sequence[StrPath]) -> list[str]:
@@ -120,15 +131,28 @@ def sha256_of_files(paths: Sequence[StrPath]) -> list[str]:
         return list(threads.map(sha256_of_file, paths))
 
 
-def move_synced(beside: StrPath, path: StrPath) -> None:
-    """Renames a file that another library wrote, once the disk holds its bytes."""
-    with open(beside, "rb") as file:
-        os.fsync(file.fileno())
+def move_file(beside: StrPath, path: StrPath, sync: bool = False) -> None:
+    """Gives a file of this machine, that another library wrote, its place.
+
+    Args:
+      beside: the file; it is gone afterwards.
+      path: its place, on the same file system or in a bucket.
+      sync: wait until the disk holds its bytes before they take their place.
+    """
+    if is_remote(path):
+        file_system(path).put_file(os.fspath(beside), os.fspath(path))
+        os.remove(beside)
+        return
+    if sync:
+        with open(beside, "rb") as file:
+            os.fsync(file.fileno())
     os.replace(beside, path)
 
 
 def sync_directory(path: StrPath) -> None:
-    """Waits until the disk holds a directory's entries, and so the renames in it."""
+    """Waits until the disk holds a directory's entries, and so the renames in it; no wait for a bucket's."""
+    if is_remote(path):
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""ArrayRecord files, read by the numbers of their records.
+"""ArrayRecord files, read by the numbers of their records, wherever they lie.
 
 A reader is never told why a file did not open: it then holds no records, as one of a damaged file does. The system is
 asked instead, so that a lack of file handles is not taken for damage.
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 
 from array_record.python.array_record_module import ArrayRecordReader
 
+from imagen_jax.array_records.remote import RemoteRecords, Wanted
 from imagen_jax.errors import UserError
+from imagen_jax.files import is_remote, local_copy
 
 _OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 # Opening a file of 50 000 records takes 20 times as long as reading one record: many stay open, far from all that a
@@ -37,7 +39,7 @@ def open_records(path: str | os.PathLike[str]) -> ArrayRecordReader:
 
 
 class RecordFiles:
-    """Record files that belong together; few are open at once. Several threads may read.
+    """Record files that belong together, wherever they lie; few are open at once. Several threads may read.
 
     Args:
       fix: what to do about a damaged file, the end of a message.
@@ -45,30 +47,44 @@ class RecordFiles:
 
     def __init__(self, fix: str):
         self._fix = fix
+        self._remote = RemoteRecords(fix)
         self._lock = threading.Lock()
         self._open: OrderedDict[str, ArrayRecordReader] = OrderedDict()
 
-    def read(self, path: str | os.PathLike[str], num_records: int, indices: Sequence[int] | None = None) -> list[bytes]:
-        """Records of one file.
-
-        Args:
-          path: the file.
-          num_records: how many it must hold.
-          indices: which, in the order wanted; None: all.
+    def read(self, wanted: Sequence[Wanted]) -> list[list[bytes]]:
+        """Records of some of the files, in the order wanted.
 
         Raises:
-          UserError: the file is damaged or cannot be opened, e.g. for want of file handles.
+          UserError: a file is damaged or cannot be opened, e.g. for want of file handles.
         """
-        reader = self._reader(os.fspath(path), num_records)
+        if any(is_remote(one.path) for one in wanted):
+            return self._remote.read(wanted)
+        return [self._read(one) for one in wanted]
+
+    def read_all(self, path: str, num_records: int) -> list[bytes]:
+        """Every record of one file; one in a bucket is copied to this machine whole.
+
+        Raises:
+          UserError: as `read`; or the copy is larger than all copies may be.
+        """
         try:
-            return reader.read_all() if indices is None else reader.read(list(indices))
+            copy = local_copy(path)
+        except FileNotFoundError as error:
+            raise UserError(f"shard {path} is missing; {self._fix}") from error
+        return self._read(Wanted(copy, num_records, range(num_records)))
+
+    def _read(self, wanted: Wanted) -> list[bytes]:
+        reader = self._reader(wanted.path, wanted.num_records)
+        try:
+            return reader.read(list(wanted.indices))
         except RuntimeError as error:
-            raise UserError(f"shard {path} is damaged ({error}); {self._fix}") from error
+            raise UserError(f"shard {wanted.path} is damaged ({error}); {self._fix}") from error
 
     def close(self) -> None:
         """Gives the file handles back; a later read opens what it needs."""
         with self._lock:
             self._open.clear()
+        self._remote.close()
 
     def _reader(self, path: str, num_records: int) -> ArrayRecordReader:
         with self._lock:

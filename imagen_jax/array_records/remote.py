@@ -1,0 +1,171 @@
+"""Records of ArrayRecord files in buckets, each read by a request for its bytes alone.
+
+What was read stays on this machine in a file with holes, of the size of the one in the bucket, and a bit a record that
+tells if it is there; see `files.copies` for how much.
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from imagen_jax.array_records.index import ENTRY, SUFFIX, cut, span
+from imagen_jax.errors import UserError
+from imagen_jax.files import copy_place, file_system, local_copy, make_room
+
+# Bytes read before the room that copies take is looked at again.
+_BETWEEN_LOOKS = 64 << 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Records of one file.
+
+    Args:
+      path: the file.
+      num_records: how many it must hold.
+      indices: numbers of the records wanted, in any order.
+    """
+
+    path: str
+    num_records: int
+    indices: Sequence[int]
+
+
+class RemoteRecords:
+    """Reads records of files in buckets; several threads may.
+
+    Args:
+      fix: what to do about a damaged file, the end of a message.
+    """
+
+    def __init__(self, fix: str):
+        self._fix = fix
+        self._lock = threading.Lock()
+        self._copies: dict[str, _Copy] = {}
+        self._unlooked = _BETWEEN_LOOKS
+
+    def read(self, wanted: Sequence[Wanted]) -> list[list[bytes]]:
+        """The records, in the order wanted, those that are not on this machine all at once.
+
+        Raises:
+          UserError: a file or its index is missing, or a record is damaged.
+          OSError: the bucket cannot be read.
+        """
+        found: list[list[bytes]] = []
+        missing: list[tuple[int, int, _Copy, np.void]] = []
+        for file, one in enumerate(wanted):
+            copy = self._copy(one)
+            entries = copy.entries(one.indices)
+            found.append([copy.read(number, entry) or b"" for number, entry in zip(one.indices, entries, strict=True)])
+            missing += [
+                (file, place, copy, entry)
+                for place, entry in enumerate(entries)
+                if len(found[file][place]) != entry["length"]
+            ]
+        if missing:
+            for (file, place, copy, entry), record in zip(missing, self._fetch(wanted, missing), strict=True):
+                found[file][place] = record
+                copy.keep(wanted[file].indices[place], entry)
+        return found
+
+    def close(self) -> None:
+        """Forgets the files; a later read finds them again."""
+        with self._lock:
+            self._copies.clear()
+
+    def _copy(self, wanted: Wanted) -> "_Copy":
+        with self._lock:
+            if wanted.path not in self._copies:
+                try:
+                    self._copies[wanted.path] = _Copy(wanted)
+                except FileNotFoundError as error:
+                    raise UserError(f"shard {wanted.path} or its {SUFFIX} is missing; {self._fix}") from error
+            return self._copies[wanted.path]
+
+    def _fetch(self, wanted: Sequence[Wanted], missing: "list[tuple[int, int, _Copy, np.void]]") -> list[bytes]:
+        spans = [span(entry) for _, _, _, entry in missing]
+        paths = [wanted[file].path for file, _, _, _ in missing]
+        contents = file_system(paths[0]).cat_ranges(
+            paths, [start for start, _ in spans], [end for _, end in spans], on_error="return"
+        )
+        records = []
+        for (file, place, copy, entry), content, (start, _) in zip(missing, contents, spans, strict=True):
+            if isinstance(content, FileNotFoundError):
+                raise UserError(f"shard {wanted[file].path} is missing; {self._fix}") from content
+            if isinstance(content, BaseException):
+                raise content
+            record = cut(content, entry)
+            if record is None:
+                raise UserError(
+                    f"shard {wanted[file].path} is damaged (record {wanted[file].indices[place]}); {self._fix}"
+                )
+            copy.write(start, content)
+            records.append(record)
+        self._look(sum(map(len, contents)))
+        return records
+
+    def _look(self, num_bytes: int) -> None:
+        with self._lock:
+            self._unlooked += num_bytes
+            if self._unlooked < _BETWEEN_LOOKS:
+                return
+            self._unlooked = 0
+        make_room(_BETWEEN_LOOKS)
+
+
+class _Copy:
+    """What of one file is on this machine."""
+
+    def __init__(self, wanted: Wanted):
+        self._place = copy_place(wanted.path)
+        self._there = self._place.with_name(f"{self._place.name}.there")
+        self._url = f"{wanted.path}{SUFFIX}"
+        self._index = local_copy(self._url)
+
+    def entries(self, indices: Sequence[int]) -> np.ndarray:
+        """Index entries of records."""
+        if not os.path.exists(self._index):
+            self._index = local_copy(self._url)
+        with open(self._index, "rb") as file:
+            os.utime(file.fileno())
+            size = ENTRY.itemsize
+            return np.frombuffer(b"".join(os.pread(file.fileno(), size, index * size) for index in indices), ENTRY)
+
+    def read(self, number: int, entry: np.void) -> bytes | None:
+        """The record, None where it is not here whole."""
+        try:
+            with open(self._there, "rb") as bits:
+                if not os.pread(bits.fileno(), 1, number // 8)[0] >> number % 8 & 1:
+                    return None
+            with open(self._place, "rb") as file:
+                start, end = span(entry)
+                os.utime(file.fileno())
+                return cut(os.pread(file.fileno(), end - start, start), entry)
+        except (FileNotFoundError, IndexError):
+            return None
+
+    def write(self, start: int, content: bytes) -> None:
+        """Keeps bytes of the file."""
+        _write_at(self._place, start, content)
+
+    def keep(self, number: int, entry: np.void) -> None:
+        """Notes that a record is here."""
+        # Two processes may lose one of two notes of one byte; that record is fetched once more.
+        before = b"\0"
+        if self._there.exists():
+            with open(self._there, "rb") as bits:
+                before = os.pread(bits.fileno(), 1, number // 8) or b"\0"
+        _write_at(self._there, number // 8, bytes([before[0] | 1 << number % 8]))
+
+
+def _write_at(path: Path, start: int, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(descriptor, content, start)
+    finally:
+        os.close(descriptor)

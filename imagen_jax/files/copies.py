@@ -1,0 +1,112 @@
+"""Copies of bucket files on this machine, within a given size.
+
+IMAGEN_JAX_CACHE_DIR says where they lie (default: ~/.cache/imagen_jax) and IMAGEN_JAX_CACHE_GB how many gigabytes
+they may take in all (default: 50). The longest unused go first. Processes of a machine share them.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from imagen_jax.errors import UserError
+from imagen_jax.files.places import StrPath, file_system, is_remote
+
+DIRECTORY, GIGABYTES = "IMAGEN_JAX_CACHE_DIR", "IMAGEN_JAX_CACHE_GB"
+_DEFAULT_GB = 50.0
+
+
+def local_copy(path: StrPath) -> str:
+    """The path of a file on this machine with the content of `path`: itself, or a copy of a bucket's file.
+
+    A copy belongs to one version of the object: once the object is replaced, it is fetched again.
+
+    Raises:
+      FileNotFoundError: there is no such file in the bucket.
+      OSError: it cannot be read, or the copy not be written.
+    """
+    if not is_remote(path):
+        return os.fspath(path)
+    copy = copy_place(path)
+    if not copy.exists():
+        make_room(file_system(path).info(os.fspath(path))["size"])
+        beside = copy.with_name(f"{copy.name}.tmp-{secrets.token_hex(8)}")
+        try:
+            file_system(path).get_file(os.fspath(path), os.fspath(beside))
+            os.replace(beside, copy)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+    os.utime(copy)
+    return os.fspath(copy)
+
+
+def copy_place(path: StrPath) -> Path:
+    """Where a copy of a bucket's file lies on this machine, in a folder that exists; it may not be there yet.
+
+    Raises:
+      FileNotFoundError: there is no such file in the bucket.
+    """
+    url = os.fspath(path)
+    info = file_system(url).info(url)
+    version = hashlib.sha256(f"{url} {info.get('generation')} {info['size']}".encode()).hexdigest()[:32]
+    folder = _root() / version[:2] / version[2:]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / os.path.basename(url)
+
+
+def make_room(num_bytes: int) -> None:
+    """Removes the copies that were unused for longest, until `num_bytes` more fit.
+
+    Raises:
+      UserError: the variable is no number of gigabytes, or no room can be made.
+    """
+    limit = _limit()
+    if num_bytes > limit:
+        raise UserError(
+            f"a file of {num_bytes / 1e9:.2f} GB is to be copied to this machine, and copies may take {limit / 1e9:g} "
+            f"GB; raise {GIGABYTES}"
+        )
+    files = []
+    for file in _root().rglob("*"):
+        with contextlib.suppress(OSError):  # Another process may remove it.
+            found = file.stat()
+            if file.is_file():
+                # What a file takes on the disk: those of records have holes.
+                files.append((found.st_mtime, found.st_blocks * 512, file))
+    total = sum(size for _, size, _ in files) + num_bytes
+    for _, size, file in sorted(files):
+        if total <= limit:
+            return
+        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Not empty, or gone.
+            file.parent.rmdir()
+        total -= size
+
+
+def _limit() -> float:
+    text = os.environ.get(GIGABYTES, str(_DEFAULT_GB))
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = -1.0
+    if not gigabytes >= 0:
+        raise UserError(f"the variable {GIGABYTES} ({text!r}) must be a number of gigabytes, e.g. 50")
+    return gigabytes * 1e9
+
+
+def _root() -> Path:
+    """The folder of all copies; one among temporary files where the home directory cannot be written."""
+    named = os.environ.get(DIRECTORY)
+    if named:
+        return Path(named)
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = Path(caches, "imagen_jax")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return root
+    except OSError:
+        return Path(tempfile.gettempdir(), f"imagen_jax-{os.getuid()}")

@@ -1,0 +1,309 @@
+"""Locks that one process at a time holds: a file's lock on this machine, a lease in a bucket.
+
+The system gives a file's lock back when its process ends, however it ends. A lease is an object that names its owner,
+made and changed only under the condition that nobody else has (a generation precondition). Its owner renews it; who
+sees one that is not renewed for `LEASE_S`, or whose process on the same machine has ended, takes it over. No two
+clocks are compared.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from imagen_jax.errors import UserError
+from imagen_jax.files.places import StrPath, bucket_of, file_system, is_remote
+
+LEASE_S = 60.0
+_RENEWALS = 4
+_POLL_S = 0.5
+# Lease -> its generation and since when this process has seen it unchanged.
+_seen: dict[str, tuple[str, float]] = {}
+
+
+class LockLostError(UserError):
+    """A lease that another process took over: this one was silent for too long."""
+
+
+class Lock:
+    """A lock at a path; `acquire` before, `release` after.
+
+    Args:
+      path: of a file that is made for it, in a folder that exists, or of an object.
+
+    Attributes:
+      path: the same.
+    """
+
+    def __init__(self, path: StrPath):
+        self.path = os.fspath(path)
+        self._lock: _FileLock | _Lease = _Lease(os.fspath(path)) if is_remote(path) else _FileLock(path)
+
+    def acquire(self, wait_s: float = 0.0) -> bool:
+        """Takes the lock where it is free, or becomes so within `wait_s` seconds.
+
+        Raises:
+          OSError: the file or object cannot be made.
+        """
+        end = time.monotonic() + wait_s
+        while not self._lock.try_acquire():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
+        return True
+
+    def owner(self) -> str:
+        """Who holds it, in words."""
+        try:
+            found = json.loads(self._lock.content())
+            return f"process {found['process']} on host {found['host']}"
+        except (ValueError, KeyError, TypeError, OSError):
+            return "another process"
+
+    def check(self) -> None:
+        """Makes sure that it is still held.
+
+        Raises:
+          LockLostError: another process took it over.
+        """
+        self._lock.check()
+
+    def release(self) -> None:
+        """Gives it back; nothing if it is not held."""
+        self._lock.release()
+
+
+@contextlib.contextmanager
+def locked(path: StrPath, wait_s: float = 0.0) -> Iterator[bool]:
+    """A block that tells if it holds the lock at `path`; see `Lock.acquire`."""
+    lock = Lock(path)
+    held = lock.acquire(wait_s)
+    try:
+        yield held
+    finally:
+        if held:
+            lock.release()
+
+
+class Presence:
+    """Processes that are at work at a place at the same time; who needs to be alone there can tell.
+
+    Args:
+      path: as of a Lock; in a bucket each process has an object of this name and a number.
+    """
+
+    def __init__(self, path: StrPath):
+        self._path = os.fspath(path)
+        self._lease = Lock(f"{self._path}-{secrets.token_hex(8)}") if is_remote(path) else None
+        self._file: Any = None
+
+    def enter(self) -> None:
+        """Counts this process in.
+
+        Raises:
+          OSError: the file or object cannot be made.
+        """
+        if self._lease is not None:
+            self._lease.acquire()
+        else:
+            self._file = open(self._path, "a+b")  # noqa: SIM115
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def alone(self, wait_s: float = 0.0) -> bool:
+        """Tells if no other process is there, or none any more within `wait_s` seconds."""
+        end = time.monotonic() + wait_s
+        while self._others():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def leave(self) -> None:
+        """Counts this process out."""
+        if self._lease is not None:
+            self._lease.release()
+        elif self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _others(self) -> bool:
+        if self._lease is not None:
+            mine = self._lease.path.partition("://")[2]
+            there = file_system(self._path).glob(f"{self._path}-*")
+            scheme = self._path.partition("://")[0]
+            return not all(name == mine or _Lease(f"{scheme}://{name}").remove_given_up() for name in there)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+        return False
+
+
+def _note() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "machine": _machine(), "process": os.getpid()}
+
+
+def _machine() -> str:
+    """Names the machine since its start, and the container in which process numbers mean something."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return f"{file.read().strip()} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return secrets.token_hex(16)  # No other process is on this machine, as far as can be told.
+
+
+class _FileLock:
+    def __init__(self, path: StrPath):
+        self._path = path
+        self._file: Any = None
+
+    def try_acquire(self) -> bool:
+        file = open(self._path, "a+b")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        file.truncate(0)
+        file.write(json.dumps(_note()).encode())
+        file.flush()
+        self._file = file
+        return True
+
+    def content(self) -> bytes:
+        with open(self._path, "rb") as file:
+            return file.read()
+
+    def check(self) -> None:
+        """Nothing: the system takes no lock away."""
+
+    def release(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class _Lease:
+    def __init__(self, url: str):
+        self._url = url
+        self._key = url.partition("://")[2].partition("/")[2]
+        self._nonce = secrets.token_hex(8)
+        self._generation: str | None = None
+        self._stop = threading.Event()
+        self._lost = False
+
+    def try_acquire(self) -> bool:
+        content = json.dumps({**_note(), "nonce": self._nonce}).encode()
+        with contextlib.suppress(FileExistsError):
+            file_system(self._url).pipe_file(self._url, content, mode="create")
+        found = self._read()
+        if found is not None and self._given_up(*found):
+            with contextlib.suppress(FileExistsError):
+                self._replace(content, found[0])
+            found = self._read()
+        # Asked for in every case: a request whose answer was lost is sent again, and finds its own object.
+        if found is None or json.loads(found[1]).get("nonce") != self._nonce:
+            return False
+        self._generation, self._lost = found[0], False
+        self._stop.clear()
+        threading.Thread(target=self._renew, args=(content,), daemon=True).start()
+        return True
+
+    def content(self) -> bytes:
+        return (self._read() or ("", b""))[1]
+
+    def check(self) -> None:
+        if self._lost:
+            raise LockLostError(
+                f"the lease {self._url} was taken over by {Lock(self._url).owner()}: this process could not renew it "
+                f"for {LEASE_S:.0f} s; end one of the two"
+            )
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._generation is not None and not self._lost:
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                file_system(self._url).call(
+                    "DELETE", "b/{}/o/{}", bucket_of(self._url), self._key, ifGenerationMatch=self._generation
+                )
+        self._generation = None
+
+    def remove_given_up(self) -> bool:
+        """Removes the lease of a process that has ended; False where its process is at work."""
+        found = self._read()
+        if found is not None and not self._given_up(*found):
+            return False
+        if found is not None:
+            self._generation = found[0]
+            self.release()
+        return True
+
+    def _read(self) -> tuple[str, bytes] | None:
+        """Generation and content; None where there is no lease."""
+        files = file_system(self._url)
+        try:
+            return str(files.info(self._url)["generation"]), files.cat_file(self._url)
+        except FileNotFoundError:
+            return None
+
+    def _replace(self, content: bytes, generation: str) -> str:
+        files = file_system(self._url)
+        place = files.base.replace("/storage/v1/", f"/upload/storage/v1/b/{bucket_of(self._url)}/o")
+        written = files.call(
+            "POST",
+            place,
+            uploadType="media",
+            name=self._key,
+            ifGenerationMatch=generation,
+            data=content,
+            headers={"Content-Type": "application/json"},
+            json_out=True,
+        )
+        return str(written["generation"])
+
+    def _given_up(self, generation: str, content: bytes) -> bool:
+        owner = json.loads(content)
+        if owner.get("nonce") == self._nonce:
+            return False
+        if owner.get("machine") == _machine() and not _runs(owner.get("process")):
+            return True
+        before = _seen.get(self._url)
+        if before is None or before[0] != generation:
+            _seen[self._url] = (generation, time.monotonic())
+            return False
+        return time.monotonic() - before[1] > LEASE_S
+
+    def _renew(self, content: bytes) -> None:
+        while not self._stop.wait(LEASE_S / _RENEWALS):
+            generation = self._generation
+            if generation is None:
+                return
+            try:
+                self._generation = self._replace(content, generation)
+            except FileExistsError:
+                found = self._read()
+                if found is None or json.loads(found[1]).get("nonce") != self._nonce:
+                    self._lost = True
+                    return
+                self._generation = found[0]
+            except Exception:  # noqa: BLE001
+                # Tried again at the next turn; whoever finds the lease unchanged for too long takes it over.
+                continue
+
+
+def _runs(process: object) -> bool:
+    try:
+        os.kill(int(str(process)), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, ValueError, OverflowError):
+        return True
+    return True

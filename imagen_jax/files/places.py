@@ -1,0 +1,130 @@
+"""Where files lie: on this machine, or in a bucket as gs://bucket/name, behind one kind of path.
+
+Buckets are read and written through gcsfs by fsspec and etils.epath, and through tensorstore by orbax: in every mode,
+also where TensorFlow with a way of its own is installed. So the variables STORAGE_EMULATOR_HOST and
+TENSORSTORE_GCS_HTTP_URL alone send all of it to another server.
+"""
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+StrPath = str | os.PathLike[str]
+SCHEMES = ("gs",)
+_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)})://")
+# epath would otherwise take TensorFlow's file system for buckets; it reads this once, at its first use.
+os.environ["EPATH_USE_TF"] = "false"
+
+
+def is_remote(path: StrPath) -> bool:
+    """Tells if a path is an address in a bucket."""
+    return _ADDRESS.match(os.fspath(path)) is not None
+
+
+def as_path(path: StrPath) -> Path:
+    """A path with the methods of pathlib.Path, those of epath.Path where it lies in a bucket.
+
+    Of these, code that serves both uses: /, name, stem, suffix, parent, exists, is_file, is_dir, iterdir, glob (one
+    level), open with "rb", "r" and "wb", read_bytes, read_text, unlink, relative_to; the functions of this room for
+    the others.
+    """
+    if not is_remote(path):
+        return Path(path)
+    from etils import epath
+
+    _aim()
+    return cast(Path, epath.Path(path))
+
+
+def file_system(path: StrPath) -> Any:
+    """The fsspec file system of an address."""
+    import fsspec
+
+    _aim()
+    return fsspec.filesystem(_scheme(path))
+
+
+def make_dirs(path: StrPath) -> None:
+    """Makes a folder with its parents; nothing in a bucket, where folders are parts of names.
+
+    Raises:
+      OSError: it cannot be made, or the bucket does not exist.
+    """
+    if not is_remote(path):
+        os.makedirs(path, exist_ok=True)
+    elif not file_system(path).exists(bucket_of(path)):
+        raise FileNotFoundError(
+            f"bucket {_scheme(path)}://{bucket_of(path)} does not exist; make it, or check its name"
+        )
+
+
+def size_of(path: StrPath) -> int | None:
+    """The bytes of a file; None where there is none.
+
+    Raises:
+      OSError: it cannot be told.
+    """
+    if is_remote(path):
+        try:
+            found = file_system(path).info(os.fspath(path))
+        except FileNotFoundError:
+            return None
+        return found["size"] if found["type"] == "file" else None
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def files_under(folder: StrPath) -> dict[str, int]:
+    """The files of a folder and of those within it: name from the folder on, and bytes; sorted, and none if no folder.
+
+    Raises:
+      OSError: it cannot be listed.
+    """
+    if is_remote(folder):
+        root = os.fspath(folder).partition("://")[2].rstrip("/") + "/"
+        found = file_system(folder).find(os.fspath(folder), detail=True)
+        return {name.removeprefix(root): found[name]["size"] for name in sorted(found)}
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def remove_tree(folder: StrPath) -> None:
+    """Removes a folder with all in it; nothing where there is none.
+
+    Raises:
+      OSError: it cannot be removed.
+    """
+    if is_remote(folder):
+        files = file_system(folder)
+        names = files.find(os.fspath(folder))
+        if names:
+            files.rm(names)
+    elif os.path.isdir(folder):
+        shutil.rmtree(folder)
+
+
+def bucket_of(path: StrPath) -> str:
+    """The bucket of an address."""
+    return os.fspath(path).partition("://")[2].partition("/")[0]
+
+
+def _scheme(path: StrPath) -> str:
+    return os.fspath(path).partition("://")[0]
+
+
+def _aim() -> None:
+    """Completes what the libraries need to reach the server that the variables name, before their first use."""
+    import fsspec
+
+    # Other processes write too: what a listing showed once is no answer later.
+    settings: dict[str, Any] = {"use_listings_cache": False}
+    server = os.environ.get("STORAGE_EMULATOR_HOST")
+    if server:
+        settings["token"] = "anon"
+        # gcsfs would ask Google about each bucket.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", server)
+        os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anonymous")
+    for name in ("gs", "gcs"):
+        fsspec.config.conf.setdefault(name, settings)

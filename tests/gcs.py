@@ -1,0 +1,193 @@
+"""A server of Google Cloud Storage's protocol on loopback, for tests of paths in buckets.
+
+It is gcp-storage-emulator, which keeps objects in memory, behind a front that does what the emulator leaves out: it
+refuses what a generation precondition forbids, serves several requests at once, and is slow or fails when told to.
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import ThreadingHTTPServer
+
+import gcp_storage_emulator.server as emulator
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.storage import Storage
+
+# It tells of every object that is not there.
+logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+BUCKET = "bucket-a"
+# Variables that send gcsfs, tensorstore and the storage libraries elsewhere.
+VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+
+
+class Server:
+    """A running server.
+
+    Attributes:
+      url: its address.
+      requests: (method, path) of every request so far.
+      delay_s: time that each request waits before its answer.
+      fault: called with (method, path) of each request; a status from it is the answer.
+    """
+
+    def __init__(self, bucket: str = BUCKET):
+        self.storage = _Storage(use_memory_fs=True)
+        buckets.create_bucket(bucket, self.storage)
+        self.requests: list[tuple[str, str]] = []
+        self.delay_s = 0.0
+        self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self._lock = threading.RLock()
+        self._http = _HTTPServer(("localhost", 0), partial(_Handler, self))
+        self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
+        self.url = f"http://localhost:{self._http.server_address[1]}"
+
+    def environment(self) -> dict[str, str]:
+        """Variables with which a process finds this server in the place of Google's."""
+        return dict.fromkeys(VARIABLES, self.url)
+
+    def content(self, name: str, bucket: str = BUCKET) -> bytes:
+        """The bytes of an object."""
+        with self._lock:
+            return self.storage.get_file(bucket, name)
+
+    def replace(self, name: str, content: bytes, bucket: str = BUCKET) -> None:
+        """Gives an object other bytes, and says nothing of it in its metadata."""
+        with self._lock:
+            found = self.storage.get_file_obj(bucket, name)
+            self.storage.create_file(bucket, name, content, found)
+
+    def remove(self, name: str, bucket: str = BUCKET) -> None:
+        """Removes an object."""
+        with self._lock:
+            self.storage.delete_file(bucket, name)
+
+    def names(self, bucket: str = BUCKET) -> list[str]:
+        """The names of all objects, sorted."""
+        with self._lock:
+            return sorted(self.storage.objects.get(bucket, {}))
+
+    def answer(self, handler: "_Handler", method: str) -> None:
+        """Answers one request."""
+        self.requests.append((method, handler.path))
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        status = self.fault(method, handler.path)
+        if status is None:
+            with self._lock:
+                query = urllib.parse.parse_qs(urllib.parse.urlparse(handler.path).query)
+                self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
+                try:
+                    emulator.Router(handler).handle(method)
+                    return
+                except _OtherGenerationError:
+                    status = 412
+        handler.refuse(status)
+
+    def start(self) -> None:
+        """Begins to serve."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends serving."""
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _OtherGenerationError(Exception):
+    """An object is not of the generation that a request wants to change."""
+
+
+class _Storage(Storage):
+    """Objects in memory that change only if they are of the generation `wanted` by the request; "0": absent."""
+
+    wanted: str | None = None
+
+    def create_file(self, bucket: str, name: str, *arguments: object) -> None:
+        self._check(bucket, name)
+        super().create_file(bucket, name, *arguments)
+
+    def create_resumable_upload(self, bucket: str, name: str, found: object) -> str:
+        self._check(bucket, name)
+        return super().create_resumable_upload(bucket, name, found)
+
+    def delete_file(self, bucket: str, name: str) -> None:
+        self._check(bucket, name)
+        super().delete_file(bucket, name)
+
+    def _check(self, bucket: str, name: str) -> None:
+        try:
+            generation = self.get_file_obj(bucket, name)["generation"]
+        except NotFound:
+            generation = "0"
+        if self.wanted not in (None, generation):
+            raise _OtherGenerationError
+
+
+class _HTTPServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Leaves clients that hang up unmentioned."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(emulator.RequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, server: Server, *args: object):
+        self._server = server
+        super().__init__(server.storage, *args)
+
+    def do_GET(self) -> None:
+        self._server.answer(self, "GET")
+
+    def do_POST(self) -> None:
+        self._server.answer(self, "POST")
+
+    def do_PUT(self) -> None:
+        self._server.answer(self, "PUT")
+
+    def do_DELETE(self) -> None:
+        self._server.answer(self, "DELETE")
+
+    def do_PATCH(self) -> None:
+        self._server.answer(self, "PATCH")
+
+    def refuse(self, status: int) -> None:
+        """Answers with an error, without a look at the request's body."""
+        content = json.dumps({"error": {"code": status, "message": f"told to answer {status}"}}).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    """A server for as long as the block, which this process and its children take for Google's."""
+    server = Server()
+    server.start()
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    os.environ.update(server.environment())
+    try:
+        yield server
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        server.stop()
