@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow and jax both look for one.
@@ -24,6 +25,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
+
+from tests import gcs
 
 # Meshes of up to eight devices are tested on one machine.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -63,3 +66,18 @@ def keep_compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator
         jax.config.update(name, value)
         del os.environ[name.upper()]
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def bucket_server() -> Iterator[gcs.Server]:
+    """One server for all tests of a process: libraries ask once where it is."""
+    with gcs.running() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server: gcs.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gcs.Server:
+    """An empty bucket at gs://bucket-a, whose files have their copies in tmp_path/copies."""
+    bucket_server.forget()
+    monkeypatch.setenv("IMAGEN_JAX_CACHE_DIR", str(tmp_path / "copies"))
+    return bucket_server

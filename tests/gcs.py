@@ -4,6 +4,7 @@ It is gcp-storage-emulator, which keeps objects in memory, behind a front that d
 refuses what a generation precondition forbids, serves several requests at once, and is slow or fails when told to.
 """
 
+import io
 import json
 import logging
 import os
@@ -35,7 +36,8 @@ class Server:
       url: its address.
       requests: (method, path) of every request so far.
       delay_s: time that each request waits before its answer.
-      fault: called with (method, path) of each request; a status from it is the answer.
+      fault: called with (method, path) of each request; a status from it is the answer, and the request is done all
+        the same where the status is negative: its answer was lost.
     """
 
     def __init__(self, bucket: str = BUCKET):
@@ -74,22 +76,32 @@ class Server:
         with self._lock:
             return sorted(self.storage.objects.get(bucket, {}))
 
+    def forget(self) -> None:
+        """Removes all objects, and serves well and at once."""
+        with self._lock:
+            self.storage.wipe(keep_buckets=True)
+        self.requests.clear()
+        self.delay_s, self.fault = 0.0, lambda method, path: None
+
     def answer(self, handler: "_Handler", method: str) -> None:
         """Answers one request."""
         self.requests.append((method, handler.path))
         if self.delay_s:
             time.sleep(self.delay_s)
         status = self.fault(method, handler.path)
-        if status is None:
+        answers = handler.wfile
+        if status is None or status < 0:
             with self._lock:
+                handler.wfile = answers if status is None else io.BytesIO()
                 query = urllib.parse.parse_qs(urllib.parse.urlparse(handler.path).query)
                 self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
                 try:
                     emulator.Router(handler).handle(method)
-                    return
                 except _OtherGenerationError:
                     status = 412
-        handler.refuse(status)
+            handler.wfile = answers
+        if status is not None:
+            handler.refuse(abs(status))
 
     def start(self) -> None:
         """Begins to serve."""

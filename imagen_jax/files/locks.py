@@ -264,7 +264,7 @@ class _Lease:
             name=self._key,
             ifGenerationMatch=generation,
             data=content,
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/octet-stream"},
             json_out=True,
         )
         return str(written["generation"])

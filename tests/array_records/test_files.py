@@ -2,13 +2,15 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagen_jax.array_records import RecordFiles, max_open
+from imagen_jax.array_records import RecordFiles, Wanted
+from imagen_jax.array_records.files import max_open
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.text.store import reader
@@ -30,12 +32,17 @@ def write_files(directory: Path, count: int = NUM_FILES) -> list[Path]:
     return paths
 
 
+def read(files: RecordFiles, path: Path, indices: Sequence[int] = (0, 1)) -> list[bytes]:
+    """Records of one file of two."""
+    return files.read([Wanted(str(path), 2, indices)])[0]
+
+
 def test_more_files_than_handles_are_read(tmp_path):
     files = RecordFiles("rebuild it")
     paths = write_files(tmp_path)
     with free_handles(20):
         for _ in range(2):
-            got = [files.read(path, 2, [1, 0]) for path in paths]
+            got = [read(files, path, [1, 0]) for path in paths]
     assert got == [[b"second %d" % number, b"first %d" % number] for number in range(NUM_FILES)]
 
 
@@ -45,7 +52,7 @@ def test_few_files_stay_open_and_close_frees_them(tmp_path, monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     files = RecordFiles("rebuild it")
     for path in write_files(tmp_path):
-        files.read(path, 2)
+        read(files, path)
     assert len(os.listdir("/proc/self/fd")) == before + 10
     files.close()
     assert len(os.listdir("/proc/self/fd")) == before
@@ -54,24 +61,24 @@ def test_few_files_stay_open_and_close_frees_them(tmp_path, monkeypatch):
 def test_no_handle_at_all_is_said_as_such(tmp_path):
     (path,) = write_files(tmp_path, 1)
     with free_handles(0), pytest.raises(UserError) as caught:
-        RecordFiles("rebuild it").read(path, 2)
+        read(RecordFiles("rebuild it"), path)
     assert re.search(r"cannot be opened \(Too many open files\); the file is sound.*ulimit -n", str(caught.value))
     assert "rebuild" not in str(caught.value)
-    assert RecordFiles("rebuild it").read(path, 2) == [b"first 0", b"second 0"]
+    assert read(RecordFiles("rebuild it"), path) == [b"first 0", b"second 0"]
 
 
 def test_a_damaged_file_is_named_and_what_to_do(tmp_path):
     (path,) = write_files(tmp_path, 1)
     with pytest.raises(UserError, match=r"0\.array_record holds 2 readable records; expected 3; rebuild it"):
-        RecordFiles("rebuild it").read(path, 3)
+        RecordFiles("rebuild it").read([Wanted(str(path), 3, [0])])
     content = bytearray(path.read_bytes())
     content[content.index(b"first")] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"0\.array_record is damaged \(.*\); rebuild it"):
-        RecordFiles("rebuild it").read(path, 2, [0])
+        RecordFiles("rebuild it").read([Wanted(str(path), 2, [0])])
     path.unlink()
     with pytest.raises(UserError, match=r"0\.array_record cannot be opened \(No such file"):
-        RecordFiles("rebuild it").read(path, 2)
+        read(RecordFiles("rebuild it"), path)
 
 
 def test_a_corpus_of_more_shards_than_handles_is_read(tmp_path):

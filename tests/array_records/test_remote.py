@@ -1,0 +1,120 @@
+"""Records read from a bucket, one request each, and what stays on this machine."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.array_records import RecordFiles, Wanted, write_index
+from imagen_jax.errors import UserError
+from imagen_jax.files import write_bytes
+from tests.array_records.test_index import write
+
+URL = "gs://bucket-a/records"
+
+
+def records_in_bucket(tmp_path: Path, count: int = 20, size: int = 5000) -> list[bytes]:
+    """Random records, also as a file with its index at URL."""
+    records = [np.random.default_rng(number).bytes(size + number) for number in range(count)]
+    write(tmp_path / "records", records)
+    write_index(tmp_path / "records", count)
+    for name in ("records", "records.index"):
+        write_bytes(f"gs://bucket-a/{name}", (tmp_path / name).read_bytes())
+    return records
+
+
+def read(files: RecordFiles, *indices: int) -> list[bytes]:
+    return files.read([Wanted(URL, 20, indices)])[0]
+
+
+def downloads(bucket) -> int:
+    return sum("/download/" in path for _, path in bucket.requests)
+
+
+def test_each_record_costs_one_request_and_the_second_time_none(bucket, tmp_path):
+    records = records_in_bucket(tmp_path)
+    files = RecordFiles("rebuild it")
+    read(files, 0)  # Also the index.
+    bucket.requests.clear()
+    assert read(files, 7, 3, 3, 19) == [records[7], records[3], records[3], records[19]]
+    assert downloads(bucket) == 4
+    bucket.requests.clear()
+    assert read(files, 3, 19, 7) == [records[3], records[19], records[7]]
+    assert bucket.requests == []
+    # Another process of this machine finds them too.
+    assert read(RecordFiles("rebuild it"), 19) == [records[19]]
+    assert downloads(bucket) == 0
+
+
+def test_threads_read_at_once(bucket, tmp_path):
+    records = records_in_bucket(tmp_path)
+    files, wrong = RecordFiles("rebuild it"), []
+
+    def work(seed: int) -> None:
+        for index in np.random.default_rng(seed).integers(0, 20, 30).tolist():
+            if read(files, index) != [records[index]]:
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_flipped_byte_is_refused_by_name(bucket, tmp_path):
+    records = records_in_bucket(tmp_path)
+    content = bytearray(bucket.content("records"))
+    content[content.find(records[4]) + 100] ^= 1
+    bucket.replace("records", bytes(content))
+    files = RecordFiles("rebuild it")
+    with pytest.raises(UserError, match=f"shard {URL} is damaged .record 4.; rebuild it"):
+        read(files, 3, 4)
+    assert read(files, 3, 5) == [records[3], records[5]]
+
+
+def test_a_copy_that_was_damaged_on_this_machine_is_fetched_again(bucket, tmp_path):
+    records = records_in_bucket(tmp_path)
+    read(RecordFiles("rebuild it"), *range(20))
+    (copy,) = (path for path in (tmp_path / "copies").rglob("records"))
+    content = bytearray(copy.read_bytes())
+    content[content.find(records[4]) + 100] ^= 1
+    copy.write_bytes(bytes(content))
+    assert read(RecordFiles("rebuild it"), 4) == [records[4]]
+
+
+def test_copies_stay_within_the_room_given(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEN_JAX_CACHE_GB", "0.0001")
+    monkeypatch.setattr("imagen_jax.array_records.remote._BETWEEN_LOOKS", 10_000)
+    records = records_in_bucket(tmp_path)
+    files = RecordFiles("rebuild it")
+    for _ in range(3):
+        for index in range(20):
+            assert read(files, index) == [records[index]]
+            taken = sum(path.stat().st_blocks * 512 for path in (tmp_path / "copies").rglob("*") if path.is_file())
+            assert taken <= 130_000
+
+
+@pytest.mark.parametrize("name", ["records", "records.index"])
+def test_an_object_that_vanishes_is_named(bucket, tmp_path, name):
+    records_in_bucket(tmp_path)
+    files = RecordFiles("rebuild it")
+    if name == "records":
+        read(files, 0)
+    bucket.remove(name)
+    with pytest.raises(UserError, match=f"shard {URL}.* missing; rebuild it"):
+        read(files, 1)
+
+
+def test_failures_that_pass_lose_nothing(bucket, tmp_path):
+    records = records_in_bucket(tmp_path)
+    seen: dict[str, int] = {}
+
+    def fails_at_first(method: str, path: str) -> int | None:
+        seen[path] = seen.get(path, 0) + 1
+        return (429, 500, 503)[len(seen) % 3] if seen[path] == 1 else None
+
+    bucket.fault = fails_at_first
+    assert read(RecordFiles("rebuild it"), *range(4)) == records[:4]

@@ -1,0 +1,123 @@
+"""Locks of one process at a time, on this machine and in a bucket."""
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from imagen_jax.files import Lock, LockLostError, Presence, locks, write_bytes
+
+ELSEWHERE = {"host": "far", "machine": "another", "process": 7, "nonce": "0"}
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """A folder of this machine, or one of a bucket."""
+    if request.param == "bucket":
+        request.getfixturevalue("bucket")
+        return "gs://bucket-a/run"
+    return str(tmp_path)
+
+
+def test_one_holds_it_and_gives_it_back(place):
+    first, second = Lock(f"{place}/lock"), Lock(f"{place}/lock")
+    assert first.acquire()
+    assert not second.acquire()
+    first.check()
+    assert "process" in second.owner() and "host" in second.owner()
+    first.release()
+    assert second.acquire()
+    second.release()
+
+
+def test_of_many_at_once_one_has_it(place):
+    held, start = [], threading.Barrier(8)
+
+    def work() -> None:
+        lock = Lock(f"{place}/lock")
+        start.wait()
+        if lock.acquire():
+            held.append(lock)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == 1
+    held[0].release()
+
+
+def test_a_killed_process_of_this_machine_leaves_it_free(place):
+    held = (
+        "import os, sys; from imagen_jax.files import Lock; lock = Lock(sys.argv[1]); assert lock.acquire(); "
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", held, f"{place}/lock"], check=False)
+    lock = Lock(f"{place}/lock")
+    assert lock.acquire()
+    lock.release()
+
+
+def test_a_lease_of_another_machine_is_taken_over_once_it_is_silent(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE_S", 0.5)
+    write_bytes("gs://bucket-a/lock", json.dumps(ELSEWHERE).encode())
+    lock = Lock("gs://bucket-a/lock")
+    assert not lock.acquire()
+    assert lock.owner() == "process 7 on host far"
+    assert lock.acquire(3.0)
+    lock.release()
+    assert bucket.names() == []
+
+
+def test_a_lease_that_is_renewed_stays(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE_S", 0.4)
+    mine, other = Lock("gs://bucket-a/lock"), Lock("gs://bucket-a/lock")
+    assert mine.acquire()
+    assert not other.acquire(1.5)
+    mine.check()
+    mine.release()
+
+
+def test_who_lost_a_lease_is_told_and_leaves_the_new_one_alone(bucket, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE_S", 0.4)
+    lock = Lock("gs://bucket-a/lock")
+    assert lock.acquire()
+    # As if this machine had slept: another has taken it over.
+    write_bytes("gs://bucket-a/lock", json.dumps(ELSEWHERE).encode())
+    with pytest.raises(LockLostError, match="taken over by process 7 on host far"):
+        for _ in range(100):
+            threading.Event().wait(0.05)
+            lock.check()
+    lock.release()
+    assert json.loads(bucket.content("lock")) == ELSEWHERE
+
+
+def test_a_request_whose_answer_was_lost_is_no_other_owner(bucket):
+    """The first attempt made the object, and the second is refused."""
+    lost = []
+
+    def lose_the_first(method: str, path: str) -> int | None:
+        if "ifGenerationMatch=0" in path and not lost:
+            lost.append(path)
+            return -503
+        return None
+
+    bucket.fault = lose_the_first
+    lock = Lock("gs://bucket-a/lock")
+    assert lock.acquire()
+    assert lost
+    lock.release()
+
+
+def test_presence_tells_if_others_are_there(place):
+    mine, other = Presence(f"{place}/at-work"), Presence(f"{place}/at-work")
+    mine.enter()
+    assert mine.alone()
+    other.enter()
+    assert not mine.alone()
+    other.leave()
+    assert mine.alone()
+    mine.leave()
