@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from imagen_jax.files import local_copy
+
 # What Pillow raises on files that are missing, cut short, of an unknown format or absurdly large.
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -37,7 +39,7 @@ def decode_and_tell(image: str | os.PathLike[str] | bytes | np.ndarray) -> Decod
             raise ValueError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
         opened = Image.fromarray(image)
     else:
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
         opened.load()
     opened, problem = _upright(opened)
     if opened.mode.startswith("I"):

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints, plain_data
 from imagen_jax.errors import UserError
+from imagen_jax.files import as_path, is_remote
 from imagen_jax.sharding import rules
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -115,12 +116,13 @@ class StageRecord:
         if text.vocabulary_path != BYTES:
             sources = vocabulary_files(text.vocabulary_path)
             copied = {f"{VOCABULARY}/{Path(source).name}": Path(source).read_bytes() for source in sources}
-            one_file = os.path.isfile(text.vocabulary_path)
+            one_file = as_path(text.vocabulary_path).is_file()
             text = dataclasses.replace(text, vocabulary_path=next(iter(copied)) if one_file else VOCABULARY)
         if isinstance(text.encoder, Pretrained):
             path = text.encoder.path
-            if "://" not in path:
-                encoder_paths = [os.path.relpath(path, checkpoint), os.path.abspath(path)]
+            if not is_remote(path):
+                beside = [] if is_remote(checkpoint) else [os.path.relpath(path, checkpoint)]
+                encoder_paths = [*beside, os.path.abspath(path)]
             text = dataclasses.replace(text, encoder=Pretrained(path=path, sizes=text.sizes()))
         data = {
             "schema": SCHEMA,
@@ -177,14 +179,14 @@ def _placed(text: TextConfig, noted: Any, checkpoint: Path, text_encoder: str | 
                 f"{checkpoint / RECORD} names the vocabulary {text.vocabulary_path!r}; expected a path under "
                 f"{VOCABULARY}/ beside it"
             )
-        text = dataclasses.replace(text, vocabulary_path=str(checkpoint / text.vocabulary_path))
+        text = dataclasses.replace(text, vocabulary_path=os.fspath(checkpoint / text.vocabulary_path))
     if not isinstance(text.encoder, Pretrained):
         return text
     path = text.encoder.path
     if text_encoder is not None:
         path = text_encoder
     elif isinstance(noted, list) and noted and all(isinstance(one, str) for one in noted):
-        tried = [os.path.normpath(checkpoint.absolute() / one) for one in noted]
+        tried = [one if is_remote(checkpoint) else os.path.normpath(checkpoint.absolute() / one) for one in noted]
         # What is missing is told when the encoder is needed: a run may be looked at without it.
         path = next((one for one in tried if os.path.exists(one)), tried[0])
     return dataclasses.replace(text, encoder=dataclasses.replace(text.encoder, path=path))

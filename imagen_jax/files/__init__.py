@@ -1,6 +1,6 @@
 """Files on this machine and in buckets: where they lie, whole or absent, copied here, and who may write."""
 
-from imagen_jax.files.copies import copy_place, local_copy, make_room
+from imagen_jax.files.copies import copy_place, local_copy, local_folder, make_room
 from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, locked
 from imagen_jax.files.places import (
@@ -44,6 +44,7 @@ __all__ = [
     "is_file_name",
     "is_remote",
     "local_copy",
+    "local_folder",
     "locked",
     "make_dirs",
     "make_room",

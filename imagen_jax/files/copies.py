@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from imagen_jax.errors import UserError
@@ -43,6 +44,27 @@ def local_copy(path: StrPath) -> str:
     return os.fspath(copy)
 
 
+def local_folder(folder: StrPath, names: Iterable[str]) -> str:
+    """The path of a folder on this machine that holds files of `folder`: itself, or one of copies.
+
+    Args:
+      folder: where they are.
+      names: those wanted of a bucket's, of files in the folder itself.
+
+    Raises:
+      OSError: see `local_copy`.
+    """
+    if not is_remote(folder):
+        return os.fspath(folder)
+    copies = {name: local_copy(f"{os.fspath(folder).rstrip('/')}/{name}") for name in sorted(names)}
+    together = _root() / "folders" / hashlib.sha256(repr(copies).encode()).hexdigest()[:32]
+    together.mkdir(parents=True, exist_ok=True)
+    for name, copy in copies.items():
+        with contextlib.suppress(FileExistsError):
+            (together / name).symlink_to(copy)
+    return os.fspath(together)
+
+
 def copy_place(path: StrPath) -> Path:
     """Where a copy of a bucket's file lies on this machine, in a folder that exists; it may not be there yet.
 
@@ -73,7 +95,7 @@ def make_room(num_bytes: int) -> None:
     for file in _root().rglob("*"):
         with contextlib.suppress(OSError):  # Another process may remove it.
             found = file.stat()
-            if file.is_file():
+            if file.is_file() and not file.is_symlink():
                 # What a file takes on the disk: those of records have holes.
                 files.append((found.st_mtime, found.st_blocks * 512, file))
     total = sum(size for _, size, _ in files) + num_bytes

@@ -3,13 +3,13 @@
 The page loads nothing: pictures are data: URIs, charts inline SVG, the style sheet inline, no script.
 """
 
+import os
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from imagen_jax.files import write_text
+from imagen_jax.files import as_path, write_text
 from imagen_jax.report.data import CascadeRun, read_run
 from imagen_jax.report.markup import Child, Html, join, table, tag
 from imagen_jax.report.samplers import Study, read_samplers, read_thresholds
@@ -46,11 +46,11 @@ def write_report(run_dir: str) -> str:
     Raises:
         UserError: run_dir is missing, holds nothing to report on, or one of its files is malformed.
     """
-    folder = Path(run_dir)
+    folder = as_path(run_dir)
     content = page(read_run(folder), read_samplers(folder), read_thresholds(folder))
     path = folder / "report.html"
     write_text(path, content)
-    return str(path)
+    return os.fspath(path)
 
 
 def page(run: CascadeRun, steps: Study | None = None, rules: Sequence[Study] = ()) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import write_bytes
+from imagen_jax.files import local_copy, make_dirs, write_bytes
 from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell, decode_image
 from imagen_jax.typing import Bool, Float, UInt8
 
@@ -48,14 +48,14 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, o
         chunks.add_itxt(key, value)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    make_dirs(os.path.dirname(path) or ".")
     write_bytes(path, buffer.getvalue())
 
 
 def read_info(path: str) -> dict[str, str]:
     """The text chunks of a PNG file; empty where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with Image.open(local_copy(path)) as image:
             return dict(getattr(image, "text", {}))
     except DECODE_ERRORS:
         return {}
@@ -73,19 +73,19 @@ def read_image(path: str) -> Image.Image:
       UserError: it is missing or cannot be decoded.
     """
     try:
-        return decode_image(path)
+        return decode_image(local_copy(path))
     except DECODE_ERRORS as error:
         raise UserError(f"image {path!r} cannot be read: {error}") from error
 
 
 def broken_part(path: str) -> str:
     """Names what about an image file that `read_image` reads could not be used; empty if all could."""
-    return decode_and_tell(path).problem
+    return decode_and_tell(local_copy(path)).problem
 
 
 def is_transparent(path: str) -> bool:
     """Tells if any pixel of an image file that `read_image` reads is not opaque."""
-    with Image.open(path) as image:
+    with Image.open(local_copy(path)) as image:
         return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
 
 

@@ -21,6 +21,7 @@ from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
+from imagen_jax.files import as_path
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.store.format import fingerprint_differences
@@ -83,7 +84,8 @@ def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage
         return stages
     if checkpoints.latest_step(path) is not None:
         return [TrainedStage.load(path, text_encoder)]
-    runs = [os.path.join(path, name) for name in sorted(os.listdir(path))] if os.path.isdir(path) else []
+    root = as_path(path)
+    runs = [os.fspath(entry) for entry in sorted(root.iterdir())] if root.is_dir() else []
     stages = [TrainedStage.load(run, text_encoder) for run in runs if checkpoints.latest_step(run) is not None]
     if not stages:
         raise UserError(

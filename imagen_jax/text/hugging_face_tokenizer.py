@@ -18,6 +18,7 @@ from imagen_jax.files import read_json, sha256_of_file
 
 _JSON, _CLIP, _BERT = ("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)
 _BERT_SETTINGS = "tokenizer_config.json"
+FILES = (*_JSON, *_CLIP, *_BERT, _BERT_SETTINGS)
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 

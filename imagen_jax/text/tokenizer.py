@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import sha256_of_file, write_bytes
+from imagen_jax.files import files_under, is_remote, local_copy, local_folder, sha256_of_file, write_bytes
 from imagen_jax.text import hugging_face_tokenizer
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -48,6 +48,7 @@ class Tokenizer:
         self.suffix: tuple[int, ...] = (EOS_ID,)
         self.pad_id = PAD_ID
         self.unk_id: int | None = UNK_ID
+        path = path if path == BYTES else _here(path)
         spiece = os.path.join(path, HUGGING_FACE_FILE)
         if os.path.isdir(path) and not os.path.isfile(spiece) and hugging_face_tokenizer.is_vocabulary(path):
             found = hugging_face_tokenizer.open_vocabulary(path)
@@ -77,6 +78,7 @@ def vocabulary_files(path: str) -> list[str]:
     Raises:
       UserError: there is no vocabulary.
     """
+    path = _here(path)
     if not os.path.isdir(path):
         found = [path] if os.path.isfile(path) else []
     else:
@@ -85,6 +87,19 @@ def vocabulary_files(path: str) -> list[str]:
     if not found:
         raise UserError(f"no vocabulary at {path!r}; set VOCABULARY_PATH to where it is")
     return found
+
+
+def _here(path: str) -> str:
+    """Where the files of a vocabulary are on this machine: themselves, or copies of those of a bucket."""
+    if not is_remote(path):
+        return path
+    names = files_under(path)
+    if not names:
+        try:
+            return local_copy(path)
+        except FileNotFoundError as error:
+            raise UserError(f"no vocabulary at {path!r}; set VOCABULARY_PATH to where it is") from error
+    return local_folder(path, [name for name in names if name in (HUGGING_FACE_FILE, *hugging_face_tokenizer.FILES)])
 
 
 def load_vocabulary(path: str) -> sentencepiece.SentencePieceProcessor:

@@ -6,7 +6,6 @@ otherwise stops the command before anything is drawn.
 """
 
 import dataclasses
-import hashlib
 import math
 import os
 import tempfile
@@ -19,6 +18,7 @@ from imagen_jax.commands.parts.sample_images import images_and_settings
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.commands.parts.sample_settings import changed_settings
 from imagen_jax.errors import UserError
+from imagen_jax.files import as_path, files_under, is_remote, make_dirs, sha256_of_file
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import as_info, enlarge, read_image, read_info, sheet, write_png
 from imagen_jax.sampling.request import Request
@@ -74,6 +74,12 @@ def _check_writable(folder: str) -> None:
     Raises:
       UserError: it cannot be written.
     """
+    if is_remote(folder):
+        try:
+            make_dirs(folder)
+        except OSError as error:
+            raise UserError(f"--output={folder} cannot be written ({error}); choose another folder") from error
+        return
     places = {os.path.abspath(folder), os.path.dirname(os.path.abspath(folder))}
     try:
         for place in places:
@@ -107,7 +113,7 @@ def _told(cascade: Cascade, options: SampleOptions) -> dict[str, Any]:
         "negative_prompt", "image", "mask", "border", "strength", "num_resamples", "jump_length", "size"
     )
     # A path may hold another picture tomorrow.
-    told |= {f"{name}_sha256": _sha256(str(path)) for name, path in options.given("image", "mask").items()}
+    told |= {f"{name}_sha256": sha256_of_file(str(path)) for name, path in options.given("image", "mask").items()}
     for field in dataclasses.fields(SamplingConfig):
         values = [getattr(one.sampling, field.name) for one in cascade.stages]
         told[field.name] = [v if isinstance(v, str | int | float | None) else repr(v) for v in values]
@@ -115,21 +121,17 @@ def _told(cascade: Cascade, options: SampleOptions) -> dict[str, Any]:
     return {**told, "stages": cascade.names, "config_hash": cascade.config_hash}
 
 
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: str) -> set[int]:
     """Numbers of the images that are there as they would be drawn; an image of other settings is in the way."""
-    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    names = files_under(os.path.dirname(paths[0]))
+    there = [i for i, path in enumerate(paths) if os.path.basename(path) in names]
     other = [i for i in there if read_info(paths[i]) != as_info(infos[i])]
     if other:
         raise UserError(
             f"images exist already that were drawn otherwise: {len(other)}, the first is {paths[other[0]]}; "
             "choose another --output or add --overwrite"
         )
-    if os.path.exists(sheet_path) and not there:
+    if as_path(sheet_path).exists() and not there:
         raise UserError(f"{sheet_path} exists already; choose another --output or add --overwrite")
     return set(there)
 

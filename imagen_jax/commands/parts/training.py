@@ -2,10 +2,10 @@
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
+from imagen_jax.files import as_path
 from imagen_jax.sampling.preview import PreviewRows
 from imagen_jax.sampling.preview_hook import PreviewHook
 from imagen_jax.train.config import PreviewConfig, TrainConfig
@@ -45,7 +45,7 @@ def hooks_of(run: Run) -> Sequence[Hook]:
             rows=preview_rows(run, previews),
             every=previews.every,
             seed=previews.seed,
-            directory=Path(config.model_dir) / "samples",
+            directory=as_path(config.model_dir) / "samples",
             null=run.null,
             show=run.writer.image,
         ),
