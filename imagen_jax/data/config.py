@@ -1,6 +1,9 @@
 """Settings of one stage's training data, as plain data, so that it loads without TensorFlow."""
 
 import dataclasses
+import math
+import os
+from collections.abc import Sequence
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
@@ -9,31 +12,76 @@ CROPS = ("none", "centre", "random")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Settings of one stage's training data.
+class CorpusShare:
+    """One corpus of a mixture.
 
     Args:
       corpus_dir: corpus directory.
+      store_dir: embedding store of its captions; None encodes them as they are read.
+      rate: its part of the examples, against the rates of the others; need not sum to 1.
+      split: name of a split of the corpus.
+      name: of the source in metrics; None: the last part of corpus_dir.
+    """
+
+    corpus_dir: str
+    store_dir: str | None = None
+    rate: float = 1.0
+    split: str = "train"
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        check_path("CorpusShare.corpus_dir", self.corpus_dir)
+        if self.store_dir is not None:
+            check_path("CorpusShare.store_dir", self.store_dir)
+        if not isinstance(self.split, str) or not self.split:
+            raise UserError(f"CorpusShare.split is {self.split!r}; expected a non-empty text")
+        _check_rates("CorpusShare.rate", (self.rate,))
+        if self.name is None:
+            object.__setattr__(self, "name", os.path.basename(os.path.normpath(self.corpus_dir)))
+
+
+def _check_rates(name: str, rates: Sequence[float]) -> None:
+    """Refuses rates that are no finite numbers of at least 0."""
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise UserError(f"{name} ({rate!r}) must be a number of at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Settings of one stage's training data: one corpus, or a mixture of several.
+
+    Args:
+      corpus_dir: corpus directory; None where `mixture` says what is read.
       store_dir: embedding store of its captions; None encodes them as they are read, which suits small runs only.
       split: name of a split of the corpus.
+      mixture: corpora with their rates, or the name of a seqio Mixture of tasks that `data.tasks.add_corpus` made.
+      rate_changes: pairs of a step and the rates of all sources from that step on, in their order.
       image_size: side of x0, in pixels; at most the corpus's.
       low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
       max_text_length: tokens that captions are padded to.
       crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
     """
 
-    corpus_dir: str
-    store_dir: str | None
+    corpus_dir: str | None = None
+    store_dir: str | None = None
     split: str = "train"
+    mixture: tuple[CorpusShare, ...] | str | None = None
+    rate_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
     image_size: int
     low_res_size: int | None = None
     max_text_length: int
     crop: str = "none"
 
     def __post_init__(self) -> None:
-        check_path("corpus_dir", self.corpus_dir)
+        if (self.corpus_dir is None) == (self.mixture is None):
+            raise UserError("DataConfig needs corpus_dir or mixture, and not both; give one of them")
+        if self.corpus_dir is not None:
+            check_path("corpus_dir", self.corpus_dir)
         if self.store_dir is not None:
             check_path("store_dir", self.store_dir)
+        if self.mixture is not None:
+            self._check_mixture()
         if not isinstance(self.split, str) or not self.split:
             raise UserError(f"split is {self.split!r}; expected a non-empty text")
         check_count("image_size", self.image_size, 1)
@@ -48,3 +96,30 @@ class DataConfig:
                 )
         if self.crop not in CROPS:
             raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
+
+    @property
+    def encodes(self) -> bool:
+        """Captions of some corpus are encoded as they are read; of a seqio Mixture it is not known here."""
+        if isinstance(self.mixture, tuple):
+            return any(share.store_dir is None for share in self.mixture)
+        return self.mixture is None and self.store_dir is None
+
+    def _check_mixture(self) -> None:
+        if self.store_dir is not None:
+            raise UserError("DataConfig.store_dir is of one corpus; in a mixture each CorpusShare has its own")
+        if not isinstance(self.mixture, str):
+            shares = tuple(self.mixture or ())
+            object.__setattr__(self, "mixture", shares)
+            if not shares or not all(isinstance(share, CorpusShare) for share in shares):
+                raise UserError(f"DataConfig.mixture ({shares!r}) must be the name of a seqio Mixture or CorpusShares")
+            names = [share.name for share in shares]
+            if len({*names}) < len(names):
+                raise UserError(f"DataConfig.mixture has sources of one name ({', '.join(map(str, names))}); name them")
+        changes = tuple((step, tuple(rates)) for step, rates in self.rate_changes)
+        object.__setattr__(self, "rate_changes", changes)
+        steps = [step for step, _ in changes]
+        for step, rates in changes:
+            check_count("DataConfig.rate_changes: a step", step)
+            _check_rates("DataConfig.rate_changes: a rate", rates)
+        if steps != sorted({*steps}):
+            raise UserError(f"DataConfig.rate_changes has steps {steps}; expected rising ones")

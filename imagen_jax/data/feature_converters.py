@@ -14,10 +14,15 @@ _Spec = seqio.FeatureConverter.FeatureSpec
 _IMAGE = _Spec(dtype=tf.float32, rank=3)
 _TEXT = _Spec(dtype=tf.float32, rank=2)
 _MASK = _Spec(dtype=tf.bool, rank=1)
+_SOURCE = _Spec(dtype=tf.int32, rank=0)
 
 
 class BaseFeatureConverter(seqio.FeatureConverter):
-    """x0 [h, w, 3], text [n, d] → the same with text zero-padded to its full length, and text_mask."""
+    """x0 [h, w, 3], text [n, d] → the same with text zero-padded to its full length, and text_mask.
+
+    Args:
+      with_source: the number of the example's source is kept too.
+    """
 
     TASK_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {"x0": _IMAGE, "text": _TEXT}
     MODEL_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {
@@ -26,8 +31,12 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType] | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, with_source: bool = False) -> None:
         super().__init__(pack=False)
+        if with_source:
+            extra = {"source": _SOURCE}
+            self.TASK_FEATURES = {**self.TASK_FEATURES, **extra}  # type: ignore[misc]
+            self.MODEL_FEATURES = {**self.MODEL_FEATURES, **extra}  # type: ignore[misc]
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         length = task_feature_lengths["text"]

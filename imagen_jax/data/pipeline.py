@@ -1,8 +1,9 @@
 """Host batches in an order that is arithmetic of (seed, step), so that a position is a handful of numbers.
 
-    g      = step * batch_size + row          number of the example in the run
-    epoch  = g // N                           N = examples in the split
-    record = shuffled(g mod N; seed, epoch)   each epoch is a permutation
+    g         = step * batch_size + row          number of the example in the run
+    source, m = of a mixture, see `data.mixture`; of one corpus m = g
+    epoch     = m // N                           N = examples in the source
+    record    = shuffled(m mod N; seed, epoch)   each epoch is a permutation
     a host reads the rows that its devices hold
 
 Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
@@ -17,10 +18,17 @@ import numpy as np
 import tensorflow as tf
 
 from imagen_jax.checks import check_count
-from imagen_jax.data.config import DataConfig
+from imagen_jax.data.config import CorpusShare, DataConfig
+from imagen_jax.data.mixture import Order
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
-from imagen_jax.data.tasks import feature_converter, feature_lengths, register_task, shuffled
+from imagen_jax.data.tasks import (
+    OpenSource,
+    feature_converter,
+    feature_lengths,
+    register_task,
+    shares_of,
+)
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
@@ -28,6 +36,7 @@ from imagen_jax.text.store.reader import EmbeddingStore
 # The device computes; a step's batch is small work, and the training step wants the cores.
 _NUM_THREADS = 2
 _PREFETCH_BATCHES = 2
+_NUM_PARALLEL = 2
 # A stopped stream holds fewer batches than this.
 _MAX_LEFT = 20
 
@@ -36,7 +45,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
-    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool.
+    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
+    int32.
 
     Args:
       config: what to read.
@@ -70,37 +80,24 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         if not own.size or own[0] < 0 or own[-1] >= batch_size or (np.diff(own) <= 0).any():
             raise UserError(f"rows ({rows}) must be rising numbers in [0, {batch_size}), at least one")
         _leave_accelerators_to_jax()
-        corpus = Corpus(config.corpus_dir)
-        self._num_examples = corpus.num_examples(config.split)
-        self._corpus_digest = corpus.digest[:16]
-        if config.image_size > corpus.image_size:
-            raise UserError(
-                f"image_size ({config.image_size}) is larger than the images of corpus {config.corpus_dir!r} "
-                f"({corpus.image_size}); choose at most {corpus.image_size} or build the corpus larger"
-            )
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = FailureBox()
-        if config.store_dir is None and encoder is None:
-            raise UserError("store_dir is None, and there is no encoder for the captions; give one of them")
-        text = encoder if config.store_dir is None else EmbeddingStore.open(config.store_dir)
-        assert text is not None
+        shares = shares_of(config)
+        self._sources = [_opened(share, config.image_size, encoder) for share in shares]
+        self._order = Order(
+            [one.corpus.num_examples(one.split) for one in self._sources],
+            [share.rate for share in shares],
+            [(step * batch_size, rates) for step, rates in config.rate_changes],
+        )
         alive = tf.Variable(True)
-        batches = self._dataset(corpus, text, start_step, own, alive).as_numpy_iterator()
+        batches = self._dataset(start_step, own, alive).as_numpy_iterator()
         self._batches = batches
         self._finalizer = weakref.finalize(self, _stop, alive, batches)
 
-    def _dataset(
-        self,
-        corpus: Corpus,
-        text: EmbeddingStore | TextEncoder,
-        start_step: int,
-        rows: np.ndarray,
-        alive: tf.Variable,
-    ) -> tf.data.Dataset:
+    def _dataset(self, start_step: int, rows: np.ndarray, alive: tf.Variable) -> tf.data.Dataset:
         config = self._config
         task = register_task(
-            corpus,
-            text,
+            self._sources,
             image_size=config.image_size,
             low_res_size=config.low_res_size,
             max_text_length=config.max_text_length,
@@ -108,17 +105,16 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             failures=self._failures,
         )
 
-        def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             number = step * self._batch_size + tf.constant(rows, tf.int64)
-            epoch, position = number // self._num_examples, number % self._num_examples
-            return shuffled(position, self._num_examples, self._seed, epoch), number
+            return (*self._order.records(number, self._seed), number)
 
         steps = tf.data.Dataset.counter(start_step).take_while(lambda _: alive.read_value())
-        dataset = steps.map(records)
-        dataset = task.source.read(config.split, dataset, self._seed)
+        dataset = task.source.read(steps.map(records), self._seed, _NUM_PARALLEL)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
-        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length)
-        dataset = feature_converter(config.low_res_size)(dataset, lengths)
+        mixed = len(self._sources) > 1
+        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
+        dataset = feature_converter(config.low_res_size, mixed)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
@@ -142,16 +138,43 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""
         self._finalizer()
 
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the sources of a mixture, in the order of their numbers; none of one corpus."""
+        return tuple(one.name for one in self._sources) if len(self._sources) > 1 else ()
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """How often each source of a mixture was gone through before a step."""
+        drawn = self._order.drawn(step * self._batch_size)
+        pairs = zip(self.source_names, drawn, self._order.sizes, strict=False)
+        return {name: float(count / size) for name, count, size in pairs}
+
     def position(self) -> dict[str, Any]:
-        """Where the next batch stands, and what fixes the order; JSON-able and a few dozen bytes."""
-        return {
-            "step": self._step,
-            "seed": self._seed,
-            "batch_size": self._batch_size,
-            "split": self._config.split,
-            "num_examples": self._num_examples,
-            "corpus": self._corpus_digest,
-        }
+        """Where the next batch stands, and what fixes the order; JSON-able and a few dozen bytes a source."""
+        place: dict[str, Any] = {"step": self._step, "seed": self._seed, "batch_size": self._batch_size}
+        if len(self._sources) == 1:
+            (one,) = self._sources
+            size = self._order.sizes[0]
+            return {**place, "split": one.split, "num_examples": size, "corpus": one.corpus.digest[:16]}
+        digests = {one.name: f"{one.split} {one.corpus.digest[:16]}" for one in self._sources}
+        # Changes to come are free to change.
+        rates = [[0, *self._order.rates]]
+        rates += [[step, *rates] for step, rates in self._config.rate_changes if step <= self._step]
+        return {**place, "corpora": digests, "rates": rates}
+
+
+def _opened(share: CorpusShare, image_size: int, encoder: TextEncoder | None) -> OpenSource:
+    corpus = Corpus(share.corpus_dir)
+    corpus.num_examples(share.split)
+    if image_size > corpus.image_size:
+        raise UserError(
+            f"image_size ({image_size}) is larger than the images of corpus {share.corpus_dir!r} "
+            f"({corpus.image_size}); choose at most {corpus.image_size} or build the corpus larger"
+        )
+    text = encoder if share.store_dir is None else EmbeddingStore.open(share.store_dir)
+    if text is None:
+        raise UserError("store_dir is None, and there is no encoder for the captions; give one of them")
+    return OpenSource(name=str(share.name), corpus=corpus, split=share.split, text=text)
 
 
 def _stop(alive: tf.Variable, batches: Iterator[dict[str, np.ndarray]]) -> None:

@@ -7,12 +7,9 @@ bit for bit, the picture that the base model was trained on.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from imagen_jax.errors import UserError
-from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.store.reader import EmbeddingStore
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 
@@ -45,11 +42,11 @@ def to_unit_range(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image, tf.float32) / 127.5 - 1.0
 
 
-def decode_image(corpus_image_size: int) -> Preprocessor:
+def decode_image(corpus_image_size: int | None) -> Preprocessor:
     """`image`: encoded PNG or JPEG → uint8 [size, size, 3].
 
     Args:
-      corpus_image_size: side of the corpus images, in pixels; any other size stops the pipeline.
+      corpus_image_size: side of the corpus images, in pixels; any other size stops the pipeline. None: any size.
     """
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -77,11 +74,11 @@ def crop(size: int, mode: str) -> Preprocessor:
 
     def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         image = example["image"]
-        room = image.shape[0] - size
+        room = tf.shape(image)[0] - size
         if mode == "random":
             corner = tf.random.stateless_uniform((2,), example["stream"], 0, room + 1, tf.int32)
         else:
-            corner = tf.constant((room // 2, room // 2))
+            corner = tf.stack((room // 2, room // 2))
         window = tf.slice(image, tf.concat((corner, (0,)), axis=0), (size, size, 3))
         return {**example, "image": window}
 
@@ -107,58 +104,8 @@ def make_images(image_size: int, low_res_size: int | None) -> Preprocessor:
     return lambda dataset: dataset.map(make)
 
 
-def join_text(store: EmbeddingStore, max_text_length: int, failures: FailureBox) -> Preprocessor:
-    """`key` → `text`: the caption's token embeddings [n, d], from the store.
-
-    Args:
-      store: an open embedding store.
-      max_text_length: most tokens allowed.
-      failures: keeps the UserError of a key that is not in the store or of a caption that is too long.
-    """
-
-    def look_up(key: bytes) -> np.ndarray:
-        (text,) = store.lookup([key])
-        if len(text) > max_text_length:
-            raise UserError(
-                f"the caption of example {key.decode(errors='replace')!r} has {len(text)} token embeddings; "
-                f"max_text_length is {max_text_length}; raise it or embed the captions with a shorter one"
-            )
-        return text
-
-    guarded = failures.guard(look_up)
-
-    def join(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        text = tf.numpy_function(guarded, [example["key"]], tf.float32, stateful=False)
-        return {**example, "text": tf.ensure_shape(text, (None, store.embed_dim))}
-
-    return lambda dataset: dataset.map(join)
-
-
-def encode_text(encoder: TextEncoder, failures: FailureBox) -> Preprocessor:
-    """`caption` [k] → `text` [k, max_length, d] and `num_tokens` [k], through the text encoder: no store is needed.
-
-    Args:
-      encoder: the text encoder; it runs on its own device, beside the training step.
-      failures: keeps the UserError of an encoder that cannot be loaded.
-    """
-
-    def encode(captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        text, mask = encoder.encode([caption.decode() for caption in captions.tolist()])
-        return text, mask.sum(axis=1).astype(np.int64)
-
-    guarded = failures.guard(encode)
-
-    def add(examples: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        captions = examples["caption"]
-        text, num_tokens = tf.numpy_function(guarded, [captions], (tf.float32, tf.int64), stateful=False)
-        text = tf.ensure_shape(text, (*captions.shape, encoder.config.max_length, encoder.sizes.embed_dim))
-        return {**examples, "text": text, "num_tokens": tf.ensure_shape(num_tokens, captions.shape)}
-
-    return lambda dataset: dataset.map(add)
-
-
 def trim_text() -> Preprocessor:
-    """`text` [max_length, d] and `num_tokens` of `encode_text` → `text` [num_tokens, d], as a store gives it."""
+    """`text` [n, d] of a batch's longest caption and `num_tokens` → `text` [num_tokens, d]."""
 
     def trim(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = dict(example)

@@ -1,5 +1,7 @@
 """seqio tasks: a corpus directory as a base or super-resolution task, and raw datasets of TFDS."""
 
+import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +10,9 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.data import preprocessors
+from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
+from imagen_jax.data.mixture import shuffled
 from imagen_jax.data.records import PARSE_SPEC, Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
@@ -16,39 +20,56 @@ from imagen_jax.text.store.reader import EmbeddingStore
 
 BASE_TASK, SUPER_RESOLUTION_TASK = "imagen_base", "imagen_sr"
 
-# Few rounds leave long runs of neighbouring records in some epochs; 16 are as even as true permutations.
-_SHUFFLE_ROUNDS = 16
 _READ_BATCH = 64
 
 
-def shuffled(position: tf.Tensor, num_examples: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
-    """The record at each position of an epoch: a stateless permutation of range(num_examples).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpenSource:
+    """One source of a run, open for reading.
 
     Args:
-      position: int64 [k], each in [0, num_examples).
-      num_examples: records in the split.
-      seed: in [0, 2**31).
-      epoch: int64 [k], the epoch of each position.
-    """
-    seeds = tf.stack((tf.zeros_like(epoch), tf.fill(tf.shape(epoch), tf.cast(seed, tf.int64)), epoch), axis=1)
-    last = tf.constant(num_examples - 1, tf.int64)
-    return tf.raw_ops.RandomIndexShuffle(index=position, seed=seeds, max_index=last, rounds=_SHUFFLE_ROUNDS)
-
-
-class CorpusSource(seqio.DataSource):
-    """The records of a corpus directory: key, image, caption, and the example's random `stream`.
-
-    Args:
-      corpus: an open corpus.
-      failures: keeps the UserError of a damaged shard.
-      encoder: where given, the examples also carry `text`, the token embeddings of their captions: the records are
-        read many at once, and so are their captions encoded.
+      name: in metrics.
+      corpus: the images and their captions.
+      split: of the corpus.
+      text: embeddings of the captions, or the encoder that makes them as the captions are read.
     """
 
-    def __init__(self, corpus: Corpus, failures: preprocessors.FailureBox, encoder: TextEncoder | None = None):
+    name: str
+    corpus: Corpus
+    split: str
+    text: EmbeddingStore | TextEncoder
+
+    def embed(self, keys: Sequence[bytes], captions: Sequence[bytes], max_length: int) -> list[np.ndarray]:
+        """Token embeddings of examples: float32 [n, d] each, n at most `max_length`.
+
+        Raises:
+          UserError: a key is not in the store, or a caption is longer.
+        """
+        if isinstance(self.text, TextEncoder):
+            text, mask = self.text.encode([caption.decode() for caption in captions])
+            return [row[:count] for row, count in zip(np.asarray(text), mask.sum(axis=1), strict=True)]
+        found = self.text.lookup(keys)
+        for key, text in zip(keys, found, strict=True):
+            if len(text) > max_length:
+                raise UserError(
+                    f"the caption of example {key.decode(errors='replace')!r} has {len(text)} token embeddings; "
+                    f"max_text_length is {max_length}; raise it or embed the captions with a shorter one"
+                )
+        return found
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token embedding."""
+        return self.text.sizes.embed_dim if isinstance(self.text, TextEncoder) else self.text.embed_dim
+
+
+class _ByNumber(seqio.DataSource):
+    """A source of which any record can be read on its own."""
+
+    def __init__(self, corpus: Corpus):
+        self.corpus = corpus
         counts = {split: corpus.num_examples(split) for split in corpus.splits}
         super().__init__(splits=corpus.splits, num_input_examples=counts, caching_permitted=False)
-        self.corpus, self._failures, self._encoder = corpus, failures, encoder
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
@@ -70,7 +91,7 @@ class CorpusSource(seqio.DataSource):
         use_cached: bool = False,
         num_epochs: int | None = 1,
     ) -> tf.data.Dataset:
-        """One epoch through seqio's own door; the training pipeline uses `read` instead."""
+        """One epoch through seqio's own door."""
         del sequence_length, use_cached, num_epochs
         count = self.corpus.num_examples(split)
         index, num_shards = (shard_info.index, shard_info.num_shards) if shard_info else (0, 1)
@@ -78,36 +99,182 @@ class CorpusSource(seqio.DataSource):
         key = 0 if seed is None else seed
 
         def records(position: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            epoch = tf.zeros_like(position)
-            return (shuffled(position, count, key, epoch) if shuffle else position), position
+            return shuffled(position, count, key, tf.zeros_like(position)) if shuffle else position, position
 
-        return self.read(split, positions.map(records), key)
+        return self.examples(split, positions.map(records), key)
 
-    def read(self, split: str, batches: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+    def examples(self, split: str, batches: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+        """Single examples, in order, of pairs of int64 [k]: record numbers, and numbers of the examples."""
+        raise NotImplementedError
+
+
+class CorpusSource(_ByNumber):
+    """The records of a corpus directory: key, image (encoded) and caption.
+
+    Args:
+      corpus_dir: the corpus directory.
+      store_dir: embedding store of its captions, for training; None: they are encoded as they are read.
+    """
+
+    def __init__(self, corpus_dir: str, store_dir: str | None = None):
+        self.corpus_dir, self.store_dir = corpus_dir, store_dir
+        super().__init__(Corpus(corpus_dir))
+
+    def examples(self, split: str, batches: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+        """See `_ByNumber`."""
+        del seed
+
+        def read(record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
+            del number
+            return parsed(lambda indices: self.corpus.read(split, indices.tolist()), [record], record.shape)
+
+        return batches.map(read).unbatch()
+
+
+def parsed(read: Callable[..., Sequence[bytes]], arguments: Sequence[tf.Tensor], shape: Any) -> dict[str, tf.Tensor]:
+    """Records that a Python function reads, as key, image and caption.
+
+    Args:
+      read: gives the records for the values of `arguments`.
+      arguments: its arguments.
+      shape: of the records, (k,).
+    """
+    fetch = lambda *values: np.array(read(*values), dtype=object)  # noqa: E731
+    serialized = tf.numpy_function(fetch, arguments, tf.string, stateful=False)
+    return tf.io.parse_example(tf.ensure_shape(serialized, shape), PARSE_SPEC)
+
+
+def add_corpus(name: str, corpus_dir: str, store_dir: str | None = None) -> seqio.Task:
+    """Registers a corpus directory as a seqio task, to be named in a seqio Mixture.
+
+    Args:
+      name: of the task; it must be new.
+      corpus_dir: the corpus directory.
+      store_dir: embedding store of its captions; None: they are encoded as they are read.
+
+    Raises:
+      UserError: there is no corpus, or the name is taken.
+    """
+    if name in seqio.TaskRegistry.names():
+        raise UserError(f"a seqio task {name!r} is registered already; choose another name")
+    text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
+    return seqio.TaskRegistry.add(
+        name,
+        source=CorpusSource(corpus_dir, store_dir),
+        preprocessors=[],
+        output_features={"key": text, "image": text, "caption": text},
+    )
+
+
+def shares_of(config: DataConfig) -> tuple[CorpusShare, ...]:
+    """The sources that a config reads, with their rates.
+
+    Raises:
+      UserError: there is no such seqio Mixture, or one of its tasks is no corpus.
+    """
+    if config.corpus_dir is not None:
+        return (CorpusShare(corpus_dir=config.corpus_dir, store_dir=config.store_dir, split=config.split),)
+    if not isinstance(config.mixture, str):
+        return config.mixture or ()
+    names = seqio.MixtureRegistry.names()
+    if config.mixture not in names:
+        raise UserError(
+            f"there is no seqio Mixture {config.mixture!r}; register it in a module that a gin file imports; known are "
+            f"{', '.join(sorted(names)) or 'none'}"
+        )
+    mixture = seqio.MixtureRegistry.get(config.mixture)
+    shares = []
+    for task in mixture.tasks:
+        if not isinstance(task.source, CorpusSource):
+            raise UserError(
+                f"task {task.name!r} of Mixture {config.mixture!r} is no corpus; build one of it "
+                "(`python data/build_task.py`) and register that with imagen_jax.data.tasks.add_corpus"
+            )
+        shares.append(
+            CorpusShare(
+                corpus_dir=task.source.corpus_dir,
+                store_dir=task.source.store_dir,
+                rate=float(mixture.get_rate(task)),
+                split=config.split,
+                name=task.name,
+            )
+        )
+    return tuple(shares)
+
+
+class RunSource(_ByNumber):
+    """The examples of a run: key, image, caption, text [n, d], their source and their random `stream`.
+
+    seqio's own door gives those of the first source; the training pipeline uses `read`.
+
+    Args:
+      sources: what is read.
+      max_text_length: most token embeddings of a caption.
+      failures: keeps the UserError of a damaged shard or of a caption that is too long.
+    """
+
+    def __init__(self, sources: Sequence[OpenSource], max_text_length: int, failures: preprocessors.FailureBox):
+        super().__init__(sources[0].corpus)
+        self._sources, self._max, self._failures = sources, max_text_length, failures
+
+    def examples(self, split: str, batches: tf.data.Dataset, seed: int) -> tf.data.Dataset:
+        """See `_ByNumber`."""
+        return self._read([split], batches.map(lambda record, number: (tf.zeros_like(record), record, number)), seed, 1)
+
+    def read(self, batches: tf.data.Dataset, seed: int, num_parallel: int) -> tf.data.Dataset:
         """Single examples, in order.
 
         Args:
-          split: name of a split.
-          batches: pairs of int64 [k]: record numbers and the numbers of the examples in the run.
+          batches: triples of int64 [k]: sources, record numbers in them, and the numbers of the examples in the run.
           seed: seed of the run; with the example's number it makes its `stream`.
+          num_parallel: batches that are read at once.
         """
-        fetch = self._failures.guard(lambda indices: np.array(self.corpus.read(split, indices.tolist()), dtype=object))
+        return self._read([one.split for one in self._sources], batches, seed, num_parallel)
 
-        def parse(records: tf.Tensor, numbers: tf.Tensor) -> dict[str, tf.Tensor]:
-            serialized = tf.numpy_function(fetch, [records], tf.string, stateful=False)
-            serialized = tf.ensure_shape(serialized, records.shape)
-            stream = tf.stack((tf.fill(tf.shape(numbers), tf.cast(seed, tf.int64)), numbers), axis=1)
-            return {**tf.io.parse_example(serialized, PARSE_SPEC), "stream": stream}
+    def _read(self, splits: Sequence[str], batches: tf.data.Dataset, seed: int, num_parallel: int) -> tf.data.Dataset:
+        records = self._failures.guard(functools.partial(self._records, splits))
+        embed, width = self._failures.guard(self._embed), self._sources[0].text_width
 
-        dataset = batches.map(parse)
-        if self._encoder is not None:
-            dataset = preprocessors.encode_text(self._encoder, self._failures)(dataset)
-        return dataset.unbatch()
+        def read(source: tf.Tensor, record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = parsed(records, [source, record], record.shape)
+            text, num_tokens = tf.numpy_function(
+                embed, [source, found["key"], found["caption"]], (tf.float32, tf.int64), stateful=False
+            )
+            return {
+                **found,
+                "text": tf.ensure_shape(text, (*record.shape, None, width)),
+                "num_tokens": tf.ensure_shape(num_tokens, record.shape),
+                "source": tf.cast(source, tf.int32),
+                "stream": tf.stack((tf.fill(tf.shape(number), tf.cast(seed, tf.int64)), number), axis=1),
+            }
+
+        return batches.map(read, num_parallel_calls=num_parallel, deterministic=True).unbatch()
+
+    def _records(self, splits: Sequence[str], sources: np.ndarray, records: np.ndarray) -> list[bytes]:
+        found: list[bytes] = [b""] * len(sources)
+        for number in np.unique(sources).tolist():
+            places = np.flatnonzero(sources == number)
+            read = self._sources[number].corpus.read(splits[number], records[places].tolist())
+            for place, record in zip(places, read, strict=True):
+                found[place] = record
+        return found
+
+    def _embed(self, sources: np.ndarray, keys: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(sources)
+        for number in np.unique(sources).tolist():
+            places = np.flatnonzero(sources == number)
+            texts = self._sources[number].embed(keys[places].tolist(), captions[places].tolist(), self._max)
+            for place, text in zip(places, texts, strict=True):
+                found[place] = text
+        counts = np.array([len(text) for text in found], np.int64)
+        padded = np.zeros((len(found), counts.max(initial=0), self._sources[0].text_width), np.float32)
+        for row, text in zip(padded, found, strict=True):
+            row[: len(text)] = text
+        return padded, counts
 
 
 def register_task(
-    corpus: Corpus,
-    text: EmbeddingStore | TextEncoder,
+    sources: Sequence[OpenSource],
     *,
     image_size: int,
     low_res_size: int | None,
@@ -120,8 +287,7 @@ def register_task(
     A later registration replaces an earlier one, which stays usable by those who hold it.
 
     Args:
-      corpus: the images and their captions.
-      text: embeddings of the captions, or the encoder that makes them as the captions are read.
+      sources: what is read.
       image_size, low_res_size, crop: see `preprocessors`.
       max_text_length: most token embeddings of a caption.
       failures: keeps a UserError raised inside the dataset.
@@ -129,41 +295,42 @@ def register_task(
     features = {
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
         "text": seqio.ContinuousFeature(dtype=tf.float32, rank=2),
+        "source": seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32, rank=0),
     }
-    if isinstance(text, TextEncoder):
-        source = CorpusSource(corpus, failures, text)
-        join = preprocessors.trim_text()
-    else:
-        source = CorpusSource(corpus, failures)
-        join = preprocessors.join_text(text, max_text_length, failures)
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
+    sizes = {one.corpus.image_size for one in sources}
     return seqio.TaskRegistry.add(
         name,
-        source=source,
+        source=RunSource(sources, max_text_length, failures),
         preprocessors=[
-            preprocessors.decode_image(corpus.image_size),
+            preprocessors.trim_text(),
+            preprocessors.decode_image(sizes.pop() if len(sizes) == 1 else None),
             preprocessors.crop(image_size, crop),
             preprocessors.make_images(image_size, low_res_size),
-            join,
         ],
         output_features=features,
         shuffle_buffer_size=None,
     )
 
 
-def feature_converter(low_res_size: int | None) -> seqio.FeatureConverter:
-    """The converter that fits the task of `register_task`."""
-    return BaseFeatureConverter() if low_res_size is None else SuperResolutionFeatureConverter()
+def feature_converter(low_res_size: int | None, with_source: bool = False) -> seqio.FeatureConverter:
+    """The converter that fits the task of `register_task`; `with_source` keeps the numbers of the sources."""
+    converter = BaseFeatureConverter if low_res_size is None else SuperResolutionFeatureConverter
+    return converter(with_source)
 
 
-def feature_lengths(image_size: int, low_res_size: int | None, max_text_length: int) -> dict[str, int]:
+def feature_lengths(
+    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False
+) -> dict[str, int]:
     """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption."""
     lengths = {"x0": image_size, "text": max_text_length}
-    return lengths if low_res_size is None else {**lengths, "low_res": low_res_size}
+    if low_res_size is not None:
+        lengths["low_res"] = low_res_size
+    return lengths | ({"source": 1} if with_source else {})
 
 
 class PreparedTfdsSource(seqio.TfdsDataSource):

@@ -160,7 +160,7 @@ class TrainConfig:
                     f"the data's {name} ({theirs}) differs from the stage's ({ours}): "
                     f"set both from one macro, e.g. DataConfig.{name} = %{name.upper()}"
                 )
-        if self.data.store_dir is None and self.text.max_length > self.data.max_text_length:
+        if self.data.encodes and self.text.max_length > self.data.max_text_length:
             raise UserError(
                 f"the text encoder's max_length ({self.text.max_length}) must be at most the data's max_text_length "
                 f"({self.data.max_text_length}): set both from one macro"

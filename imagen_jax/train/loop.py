@@ -225,7 +225,7 @@ def _train(
             global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
-            hooks=HookList((MetricLines(writer), ShowProgress(progress), *extra)),
+            hooks=HookList((MetricLines(writer, batches.epochs), ShowProgress(progress), *extra)),
             save=save,
             stop=stop.reason,
         )

@@ -3,7 +3,7 @@
 import json
 import time
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -218,15 +218,21 @@ class MetricWriter:
 
 
 class MetricLines(Hook):
-    """Writes the lines of a run."""
+    """Writes the lines of a run.
 
-    def __init__(self, writer: MetricWriter):
-        self._writer = writer
+    Args:
+      writer: where they go.
+      epochs: gives how often each source of a mixture was gone through before a step; {} of one corpus.
+    """
+
+    def __init__(self, writer: MetricWriter, epochs: Callable[[int], Mapping[str, float]] = lambda step: {}):
+        self._writer, self._epochs = writer, epochs
 
     def after_step(self, info: StepInfo) -> None:
         """Writes the line, where one is due."""
         if info.line is not None:
-            self._writer.write(info.line)
+            epochs = self._epochs(info.step)
+            self._writer.write({**info.line, **({"epochs": dict(epochs)} if epochs else {})})
 
 
 class ShowProgress(Hook):

@@ -21,6 +21,7 @@ from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.tasks import shares_of
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
@@ -40,7 +41,10 @@ def objective_of(config: TrainConfig) -> StageObjective:
     Raises:
       UserError: see `DistillObjective.build`.
     """
-    return DistillObjective.build(config) or StageObjective(stage=config.stage)
+    shares = shares_of(config.data)
+    sources = tuple(str(share.name) for share in shares) if len(shares) > 1 else ()
+    objective = DistillObjective.build(config) or StageObjective(stage=config.stage)
+    return dataclasses.replace(objective, sources=sources)
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -162,10 +166,10 @@ def check_text(config: TrainConfig) -> TextEncoder:
     """
     encoder = TextEncoder(config.text)
     check_teacher_text(config, encoder)
-    if config.data.store_dir is None:
-        return encoder
-    store = EmbeddingStore.open(config.data.store_dir)
-    store.check(encoder.fingerprint(store.fingerprint["dtype"]))
+    for share in shares_of(config.data):
+        if share.store_dir is not None:
+            store = EmbeddingStore.open(share.store_dir)
+            store.check(encoder.fingerprint(store.fingerprint["dtype"]))
     return encoder
 
 
@@ -173,7 +177,7 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     """Null text of the stage: the embedding of "" (the store's, if there is one), or None for zeros."""
     if config.stage.null_text == "zeros":
         return None
-    store_dir = config.data.store_dir
+    store_dir = shares_of(config.data)[0].store_dir
     embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
     text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
     text[0, : len(embedding)] = embedding

@@ -11,24 +11,28 @@ from jax.sharding import Mesh
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.stage.spec import Stage
 from imagen_jax.train.objective import Batch, Mean, Objective
-from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
+from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 # Inner edges of the log-SNR buckets; the outermost buckets are open.
 LOG_SNR_EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
 BUCKET_NAMES = tuple(
     f"{low:g}..{high:g}" for low, high in zip((-math.inf, *LOG_SNR_EDGES), (*LOG_SNR_EDGES, math.inf), strict=True)
 )
-BY_LOG_SNR = "loss_by_log_snr"
+BY_LOG_SNR, BY_SOURCE = "loss_by_log_snr", "loss_by_source"
 
 
 def bucket_sums(
-    per_example_loss: Float[Array, " b"], log_snr: Float[Array, " b"]
+    per_example_loss: Float[Array, " b"], bucket: Int[Array, " b"], num_buckets: int
 ) -> tuple[Float[Array, " buckets"], Float[Array, " buckets"]]:
-    """Sum of the losses and number of examples in each log-SNR bucket: what averages are made of."""
-    bucket = jnp.searchsorted(jnp.asarray(LOG_SNR_EDGES), log_snr, side="right")
-    member = jax.nn.one_hot(bucket, len(BUCKET_NAMES), dtype=jnp.float32)
+    """Sum of the losses and number of examples in each bucket: what averages are made of."""
+    member = jax.nn.one_hot(bucket, num_buckets, dtype=jnp.float32)
     # Not a matmul: a non-finite loss would spoil the buckets it is not in (0 * inf).
     return jnp.where(member > 0, per_example_loss[:, None], 0.0).sum(0), member.sum(0)
+
+
+def log_snr_bucket(log_snr: Float[Array, " b"]) -> Int[Array, " b"]:
+    """Number of each log-SNR's bucket among BUCKET_NAMES."""
+    return jnp.searchsorted(jnp.asarray(LOG_SNR_EDGES), log_snr, side="right")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,15 +42,17 @@ class StageObjective(Objective):
     Args:
       stage: network and diffusion.
       null: the null text that `stage.null_text` names, one row, a constant of the step; None is zeros.
+      sources: names of the sources of a mixture, by which the loss is averaged too; a batch then holds their numbers.
     """
 
     stage: Stage
     null: Conditioning | None = None
+    sources: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> Mapping[str, tuple[str, ...]]:
-        """The loss by log-SNR."""
-        return {BY_LOG_SNR: BUCKET_NAMES}
+        """The loss by log-SNR and, of a mixture, by source."""
+        return {BY_LOG_SNR: BUCKET_NAMES} | ({BY_SOURCE: self.sources} if self.sources else {})
 
     def init(self, rng: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the network, boxed with their logical axis names."""
@@ -62,6 +68,8 @@ class StageObjective(Objective):
         }
         if stage.low_res_size is not None:
             spec["low_res"] = jax.ShapeDtypeStruct((b, stage.low_res_size, stage.low_res_size, 3), jnp.float32)
+        if self.sources:
+            spec["source"] = jax.ShapeDtypeStruct((b,), jnp.int32)
         return spec
 
     def loss(
@@ -69,7 +77,11 @@ class StageObjective(Objective):
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
         """Mean of `diffusion_loss`, and its averages by log-SNR."""
         mean, aux = self.diffusion_loss(params, frozen, batch, rng, mesh)
-        return mean, {BY_LOG_SNR: Mean(*bucket_sums(aux["per_example_loss"], aux["log_snr"]))}
+        losses, bucket = aux["per_example_loss"], log_snr_bucket(aux["log_snr"])
+        means = {BY_LOG_SNR: Mean(*bucket_sums(losses, bucket, len(BUCKET_NAMES)))}
+        if self.sources:
+            means[BY_SOURCE] = Mean(*bucket_sums(losses, batch["source"], len(self.sources)))
+        return mean, means
 
     def diffusion_loss(
         self, params: PyTree, frozen: PyTree, batch: Batch, rng: PRNGKeyArray, mesh: Mesh | None = None

@@ -227,7 +227,7 @@ def test_bad_corpora_and_stores_are_refused(config, tmp_path, numbered_store):
 
 def test_a_shard_damaged_while_training_is_named(config):
     made = config()
-    for path in Path(made.corpus_dir).glob("train-*"):
+    for path in Path(made.corpus_dir).glob("train-*.array_record"):
         content = bytearray(path.read_bytes())
         content[content.index(b"IHDR")] ^= 1
         path.write_bytes(content)

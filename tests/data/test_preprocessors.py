@@ -8,8 +8,6 @@ import tensorflow as tf
 from PIL import Image
 
 from imagen_jax.data import preprocessors
-from imagen_jax.errors import UserError
-from imagen_jax.text.store.reader import EmbeddingStore
 
 _PHOTO = np.asarray(
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)).resize(
@@ -99,29 +97,3 @@ def test_random_crop_is_a_window_fixed_by_seed_and_number_and_reaches_every_plac
     assert set(corners) == {(top, left) for top in range(5) for left in range(5)}
     assert np.array_equal(_crops("random", streams[::-1]), windows[::-1])
     assert not np.array_equal(_crops("random", [(8, number) for number in range(300)]), windows)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_text_of_a_key(numbered_store, dtype):
-    store = EmbeddingStore.open(numbered_store(5, dtype=dtype))
-    failures = preprocessors.FailureBox()
-    example = _run(preprocessors.join_text(store, 3, failures), key=b"example-004")
-    assert example["text"].dtype == np.float32
-    assert np.array_equal(example["text"], np.full((2, 4), 4))
-    assert failures.error is None
-
-
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [
-        (b"example-002", "'example-002' has 3 token embeddings; max_text_length is 2"),
-        (b"stranger", "key b'stranger' is not in the embedding store"),
-    ],
-)
-def test_text_that_is_too_long_or_missing_is_kept_as_a_user_error(numbered_store, key, message):
-    store = EmbeddingStore.open(numbered_store(5))
-    failures = preprocessors.FailureBox()
-    with pytest.raises(tf.errors.OpError):
-        _run(preprocessors.join_text(store, 2, failures), key=key)
-    assert isinstance(failures.error, UserError)
-    assert message in str(failures.error)

@@ -223,8 +223,8 @@ def test_a_name_that_is_no_text_is_refused_and_counted(tmp_path):
 def test_addresses_are_no_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for make in (folder_source, list_source, Corpus):
-        with pytest.raises(UserError, match="begins with gs:/, and only paths of this machine"):
-            make("gs://bucket/x")
+        with pytest.raises(UserError, match="begins with http:/, and only paths of this machine"):
+            make("http://host/x")
     assert list(tmp_path.iterdir()) == []
 
 

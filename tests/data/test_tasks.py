@@ -1,5 +1,7 @@
 """The registered tasks work through seqio's own doors, and the shuffle is a permutation."""
 
+import re
+
 import numpy as np
 import pytest
 import seqio
@@ -8,13 +10,13 @@ import tensorflow as tf
 from imagen_jax.data import tasks
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
+from imagen_jax.errors import UserError
 from imagen_jax.text.store.reader import EmbeddingStore
 
 
 def _register(corpus_dir: str, store_dir: str, low_res_size: int | None) -> seqio.Task:
     return tasks.register_task(
-        Corpus(corpus_dir),
-        EmbeddingStore.open(store_dir),
+        [tasks.OpenSource(name="one", corpus=Corpus(corpus_dir), split="train", text=EmbeddingStore.open(store_dir))],
         image_size=8,
         low_res_size=low_res_size,
         max_text_length=3,
@@ -87,3 +89,28 @@ def test_a_later_registration_replaces_an_earlier_one(numbered_corpus, numbered_
     second = _register(numbered_corpus(5, name="second"), store, None)
     assert seqio.TaskRegistry.get("imagen_base") is second
     assert first.num_input_examples("train") == 3
+
+
+def _source(store_dir: str, corpus_dir: str) -> tasks.OpenSource:
+    return tasks.OpenSource(name="one", corpus=Corpus(corpus_dir), split="train", text=EmbeddingStore.open(store_dir))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_text_of_keys(numbered_corpus, numbered_store, dtype):
+    source = _source(numbered_store(5, dtype=dtype), numbered_corpus(5))
+    first, second = source.embed([b"example-004", b"example-000"], [b"", b""], 3)
+    assert first.dtype == np.float32
+    assert np.array_equal(first, np.full((2, 4), 4))
+    assert np.array_equal(second, np.full((1, 4), 0))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (b"example-002", "'example-002' has 3 token embeddings; max_text_length is 2"),
+        (b"stranger", "key b'stranger' is not in the embedding store"),
+    ],
+)
+def test_text_that_is_too_long_or_missing_is_refused(numbered_corpus, numbered_store, key, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        _source(numbered_store(5), numbered_corpus(5)).embed([key], [b""], 2)
