@@ -1,7 +1,10 @@
 """Mixtures: every source in its rate, every example of it in turn, whatever the batch, the hosts and the restarts."""
 
+import dataclasses
 import itertools
+import json
 
+import jax
 import numpy as np
 import pytest
 import seqio
@@ -12,6 +15,11 @@ from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import BLOCK, Order, part_lengths
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.train import loop
+from imagen_jax.train.config import TrainConfig
+from tests.train import tiny_run
 
 
 def _sources(order: Order, start: int, stop: int, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -192,3 +200,31 @@ def test_bad_mixtures_are_refused(shares, changes, message):
 def test_sources_of_one_name_are_refused(shares):
     with pytest.raises(UserError, match="sources of one name .small, small."):
         _config((shares[0], shares[0]))
+
+
+def test_a_run_tells_the_loss_and_the_epochs_of_each_source_and_resumes_exactly(tmp_path, shares, monkeypatch):
+    monkeypatch.setattr(loop, "check_text", lambda config: TextEncoder(config.text))
+    build = MeshConfig.build
+    monkeypatch.setattr(MeshConfig, "build", lambda self, devices=None: build(self, jax.devices()[:1]))
+    stage = tiny_run.tiny_stage(text_embed_dim=4, max_text_length=3)
+
+    def config(name: str, **changes) -> TrainConfig:
+        data = _config(shares, **changes)
+        return tiny_run.tiny_config(tmp_path / name, stage=stage, data=data, text=tiny_run.text_config(4, 3))
+
+    whole = loop.train(config("whole"))
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert {*lines[-1]["loss_by_source"]} == {"small", "large"}
+    assert lines[-1]["epochs"] == {"small": pytest.approx(12 * 4 / 5), "large": pytest.approx(12 * 12 / 20)}
+    loop.train(config("parts"), stop_at=5)
+    with pytest.raises(UserError, match=r"rates: got \[\[0, 3.0, 1.0\]\], the checkpoint has \[\[0, 1.0, 3.0\]\]"):
+        changed = tuple(dataclasses.replace(share, rate=4 - share.rate) for share in shares)
+        loop.train(tiny_run.with_changes(config("parts"), data=_config(changed)))
+    # What changes later may be set anew.
+    assert tiny_run.leaves_equal(whole, loop.train(config("parts", rate_changes=((12, (1.0, 0.0)),))))
+
+
+def test_rates_that_change_during_a_run_are_followed(shares):
+    config = _config(shares, rate_changes=((2, (1.0, 0.0)),))
+    batches = _batches(config, 4, batch_size=BLOCK)
+    assert [int((batch["source"] == 0).sum()) for batch in batches] == [BLOCK // 4, BLOCK // 4, BLOCK, BLOCK]

@@ -109,6 +109,10 @@ class TinyBatches(BatchIterator):
     def close(self):
         """Nothing reads ahead here."""
 
+    def epochs(self, step):
+        """No mixture."""
+        return {}
+
     def position(self):
         return {"seed": self._seed, "step": self._step, "batch_size": self._num}
 
