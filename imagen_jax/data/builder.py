@@ -16,7 +16,7 @@ from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import StrPath, as_path, is_file_name, is_remote, make_dirs, move_file, write_json
+from imagen_jax.files import AnyPath, StrPath, as_path, is_file_name, is_remote, make_dirs, move_file, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -170,7 +170,7 @@ def assemble(
     return BuildReport(num_examples=examples, num_rejected=counts.rejected, num_repaired=counts.repaired, reused=False)
 
 
-def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
+def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
     """The report of a whole corpus of the same settings; None if there is no corpus."""
     if not (out / records.MANIFEST).exists():
         return None
@@ -261,7 +261,7 @@ def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int)
     train_sentencepiece(captions(), str(scratch / VOCABULARY), vocab_size)
 
 
-def _move_into_place(scratch: Path, out: Path) -> None:
+def _move_into_place(scratch: Path, out: AnyPath) -> None:
     """Replaces the corpus in `out`: the old manifest goes first, the new one comes last."""
     manifest = out / records.MANIFEST
     if manifest.exists():

@@ -5,6 +5,7 @@ from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, locked
 from imagen_jax.files.places import (
     SCHEMES,
+    AnyPath,
     as_path,
     file_system,
     files_under,
@@ -30,6 +31,7 @@ from imagen_jax.files.whole import (
 )
 
 __all__ = [
+    "AnyPath",
     "GrowingFile",
     "LEASE_S",
     "Lock",

@@ -9,9 +9,16 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
 
 StrPath = str | os.PathLike[str]
+# epath.Path is no pathlib.Path, but has what is used of it.
+if TYPE_CHECKING:
+    AnyPath = Path
+else:
+    AnyPath = Path | epath.Path
 SCHEMES = ("gs",)
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)})://")
 # epath would otherwise take TensorFlow's file system for buckets; it reads this once, at its first use.
@@ -23,7 +30,7 @@ def is_remote(path: StrPath) -> bool:
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
-def as_path(path: StrPath) -> Path:
+def as_path(path: StrPath) -> AnyPath:
     """A path with the methods of pathlib.Path, those of epath.Path where it lies in a bucket.
 
     Of these, code that serves both uses: /, name, stem, suffix, parent, exists, is_file, is_dir, iterdir, glob (one
@@ -32,10 +39,9 @@ def as_path(path: StrPath) -> Path:
     """
     if not is_remote(path):
         return Path(path)
-    from etils import epath
-
     _aim()
-    return cast(Path, epath.Path(path))
+    found: Any = epath.Path(path)
+    return found
 
 
 def file_system(path: StrPath) -> Any:

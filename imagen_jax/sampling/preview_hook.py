@@ -3,11 +3,11 @@
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sampling.images import write_png
 from imagen_jax.sampling.preview import PreviewRows, draw_preview
@@ -38,7 +38,7 @@ class PreviewHook(Hook):
     rows: PreviewRows
     every: int
     seed: int
-    directory: Path
+    directory: AnyPath
     null: Conditioning | None = None
     show: Callable[[int, str, bytes, int, int], None] | None = None
 

@@ -14,10 +14,10 @@ after it do not see that event, and every hook then sees `on_error`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from imagen_jax.checkpoints.trees import TrainState
+from imagen_jax.files import AnyPath
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class StepInfo:
     step: int
     state: TrainState
     line: Mapping[str, Any] | None = None
-    checkpoint: Path | None = None
+    checkpoint: AnyPath | None = None
     reason: str | None = None
 
 

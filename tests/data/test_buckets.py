@@ -1,0 +1,106 @@
+"""Corpora in a bucket are those of a folder, byte for byte, and are read as they are."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from imagen_jax.data.builder import BuildConfig, build_corpus
+from imagen_jax.data.config import DataConfig
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.raw import RawExample
+from imagen_jax.data.records import Corpus
+from imagen_jax.errors import UserError
+from imagen_jax.files import write_bytes
+
+URL = "gs://bucket-a/corpora/tiny"
+
+
+@pytest.fixture
+def built(bucket, tmp_path, source_of) -> Path:
+    """One corpus in a folder, and the same at URL."""
+    examples = [
+        RawExample(key=f"example-{i:03d}", image=np.full((8, 8, 3), i, np.uint8), caption=f"a {i}", split="train")
+        for i in range(10)
+    ]
+    config = BuildConfig(name="tiny", image_size=8, examples_per_shard=4)
+    for out in (tmp_path / "corpus", URL):
+        build_corpus(source_of(examples), out, config)
+    return tmp_path / "corpus"
+
+
+def test_a_corpus_in_a_bucket_has_the_same_bytes(bucket, built):
+    here = {path.name: path.read_bytes() for path in built.iterdir()}
+    there = {name.removeprefix("corpora/tiny/"): bucket.content(name) for name in bucket.names()}
+    assert here == there
+
+
+def test_records_are_read_from_it_in_any_order(built):
+    order = [9, 0, 4, 4, 3]
+    assert Corpus(URL).read("train", order) == Corpus(built).read("train", order)
+
+
+def test_a_build_that_is_there_is_verified_and_kept_and_another_is_refused(bucket, built, source_of):
+    examples = [RawExample(key="k", image=np.zeros((8, 8, 3), np.uint8), caption="c", split="train")]
+    with pytest.raises(UserError, match="already holds a corpus of other settings"):
+        build_corpus(source_of(examples), URL, BuildConfig(name="tiny", image_size=8, seed=3))
+    report = build_corpus(
+        source_of(examples), URL, BuildConfig(name="tiny", image_size=8, examples_per_shard=2), overwrite=True
+    )
+    assert report.num_examples == {"train": 1}
+    assert [name for name in bucket.names() if "-of-00003" in name] == []
+    assert Corpus(URL).num_examples("train") == 1
+
+
+def test_batches_are_those_of_the_folder(built, numbered_store):
+    store = numbered_store(10)
+
+    def batches(corpus_dir: str) -> list[dict[str, np.ndarray]]:
+        config = DataConfig(corpus_dir=corpus_dir, store_dir=store, image_size=8, max_text_length=3)
+        return list(itertools.islice(BatchIterator(config, batch_size=4, seed=0, start_step=0), 6))
+
+    for here, there in zip(batches(str(built)), batches(URL), strict=True):
+        assert all(np.array_equal(here[name], there[name]) for name in here)
+
+
+def test_a_flipped_byte_in_the_bucket_is_refused_by_name(bucket, built):
+    (name,) = (name for name in bucket.names() if name.endswith("train-00001-of-00003.array_record"))
+    content = bytearray(bucket.content(name))
+    content[content.index(b"IHDR")] ^= 1
+    bucket.replace(name, bytes(content))
+    with pytest.raises(UserError, match=f"shard {re.escape('gs://bucket-a/' + name)} is damaged"):
+        Corpus(URL).read("train", list(range(10)))
+    with pytest.raises(UserError, match=f"shard {re.escape('gs://bucket-a/' + name)} differs from its SHA-256"):
+        Corpus(URL).verify()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("gs://no-such-bucket/x", "corpus directory 'gs://no-such-bucket/x' does not exist"),
+        ("gs://bucket-a/nothing", "corpus directory 'gs://bucket-a/nothing' does not exist"),
+        ("gs:/bucket-a/x", "must name a bucket: gs://bucket/folder"),
+        ("gss://bucket-a/x", "begins with gss:/, and only"),
+    ],
+)
+def test_what_is_no_corpus_is_named(bucket, path, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        Corpus(path)
+
+
+def test_a_bucket_that_is_not_there_is_not_made(bucket, source_of):
+    examples = [RawExample(key="k", image=np.zeros((8, 8, 3), np.uint8), caption="c", split="train")]
+    with pytest.raises(UserError, match="bucket gs://no-such-bucket does not exist"):
+        build_corpus(source_of(examples), "gs://no-such-bucket/x", BuildConfig(name="tiny", image_size=8))
+    assert "no-such-bucket" not in bucket.storage.buckets
+
+
+def test_a_half_written_corpus_is_none(bucket, built):
+    bucket.remove("corpora/tiny/corpus.json")
+    with pytest.raises(UserError, match="holds no whole corpus"):
+        Corpus(URL)
+    write_bytes(f"{URL}/corpus.json", b"{")
+    with pytest.raises(UserError, match="is not valid JSON"):
+        Corpus(URL)
