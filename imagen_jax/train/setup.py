@@ -31,7 +31,7 @@ from imagen_jax.train.distill import DistillObjective, check_teacher_text
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
-from imagen_jax.typing import Int, PyTree
+from imagen_jax.typing import Bool, Float, Int, PyTree
 
 
 def objective_of(config: TrainConfig) -> StageObjective:
@@ -179,6 +179,15 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     text[0, : len(embedding)] = embedding
     mask = np.arange(text.shape[1])[None] < len(embedding)
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+
+
+def preview_text(
+    config: TrainConfig, encoder: TextEncoder
+) -> tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None:
+    """Embeddings and mask of the captions that previews draw; None where they draw rows of the data."""
+    if config.previews is None or not config.previews.captions or config.stage.low_res_size is not None:
+        return None
+    return encoder.encode(config.previews.captions)
 
 
 def open_data(
