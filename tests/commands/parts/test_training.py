@@ -118,6 +118,37 @@ def test_super_resolution_draws_rows_of_the_first_batch(tmp_path, monkeypatch):
     assert read(tmp_path / "samples" / "step_7.png").shape[2] == 3
 
 
+@pytest.mark.parametrize("null_text", ["zeros", "empty"])
+def test_an_encoder_of_fewer_tokens_than_the_stages_is_padded_as_in_training(tmp_path, monkeypatch, null_text):
+    ours = tiny_run.tiny_config(tmp_path)
+    config = tiny_run.with_changes(
+        ours,
+        stage=tiny_run.tiny_stage(null_text=null_text),
+        text=dataclasses.replace(ours.text, max_length=tiny_run.TEXT_LENGTH - 1),
+        data=dataclasses.replace(ours.data, store_dir=None),
+        num_steps=1,
+        sampling=SamplingConfig(num_steps=2),
+        previews=PreviewConfig(every=1, captions=("a", "bb")),
+    )
+    encoder, given = TextEncoder(config.text), []
+    monkeypatch.setattr(loop, "check_text", lambda config: encoder)
+    loop.train(config, hooks=lambda run: given.append(run) or training.hooks_of(run))
+    assert (tmp_path / "samples" / "step_1.png").exists()
+    text, mask = given[0].preview_text
+    # A byte is a token, and the end of the caption one more.
+    np.testing.assert_array_equal(mask, [[True, True, False, False], [True, True, True, False]])
+    np.testing.assert_array_equal(text[1, :3], encoder.encode(("bb",))[0][0])
+    assert text.shape == (2, tiny_run.TEXT_LENGTH, tiny_run.TEXT_DIM) and not text[0, 2:].any()
+
+
+def test_a_preview_longer_than_the_stages_text_is_refused(tmp_path):
+    ours = tiny_run.tiny_config(tmp_path)
+    text = dataclasses.replace(ours.text, max_length=9)
+    config = tiny_run.with_changes(ours, text=text, previews=PreviewConfig(every=1, captions=("a", "bbbbb")))
+    with pytest.raises(UserError, match=r"previews has 6 tokens, .* max_text_length is 4; raise it, or lower .*\(9\)"):
+        preview_text(config, TextEncoder(text))
+
+
 def test_the_text_encoder_leaves_the_device_once_the_captions_are_read(tmp_path, monkeypatch):
     config = tiny_run.tiny_config(
         tmp_path,
