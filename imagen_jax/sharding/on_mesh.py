@@ -3,7 +3,8 @@
 Rows lie over `data` and `fsdp`, and along both each device's program is explicit (`jax.shard_map`): left to choose,
 XLA moves activations to where a kernel is sharded, does the same work on many devices, and sums whole gradients where a
 shard of them is wanted. Forward, a layer gathers its kernel over `fsdp`; backward, its gradient is summed and scattered
-over `fsdp`, and what is left of it summed over `data` in float32. `tensor` and `spatial` stay with XLA.
+over `fsdp`, and what is left of it summed over `data` in float32. `tensor` and `spatial` stay with XLA: alone, where
+neither of the other axes is larger than one.
 """
 
 from collections.abc import Callable
@@ -27,11 +28,14 @@ def on_mesh(network: Callable[..., Array], mesh: Mesh, param_shardings: PyTree, 
       rows: trees of arrays of the same number of rows. Where that does not divide over the devices, all compute all.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if ways == 1:
+        # XLA (jax 0.10.2) cannot partition a `shard_map` over axes of one device.
+        return _over_height(network(params, *_over_height(rows, mesh)), mesh)
     whole = jax.tree.leaves(rows)[0].shape[0] % ways != 0
     row = PartitionSpec() if whole else PartitionSpec(BATCH_AXES)
 
     def part(params: PyTree, *rows: Any) -> Array:
-        return _over_height(network(params, *jax.tree.map(_over_height, rows)))
+        return _over_height(network(params, *_over_height(rows)))
 
     run = jax.shard_map(
         part,
@@ -48,6 +52,8 @@ def _along_batch_axes(sharding: NamedSharding) -> PartitionSpec:
     return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in sharding.spec))
 
 
-def _over_height(x: Array) -> Array:
-    """Images lie over `spatial` by their height; what is between them follows."""
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(None, "spatial")) if x.ndim == 4 else x
+def _over_height(rows: PyTree, mesh: Mesh | None = None) -> PyTree:
+    """Images lie over `spatial` by their height; what is between them follows. `mesh`: outside of `shard_map`."""
+    spec = PartitionSpec(None, "spatial")
+    height = spec if mesh is None else NamedSharding(mesh, spec)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, height) if x.ndim == 4 else x, rows)

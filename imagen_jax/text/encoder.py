@@ -147,6 +147,11 @@ class TextEncoder:
         )
         return known or params_sha256(self._loaded.params)
 
+    def release(self) -> None:
+        """Frees the parameters; they are read or drawn again when they are next needed."""
+        for name in ("_checked", "_loaded"):
+            self.__dict__.pop(name, None)
+
     @property
     def _frame_length(self) -> int:
         return len(self._tokenizer.prefix) + len(self._tokenizer.suffix)

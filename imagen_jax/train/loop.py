@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.trained_stage import StageRecord
@@ -36,8 +37,17 @@ from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import describe_run, only_trainer
-from imagen_jax.train.setup import TrainSetup, check_text, global_batches, null_text, open_data, start_state
+from imagen_jax.train.setup import (
+    TrainSetup,
+    check_text,
+    global_batches,
+    null_text,
+    open_data,
+    preview_text,
+    start_state,
+)
 from imagen_jax.train.step import Metrics
+from imagen_jax.typing import Bool, Float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,7 @@ class Run:
       config: the run.
       setup: its step and state.
       encoder: its text encoder.
+      preview_text: embeddings and mask of the captions that previews draw; None where they draw rows of the data.
       null: the stage's null text; None is zeros.
       writer: metrics.jsonl and TensorBoard; hooks may add pictures.
     """
@@ -69,6 +80,7 @@ class Run:
     config: TrainConfig
     setup: TrainSetup
     encoder: TextEncoder
+    preview_text: tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None
     null: Conditioning | None
     writer: MetricWriter
 
@@ -190,6 +202,11 @@ def _train(
 ) -> TrainState:
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
+    null, previewed = null_text(config, encoder), preview_text(config, encoder)
+    beside = companions(config, encoder, operative_text)
+    if config.data.store_dir is not None:
+        # Nothing needs it from here on, and no plan of a device's memory counts it.
+        encoder.release()
     state, position, origin = start_state(config, setup)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
@@ -200,8 +217,6 @@ def _train(
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
-    beside = companions(config, encoder, operative_text)
-    null = null_text(config, encoder)
     setup = setup.with_null_text(null)
     # With several processes SIGTERM is jax's own, which agrees with the others.
     with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
@@ -210,7 +225,7 @@ def _train(
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
     writer = MetricWriter(config.model_dir, start)
-    extra = hooks(Run(config=config, setup=setup, encoder=encoder, null=null, writer=writer))
+    extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
     def save(state: TrainState) -> Path:

@@ -32,7 +32,7 @@ from imagen_jax.train.distill import DistillObjective, check_teacher_text
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
-from imagen_jax.typing import Int, PyTree
+from imagen_jax.typing import Bool, Float, Int, PyTree
 
 
 def objective_of(config: TrainConfig) -> StageObjective:
@@ -179,10 +179,35 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
         return None
     store_dir = shares_of(config.data)[0].store_dir
     embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
-    text = np.zeros((1, config.stage.max_text_length, embedding.shape[1]), np.float32)
-    text[0, : len(embedding)] = embedding
-    mask = np.arange(text.shape[1])[None] < len(embedding)
+    text, mask = _as_trained(config, embedding[None], np.ones((1, len(embedding)), bool), "the null text")
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+
+
+def preview_text(
+    config: TrainConfig, encoder: TextEncoder
+) -> tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None:
+    """Embeddings and mask of the captions that previews draw; None where they draw rows of the data.
+
+    Raises:
+      UserError: a caption is longer than the stage's text.
+    """
+    if config.previews is None or not config.previews.captions or config.stage.low_res_size is not None:
+        return None
+    return _as_trained(config, *encoder.encode(config.previews.captions), "a caption of the previews")
+
+
+def _as_trained(
+    config: TrainConfig, text: Float[np.ndarray, "b n d"], mask: Bool[np.ndarray, "b n"], what: str
+) -> tuple[Float[np.ndarray, "b m d"], Bool[np.ndarray, "b m"]]:
+    """Text padded to the length that the stage is trained with, whatever the encoder's is."""
+    length, longest = config.stage.max_text_length, int(mask.sum(1).max())
+    if longest > length:
+        raise UserError(
+            f"{what} has {longest} tokens, but the stage's max_text_length is {length}; raise it, or lower the text "
+            f"encoder's max_length ({config.text.max_length}) to it"
+        )
+    ends = ((0, 0), (0, max(0, length - text.shape[1])))
+    return np.pad(text, (*ends, (0, 0)))[:, :length], np.pad(mask, ends)[:, :length]
 
 
 def open_data(

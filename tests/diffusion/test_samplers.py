@@ -1,4 +1,4 @@
-"""Sampler steps against diffusers' schedulers on fixed noise, and against Gaussian algebra in float64."""
+"""Sampler steps against diffusers' schedulers, recorded and by formula, and against Gaussian algebra in float64."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ import pytest
 
 from imagen_jax.diffusion import process, samplers, thresholding
 from imagen_jax.errors import UserError
+from tests.diffusion.diffusers_steps import reference_step
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "c_schedulers"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -49,26 +50,57 @@ def predict_of(case: dict[str, Any], output: jax.Array) -> samplers.Predict:
     return predict
 
 
+def our_step(case: dict[str, Any], number: int, arrays: dict[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+    """z_s and x0_hat of one step of a case, by our sampler in float32."""
+    alpha2 = STEPS[f"alphas_cumprod/{case['config']['beta_schedule']}"].astype(np.float64)
+    log_snrs, t, s = np.log(alpha2 / (1 - alpha2)), case["timesteps"][number], case["prev_timesteps"][number]
+    output, z_t, noise = (jnp.asarray(arrays[name]) for name in ("model_output", "sample", "noise"))
+    rows, predict = jnp.ones(len(z_t)), predict_of(case, output)
+    if s < 0:
+        # The end of the grid is the estimate itself.
+        return (predict(z_t, log_snrs[t] * rows).x0,) * 2
+    step = samplers.Step(log_snrs[t] * rows, log_snrs[s] * rows, -jnp.inf * rows)
+    return sampler_of(case).step(predict, z_t, step, noise, jnp.zeros_like(z_t))
+
+
+def assert_step_is_the_formula(case: dict[str, Any], number: int, arrays: dict[str, np.ndarray]) -> None:
+    table = STEPS[f"alphas_cumprod/{case['config']['beta_schedule']}"]
+    t, s = case["timesteps"][number], case["prev_timesteps"][number]
+    alpha_t, alpha_s = np.sqrt(table[t]), np.sqrt(table[s]) if s >= 0 else 1.0
+    # x0_hat is (z_t - sigma eps_hat) / alpha: what is rounded in z_t grows by that.
+    amplified = (alpha_s / alpha_t, 1 / alpha_t)
+    exact = reference_step(case, table, number, arrays)
+    for got, expected, least in zip(our_step(case, number, arrays), exact, amplified, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6 * max(least, np.abs(expected).max()))
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
 def test_step_matches_diffusers(case: dict[str, Any]) -> None:
-    alpha2 = STEPS[f"alphas_cumprod/{case['config']['beta_schedule']}"].astype(np.float64)
-    log_snrs = np.log(alpha2 / (1 - alpha2))
+    """Ours is the formula in float64 but for the last bits; what diffusers recorded is it but for its own rounding."""
+    table = STEPS[f"alphas_cumprod/{case['config']['beta_schedule']}"]
     names = ("model_output", "sample", "noise", "prev_sample", "pred_original_sample")
-    arrays = {name: STEPS[f"{case['case']}/{name}"] for name in names}
     assert min(case["prev_timesteps"]) < 0 < max(case["prev_timesteps"])
-    for i, (t, s) in enumerate(zip(case["timesteps"], case["prev_timesteps"], strict=True)):
-        output, z_t, noise = (jnp.asarray(arrays[name][i]) for name in names[:3])
-        rows = jnp.ones(len(z_t))
-        predict = predict_of(case, output)
-        # The end of the grid is the estimate itself.
-        z_s = x0_hat = predict(z_t, log_snrs[t] * rows).x0
-        if s >= 0:
-            step = samplers.Step(log_snrs[t] * rows, log_snrs[s] * rows, -jnp.inf * rows)
-            z_s, x0_hat = sampler_of(case).step(predict, z_t, step, noise, jnp.zeros_like(z_t))
-        np.testing.assert_allclose(z_s, arrays["prev_sample"][i], rtol=0, atol=1e-5)
-        # Without a threshold x0_hat reaches 80, where 1e-5 is the last bit.
-        expected = arrays["pred_original_sample"][i]
-        np.testing.assert_allclose(x0_hat, expected, rtol=0, atol=1e-6 * max(10.0, abs(expected).max()))
+    for i, t in enumerate(case["timesteps"]):
+        arrays = {name: STEPS[f"{case['case']}/{name}"][i] for name in names}
+        assert_step_is_the_formula(case, i, arrays)
+        z_s, x0 = reference_step(case, table, i, arrays)
+        largest = np.abs(x0).max()
+        np.testing.assert_allclose(arrays["pred_original_sample"], x0, rtol=0, atol=1e-6 * max(10.0, largest))
+        # diffusers subtracts alpha² from 1 in float32 and divides by sigma²: at t = 40 200 times the last bit.
+        last_bit = 2**-24 / (1 - float(table[t]))
+        np.testing.assert_allclose(arrays["prev_sample"], z_s, rtol=0, atol=3e-6 + last_bit * largest)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
+def test_step_at_times_that_were_not_recorded(case: dict[str, Any]) -> None:
+    rng = np.random.default_rng(CASES.index(case))
+    times = np.sort(rng.choice(980, 6, replace=False))[::-1].tolist()
+    case = case | {"timesteps": times, "prev_timesteps": [*times[1:], -1]}
+    outputs = 6 if case["config"].get("variance_type") == "learned_range" else 3
+    shapes = {"model_output": outputs, "sample": 3, "noise": 3}
+    for i in range(len(times)):
+        arrays = {name: rng.uniform(-1.0, 1.0, (2, num, 6, 6)).astype(np.float32) for name, num in shapes.items()}
+        assert_step_is_the_formula(case, i, arrays)
 
 
 def gaussian_moments() -> tuple[float, float, float, float]:

@@ -128,13 +128,18 @@ def test_every_step_draws_its_own_noise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mesh_config", "accumulate_steps"),
-    [(MeshConfig(fsdp=4), 1), (MeshConfig(data=2, fsdp=2, tensor=2), 1), (MeshConfig(fsdp=8), 2)],
+    ("mesh_config", "num_devices", "accumulate_steps"),
+    [
+        (MeshConfig(fsdp=4), 8, 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8, 1),
+        (MeshConfig(fsdp=8), 8, 2),
+        (MeshConfig(data=1, tensor=2), 2, 1),
+    ],
 )
-def test_eight_devices_train_as_one(tmp_path, mesh_config, accumulate_steps):
+def test_several_devices_train_as_one(tmp_path, mesh_config, num_devices, accumulate_steps):
     config = tiny_run.tiny_config(tmp_path, accumulate_steps=accumulate_steps)
     losses, states = [], []
-    for mesh in (MeshConfig().build(jax.devices()[:1]), mesh_config.build()):
+    for mesh in (MeshConfig().build(jax.devices()[:1]), mesh_config.build(jax.devices()[:num_devices])):
         state, step = start(config, mesh)
         row = []
         for number in range(3):

@@ -14,10 +14,10 @@ from imagen_jax.train.loop import Run, train
 
 
 def preview_rows(run: Run, previews: PreviewConfig) -> PreviewRows:
-    """Encoded captions of a base stage's previews; without captions, or for super-resolution, the data's first rows."""
+    """Captions of a base stage's previews; without captions, or for super-resolution, the data's first rows."""
     config = run.config
-    if previews.captions and config.stage.low_res_size is None:
-        text, text_mask = run.encoder.encode(previews.captions)
+    if run.preview_text is not None:
+        text, text_mask = run.preview_text
         return PreviewRows(text=text, text_mask=text_mask, captions=previews.captions)
     batches = BatchIterator(
         config.data, batch_size=previews.num_images, seed=config.seed, start_step=0, encoder=run.encoder

@@ -13,14 +13,19 @@ from imagen_jax.errors import UserError
 from imagen_jax.sampling import preview_hook
 from imagen_jax.sharding.rules import unbox
 from imagen_jax.stage.sampling_config import SamplingConfig
+from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.train import loop
 from imagen_jax.train.config import PreviewConfig, TrainConfig
-from imagen_jax.train.hooks import StepInfo
+from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.metrics import MetricWriter
-from imagen_jax.train.setup import TrainSetup
+from imagen_jax.train.setup import TrainSetup, preview_text
 from imagen_jax.train.state import init_state
 from tests.train import tiny_run
 from tests.train.tiny_run import LetterEncoder
+
+# Nothing else has arrays of its vocabulary's size.
+ODD_ENCODER = T5Config(vocab_size=271, embed_dim=tiny_run.TEXT_DIM, num_heads=2, head_dim=8, num_layers=1, mlp_dim=32)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +44,7 @@ def hook_of(config: TrainConfig) -> preview_hook.PreviewHook:
         config=config,
         setup=TrainSetup.build(config),
         encoder=LetterEncoder(),
+        preview_text=preview_text(config, LetterEncoder()),
         null=None,
         writer=MetricWriter(config.model_dir, 0),
     )
@@ -110,6 +116,74 @@ def test_super_resolution_draws_rows_of_the_first_batch(tmp_path, monkeypatch):
     np.testing.assert_array_equal(rows.low_res, low_res)
     np.testing.assert_array_equal(rows.text, tiny_run.tiny_batch(5, 0, 2)["text"])
     assert read(tmp_path / "samples" / "step_7.png").shape[2] == 3
+
+
+@pytest.mark.parametrize("null_text", ["zeros", "empty"])
+def test_an_encoder_of_fewer_tokens_than_the_stages_is_padded_as_in_training(tmp_path, monkeypatch, null_text):
+    ours = tiny_run.tiny_config(tmp_path)
+    config = tiny_run.with_changes(
+        ours,
+        stage=tiny_run.tiny_stage(null_text=null_text),
+        text=dataclasses.replace(ours.text, max_length=tiny_run.TEXT_LENGTH - 1),
+        data=dataclasses.replace(ours.data, store_dir=None),
+        num_steps=1,
+        sampling=SamplingConfig(num_steps=2),
+        previews=PreviewConfig(every=1, captions=("a", "bb")),
+    )
+    encoder, given = TextEncoder(config.text), []
+    monkeypatch.setattr(loop, "check_text", lambda config: encoder)
+    loop.train(config, hooks=lambda run: given.append(run) or training.hooks_of(run))
+    assert (tmp_path / "samples" / "step_1.png").exists()
+    text, mask = given[0].preview_text
+    # A byte is a token, and the end of the caption one more.
+    np.testing.assert_array_equal(mask, [[True, True, False, False], [True, True, True, False]])
+    np.testing.assert_array_equal(text[1, :3], encoder.encode(("bb",))[0][0])
+    assert text.shape == (2, tiny_run.TEXT_LENGTH, tiny_run.TEXT_DIM) and not text[0, 2:].any()
+
+
+def test_a_preview_longer_than_the_stages_text_is_refused(tmp_path):
+    ours = tiny_run.tiny_config(tmp_path)
+    text = dataclasses.replace(ours.text, max_length=9)
+    config = tiny_run.with_changes(ours, text=text, previews=PreviewConfig(every=1, captions=("a", "bbbbb")))
+    with pytest.raises(UserError, match=r"previews has 6 tokens, .* max_text_length is 4; raise it, or lower .*\(9\)"):
+        preview_text(config, TextEncoder(text))
+
+
+def test_the_text_encoder_leaves_the_device_once_the_captions_are_read(tmp_path, monkeypatch):
+    config = tiny_run.tiny_config(
+        tmp_path,
+        num_steps=2,
+        text=dataclasses.replace(tiny_run.tiny_config(tmp_path).text, encoder=ODD_ENCODER),
+        sampling=SamplingConfig(num_steps=1),
+        previews=PreviewConfig(every=1, captions=("a", "bb")),
+    )
+    encoder = TextEncoder(config.text)
+    expected, _ = encoder.encode(("a", "bb"))
+    table = (ODD_ENCODER.vocab_size, ODD_ENCODER.embed_dim)
+    held, drawn = [], []
+
+    def tables() -> int:
+        return sum(one.shape == table for one in jax.live_arrays())
+
+    class Watch(Hook):
+        def wants(self, step):
+            return True
+
+        def before_step(self, info):
+            held.append(tables())
+
+    def hooks(run):
+        (previews,) = training.hooks_of(run)
+        drawn.append(previews.rows.text)
+        return previews, Watch()
+
+    monkeypatch.setattr(loop, "check_text", lambda config: encoder)
+    assert tables() == 1
+    loop.train(config, hooks=hooks)
+    assert held == [0, 0]
+    np.testing.assert_array_equal(drawn[0], expected)
+    # What is asked of it later is answered all the same.
+    np.testing.assert_array_equal(encoder.encode(("a", "bb"))[0], expected)
 
 
 def test_non_finite_parameters_are_not_drawn(tmp_path, monkeypatch):
