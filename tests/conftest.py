@@ -37,6 +37,12 @@ CACHE_SETTINGS = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/fuzz."""
+    parser.addoption("--cases", type=int, default=100, help="inputs that tests/fuzz tries at each door (default 100)")
+    parser.addoption("--case", type=int, help="the only input that tests/fuzz tries, by its number")
+
+
 def pytest_collection_finish() -> None:
     """What the imports made lives to the end: to walk it again and again took a tenth of the tests' time."""
     gc.collect()

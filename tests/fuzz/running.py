@@ -1,0 +1,128 @@
+"""Runs a door's cases: each gives a result or the one error meant for people, in time, and touches nothing else."""
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from imagen_jax.errors import UserError
+
+T = TypeVar("T")
+
+CASE_S = 20.0
+_SHOWN = 400
+
+
+class Hang(BaseException):
+    """A case took longer than CASE_S."""
+
+
+class _Guard:
+    """Notes what the running case does to files and processes, by Python's audit events."""
+
+    def __init__(self) -> None:
+        self.on, self.allowed, self.found = False, "", list[str]()
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event == "open":
+            path, mode, flags = args
+            writes = set(str(mode or "")) & set("wxa+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if writes and not isinstance(path, int):
+                self._check(event, path)
+        elif event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"):
+            self._check(event, args[0])
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            self._check(event, args[0])
+            self._check(event, args[1])
+        elif event in ("subprocess.Popen", "os.system", "os.exec", "socket.connect", "pickle.find_class"):
+            self.found.append(f"{event} {args[:2]!r}")
+
+    def _check(self, event: str, path: Any) -> None:
+        text = os.path.abspath(os.fsdecode(path))
+        # What Python writes of its own accord when a module is imported for the first time.
+        if not (self.allowed and (text + os.sep).startswith(self.allowed + os.sep)) and "__pycache__" not in text:
+            if text != os.devnull:
+                self.found.append(f"{event} {text}")
+
+
+_GUARD = _Guard()
+
+
+@contextlib.contextmanager
+def _guarded(allowed: str) -> Iterator[None]:
+    def ring(number: int, frame: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, CASE_S)
+    _GUARD.on, _GUARD.allowed, _GUARD.found = True, allowed, []
+    try:
+        yield
+    finally:
+        _GUARD.on = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def fuzz(
+    config: pytest.Config,
+    door: str,
+    make: Callable[[random.Random], T],
+    attempt: Callable[[T], object],
+    writes: Path | None = None,
+    share: float = 1.0,
+) -> None:
+    """Tries a door with many inputs.
+
+    Args:
+      config: says how many (--cases), or which one alone (--case).
+      door: name of the door; with the number of a case it is the seed of its input.
+      make: an input from a generator.
+      attempt: uses the input as a user would; returns, or raises UserError.
+      writes: the only folder that `attempt` may change; None: no folder.
+      share: cases of this door for each of --cases, for a door that is slow.
+
+    Raises:
+      pytest.fail.Exception: lists the cases that raise anything else, hang, or touch a file elsewhere; one of each kind
+        with its number, its input and its traceback.
+    """
+    alone = config.getoption("--case")
+    numbers = [alone] if alone is not None else range(max(1, round(config.getoption("--cases") * share)))
+    allowed = "" if writes is None else os.path.abspath(writes)
+    kinds: dict[str, list[str]] = {}
+    for number in numbers:
+        case = make(random.Random(f"{door}/{number}"))
+        problem, trace = "", ""
+        try:
+            with _guarded(allowed):
+                attempt(case)
+        except UserError as error:
+            problem = "" if str(error).strip() else "UserError without a message"
+        except (Exception, SystemExit, Hang) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if "/imagen_jax/" in frame.filename] or frames
+            problem = f"{type(error).__name__} at {os.path.basename(ours[-1].filename)}:{ours[-1].lineno}"
+            trace = "".join(traceback.format_exception(error))[-1500:]
+        if _GUARD.found:
+            problem = f"touched: {_GUARD.found[0]}" + (f", then {problem}" if problem else "")
+        if problem:
+            kinds.setdefault(problem, []).append(f"case {number}: {_short(case)}\n{trace}")
+    if kinds:
+        lines = [f"{problem} ({len(cases)} cases), first {cases[0]}" for problem, cases in kinds.items()]
+        total = sum(map(len, kinds.values()))
+        pytest.fail(f"{door}: {total} of {len(numbers)} cases; alone: --case N\n" + "\n".join(lines), pytrace=False)
+
+
+def _short(case: object) -> str:
+    text = ascii(case)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
