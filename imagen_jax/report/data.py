@@ -1,7 +1,6 @@
 """Contents of a cascade run directory, read for the report: nothing here draws or decides."""
 
 import base64
-import io
 import json
 import os
 import re
@@ -14,6 +13,7 @@ from PIL import Image
 
 from imagen_jax import files
 from imagen_jax.errors import UserError
+from imagen_jax.image_files import ImageError, open_image
 
 Record = dict[str, float]
 
@@ -141,12 +141,11 @@ def read_picture(path: Path) -> Picture:
     """Reads an image with its text chunks; an unreadable one says so instead of costing the whole report."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            kind = Image.MIME[str(image.format)]
-            text = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
+        image = open_image(content)
+        kind = Image.MIME[str(image.format)]
+        text = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+        width, height = image.size
+    except (OSError, ImageError, KeyError) as error:
         return Picture(
             name=path.stem, uri="", width=0, height=0, text={}, problem=f"{path.name}: {type(error).__name__}"
         )

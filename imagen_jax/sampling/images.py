@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_bytes
-from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell, decode_image
+from imagen_jax.image_files import ImageError, decode_and_tell, decode_image, open_image
 from imagen_jax.typing import Bool, Float, UInt8
 
 
@@ -55,9 +55,8 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, o
 def read_info(path: str) -> dict[str, str]:
     """The text chunks of a PNG file; empty where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return dict(getattr(image, "text", {}))
-    except DECODE_ERRORS:
+        return dict(getattr(open_image(path), "text", {}))
+    except ImageError:
         return {}
 
 
@@ -74,7 +73,7 @@ def read_image(path: str) -> Image.Image:
     """
     try:
         return decode_image(path)
-    except DECODE_ERRORS as error:
+    except ImageError as error:
         raise UserError(f"image {path!r} cannot be read: {error}") from error
 
 
@@ -85,8 +84,8 @@ def broken_part(path: str) -> str:
 
 def is_transparent(path: str) -> bool:
     """Tells if any pixel of an image file that `read_image` reads is not opaque."""
-    with Image.open(path) as image:
-        return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
+    image = open_image(path)
+    return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
 
 
 def read_mask(path: str, image: Image.Image) -> Image.Image:

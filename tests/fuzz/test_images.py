@@ -31,7 +31,7 @@ def _whole_files() -> Iterator[bytes]:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), np.uint8))
     ImageDraw.Draw(picture).ellipse((2, 2, 12, 12), fill="red")
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E], exif[0x8769] = 6, "a picture", {0x9003: "2020:01:01 00:00:00"}
+    exif[0x0112], exif[0x010E], exif[0x011A] = 6, "a picture", 72.0
     for mode, formats in _FORMATS.items():
         image = picture.convert("L").convert("I;16") if mode == "I;16" else picture.convert(mode)
         for kind in formats:
