@@ -1,17 +1,58 @@
 """Prompts, on the command line and in files, up to their token ids."""
 
+import argparse
 import random
-
-import numpy as np
+from typing import Any
 
 from imagen_jax.commands.sample import captions_of
-from imagen_jax.errors import UserError
-from imagen_jax.main import _run, build_parser
 from imagen_jax.sampling.request import Request
-from imagen_jax.text.encoder import TextConfig, TextEncoder
-from imagen_jax.text.encoders.t5 import T5Config
-from imagen_jax.text.tokenizer import train_sentencepiece
-from tests.fuzz.mutate import damaged, odd_text
+from imagen_jax.text.cleaning import clean_caption
+from imagen_jax.text.tokenizer import BYTES, Tokenizer, train_sentencepiece
+from tests.fuzz.mutate import damaged, odd_text, odd_value
 from tests.fuzz.running import fuzz
 
-_FILE = "a red cube\nzwei blaue Kugeln, é\n\n  漢字  \n".encode()
+_WORDS = "a red cube\nzwei blaue Kugeln, é\n\n  漢字  \n"
+
+
+def test_prompts_files(pytestconfig, tmp_path):
+    path = tmp_path / "prompts.txt"
+    train_sentencepiece(_WORDS.splitlines(), str(tmp_path / "v.model"), 60)
+    tokenizers = [Tokenizer(BYTES), Tokenizer(str(tmp_path / "v.model"))]
+
+    def make(chance: random.Random) -> bytes:
+        content = _WORDS.encode(chance.choice(("utf-8", "utf-8-sig", "utf-16")))
+        if chance.random() < 0.5:
+            content = damaged(chance, content, ["é".encode("latin-1"), b"\xed\xa0\x80", b"\r", b"\0"])
+        else:
+            content += odd_text(chance).encode(errors="surrogatepass")
+        path.write_bytes(content)
+        return content
+
+    def attempt(content: bytes) -> None:
+        captions = captions_of(argparse.Namespace(captions=[], prompts_file=str(path)))
+        Request(prompts=captions)
+        for texts in (captions, [clean_caption(one) for one in captions]):
+            for tokenizer in tokenizers:
+                ids = tokenizer.encode(texts)
+                assert all(0 <= one < tokenizer.vocab_size for row in ids for one in row)
+
+    fuzz(pytestconfig, "prompts", make, attempt)
+
+
+def test_requests(pytestconfig):
+    """From Python: lists, seeds and sizes of any kind."""
+    whole: dict[str, Any] = {"prompts": ["a red cube", ""], "seed": 0, "negative_prompts": ["", "b"], "size": [8, 8]}
+
+    def make(chance: random.Random) -> dict[str, Any]:
+        fields = {name: value for name, value in whole.items() if name == "prompts" or chance.random() < 0.5}
+        name = chance.choice(list(fields))
+        fields[name] = chance.choice((odd_text, odd_value))(chance)
+        if chance.random() < 0.5:
+            fields[name] = [fields[name], chance.choice(("a", 0))]
+        return fields
+
+    def attempt(fields: dict[str, Any]) -> None:
+        request = Request(**fields)
+        Tokenizer(BYTES).encode(request.prompts)
+
+    fuzz(pytestconfig, "requests", make, attempt)
