@@ -38,6 +38,9 @@ DYNAMIC = "from __gin__ import dynamic_registration"
 _REFERENCES = ("@", "%")
 _GIN_STARTS = (*_REFERENCES, "(", "[", "{", "'", '"')
 _PYTHON_SPELLING = {"true": "True", "false": "False", "none": "None", "null": "None"}
+# What gin's parser raises on damaged text, and besides what building raises on wrong names and values.
+_PARSE_ERRORS = (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError)
+_BUILD_ERRORS = (AttributeError, ModuleNotFoundError, NameError, OSError, RuntimeError, TypeError)
 _UNKNOWN_PARAMETER = re.compile(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'")
 
 
@@ -134,7 +137,7 @@ def read_as_data(text: str) -> dict[str, Any]:
                 scope = f"{statement.scope}/" if statement.scope else ""
                 argument = f".{statement.arg_name}" if statement.arg_name else ""
                 found[f"{scope}{statement.selector}{argument}"] = statement.value
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
+    except _PARSE_ERRORS as error:
         raise error if isinstance(error, UserError) else UserError(f"not a gin config: {error}") from error
     return found
 
@@ -287,16 +290,7 @@ def _as_user_error(source: str) -> Iterator[None]:
     """Turns what gin and the configs raise on bad input into a UserError that names its source."""
     try:
         yield
-    except (
-        AttributeError,
-        ModuleNotFoundError,
-        NameError,
-        OSError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (*_PARSE_ERRORS, *_BUILD_ERRORS) as error:
         raise UserError(f"{_readable(error)}\n  from {source}") from error
 
 

@@ -68,6 +68,10 @@ def _run(arguments: Sequence[str]) -> None:
         if not word.isascii():
             _check_unicode(word)
     bindings, words = split_bindings(arguments)
+    for word in words:
+        # argparse would drop the -- and take the flag's value for an empty list.
+        if word.startswith("--") and word.endswith("=--"):
+            raise UserError(f"{word} has no value; write {word.removesuffix('--')}VALUE, or leave the flag out")
     parser = build_parser(modes)
     args = parser.parse_args(words)
     mode = modes[args.command]

@@ -138,6 +138,11 @@ class Request:
             raise UserError(f"prompts ({self.prompts!r}) must be a list of strings; write [{self.prompts!r}]")
         if not len(self.prompts):
             raise UserError("no prompts to draw; give at least one caption")
+        for prompt in (*self.prompts, *(self.negative_prompts or ())):
+            try:
+                prompt.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the prompt {ascii(prompt)} is no Unicode text ({error.reason}); mend it") from error
         seeds_and_ids(self.seed, len(self.prompts))
         if self.low_res is not None:
             check_images("low_res", self.low_res)

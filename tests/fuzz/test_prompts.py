@@ -8,7 +8,7 @@ from imagen_jax.commands.sample import captions_of
 from imagen_jax.sampling.request import Request
 from imagen_jax.text.cleaning import clean_caption
 from imagen_jax.text.tokenizer import BYTES, Tokenizer, train_sentencepiece
-from tests.fuzz.mutate import damaged, odd_text, odd_value
+from tests.fuzz.mutate import damaged, odd_text
 from tests.fuzz.running import fuzz
 
 _WORDS = "a red cube\nzwei blaue Kugeln, é\n\n  漢字  \n"
@@ -40,19 +40,18 @@ def test_prompts_files(pytestconfig, tmp_path):
 
 
 def test_requests(pytestconfig):
-    """From Python: lists, seeds and sizes of any kind."""
-    whole: dict[str, Any] = {"prompts": ["a red cube", ""], "seed": 0, "negative_prompts": ["", "b"], "size": [8, 8]}
+    """From Python: texts, seeds and sizes."""
+    numbers = (0, -1, 2**32 - 1, 2**32, 10**30)
 
     def make(chance: random.Random) -> dict[str, Any]:
-        fields = {name: value for name, value in whole.items() if name == "prompts" or chance.random() < 0.5}
-        name = chance.choice(list(fields))
-        fields[name] = chance.choice((odd_text, odd_value))(chance)
-        if chance.random() < 0.5:
-            fields[name] = [fields[name], chance.choice(("a", 0))]
-        return fields
+        texts = [[odd_text(chance) for _ in range(chance.randrange(3))] for _ in range(2)]
+        seeds: Any = [chance.choice(numbers) for _ in range(chance.randrange(4))]
+        size = (chance.choice(numbers), 8)
+        negative = chance.choice((None, texts[1]))
+        return {"prompts": texts[0], "negative_prompts": negative, "seed": chance.choice((*seeds, seeds)), "size": size}
 
     def attempt(fields: dict[str, Any]) -> None:
         request = Request(**fields)
-        Tokenizer(BYTES).encode(request.prompts)
+        Tokenizer(BYTES).encode([*request.prompts, *(request.negative_prompts or ())])
 
     fuzz(pytestconfig, "requests", make, attempt)
