@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax import gin_config
+from imagen_jax.data import builder  # noqa: F401  Some of its libraries write a cache when they are loaded first.
 from imagen_jax.main import main
 from imagen_jax.text.store.cache import CacheConfig
 from imagen_jax.train.config import TrainConfig
