@@ -13,9 +13,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"checks", "errors", "files", "image_files", "progress", "typing"}
+COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
+    "array_records": set(),
     "checks": set(),
     "errors": set(),
     "files": set(),
@@ -60,7 +61,7 @@ DOORS["main"] = {"commands"}
 # The floors from the ground up.
 FLOORS = (
     ("errors", "files", "typing"),
-    ("checks", "image_files", "progress"),
+    ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),
     ("cost", "text"),
     ("stage", "data"),

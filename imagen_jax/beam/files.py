@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from array_record.python.array_record_module import ArrayRecordReader
 
+from imagen_jax.array_records import open_records
 from imagen_jax.data.records import SplitWriter
 
 _BATCH = 64
@@ -34,7 +34,7 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any] | None
 
 def read_records(path: Path, numbers: Sequence[int]) -> Iterator[bytes]:
     """Records of such a file by their numbers, in the order given."""
-    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+    reader = open_records(path)
     for start in range(0, len(numbers), _BATCH):
         yield from reader.read(list(numbers[start : start + _BATCH]))
 

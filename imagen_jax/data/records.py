@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 
+from imagen_jax.array_records import RecordFiles, open_records
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
 from imagen_jax.files import read_json, sha256_of_file
@@ -28,7 +29,7 @@ MANIFEST = "corpus.json"
 
 # Images are compressed already, and single-record groups make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
-_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_FIX = "copy it again or rebuild the corpus"
 
 PARSE_SPEC = {
     "key": tf.io.FixedLenFeature([], tf.string),
@@ -150,7 +151,7 @@ class SplitWriter:
 
 def read_shard(path: Path) -> Iterator[bytes]:
     """Every record of one shard file, in order."""
-    reader = ArrayRecordReader(str(path), _READER_OPTIONS)
+    reader = open_records(path)
     for index in range(reader.num_records()):
         yield reader.read([index])[0]
 
@@ -193,7 +194,7 @@ class Corpus:
     def __init__(self, directory: str | os.PathLike[str]):
         self.directory = Path(directory)
         self.manifest: Mapping[str, Any] = read_manifest(directory)
-        self._readers: dict[Path, ArrayRecordReader] = {}
+        self._files = RecordFiles(_FIX)
         for split in self.splits:
             for shard in self.manifest["splits"][split]["shards"]:
                 self._check_size(self.directory / shard["file"], shard["num_bytes"])
@@ -201,12 +202,10 @@ class Corpus:
     @staticmethod
     def _check_size(path: Path, num_bytes: int) -> None:
         if not path.is_file():
-            raise UserError(f"shard {path} is missing; copy it again or rebuild the corpus")
+            raise UserError(f"shard {path} is missing; {_FIX}")
         got = path.stat().st_size
         if got != num_bytes:
-            raise UserError(
-                f"shard {path} is {got} bytes long; expected {num_bytes}; copy it again or rebuild the corpus"
-            )
+            raise UserError(f"shard {path} is {got} bytes long; expected {num_bytes}; {_FIX}")
 
     @property
     def image_size(self) -> int:
@@ -233,18 +232,6 @@ class Corpus:
         """
         return sum(shard["num_examples"] for shard in self._shards(split))
 
-    def _reader(self, path: Path, num_examples: int) -> ArrayRecordReader:
-        if path not in self._readers:
-            reader = ArrayRecordReader(str(path), _READER_OPTIONS)
-            # A reader opens a damaged file without a word and then holds no records.
-            if reader.num_records() != num_examples:
-                raise UserError(
-                    f"shard {path} holds {reader.num_records()} readable records; expected {num_examples}; "
-                    "copy it again or rebuild the corpus"
-                )
-            self._readers[path] = reader
-        return self._readers[path]
-
     def read(self, split: str, indices: Sequence[int]) -> list[bytes]:
         """Serialised records by their indices in the split, in the order asked for.
 
@@ -253,7 +240,7 @@ class Corpus:
           indices: each in [0, num_examples(split)); repeats allowed.
 
         Raises:
-          UserError: no such split, or a damaged shard (the message names it).
+          UserError: no such split, or a shard that is damaged or cannot be opened (the message names it).
         """
         shards = self._shards(split)
         ends = list(itertools.accumulate(shard["num_examples"] for shard in shards))
@@ -266,11 +253,7 @@ class Corpus:
         for number, wanted in places.items():
             shard = shards[number]
             path, start = self.directory / shard["file"], ends[number] - shard["num_examples"]
-            reader = self._reader(path, shard["num_examples"])
-            try:
-                found = reader.read([int(indices[place]) - start for place in wanted])
-            except RuntimeError as error:
-                raise UserError(f"shard {path} is damaged ({error}); copy it again or rebuild the corpus") from error
+            found = self._files.read(path, shard["num_examples"], [int(indices[place]) - start for place in wanted])
             for place, record in zip(wanted, found, strict=True):
                 records[place] = record
         return records
@@ -300,6 +283,4 @@ class Corpus:
         for shard in itertools.chain.from_iterable(self._shards(split) for split in self.splits):
             path = self.directory / shard["file"]
             if sha256_of_file(path) != shard["sha256"]:
-                raise UserError(
-                    f"shard {path} differs from its SHA-256 in {MANIFEST}; copy it again or rebuild the corpus"
-                )
+                raise UserError(f"shard {path} differs from its SHA-256 in {MANIFEST}; {_FIX}")

@@ -25,7 +25,7 @@ def _record(number: int) -> bytes:
     )
 
 
-def _write(directory: Path, count: int, per_shard: int) -> dict:
+def write_corpus(directory: Path, count: int, per_shard: int) -> dict:
     writer = SplitWriter(directory, "train", per_shard)
     for number in range(count):
         writer.write(_record(number))
@@ -54,7 +54,7 @@ def test_tensorflow_reads_what_is_written():
 
 
 def test_shards_are_named_counted_and_read_in_any_order(tmp_path):
-    manifest = _write(tmp_path, count=10, per_shard=4)
+    manifest = write_corpus(tmp_path, count=10, per_shard=4)
     shards = manifest["splits"]["train"]["shards"]
     assert [shard["file"] for shard in shards] == [f"train-0000{i}-of-00003.array_record" for i in range(3)]
     assert [shard["num_examples"] for shard in shards] == [4, 4, 2]
@@ -71,7 +71,7 @@ def test_shards_are_named_counted_and_read_in_any_order(tmp_path):
 
 
 def test_unknown_split_names_those_there_are(tmp_path):
-    _write(tmp_path, count=1, per_shard=1)
+    write_corpus(tmp_path, count=1, per_shard=1)
     with pytest.raises(UserError, match="split 'test' is not in corpus .*; choose one of train"):
         Corpus(tmp_path).num_examples("test")
 
@@ -90,7 +90,7 @@ def test_a_directory_that_is_no_corpus(tmp_path):
 
 
 def test_missing_and_truncated_shards_are_named_on_opening(tmp_path):
-    manifest = _write(tmp_path, count=5, per_shard=3)
+    manifest = write_corpus(tmp_path, count=5, per_shard=3)
     path = tmp_path / manifest["splits"]["train"]["shards"][1]["file"]
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -102,7 +102,7 @@ def test_missing_and_truncated_shards_are_named_on_opening(tmp_path):
 
 
 def test_a_shard_with_fewer_records_than_stated_is_named(tmp_path):
-    manifest = _write(tmp_path, count=5, per_shard=3)
+    manifest = write_corpus(tmp_path, count=5, per_shard=3)
     shard = manifest["splits"]["train"]["shards"][0]
     path = tmp_path / shard["file"]
     path.write_bytes(path.read_bytes()[: shard["num_bytes"] // 2].ljust(shard["num_bytes"], b"\0"))
@@ -111,7 +111,7 @@ def test_a_shard_with_fewer_records_than_stated_is_named(tmp_path):
 
 
 def test_a_flipped_bit_is_found_by_reading_and_by_verify(tmp_path):
-    manifest = _write(tmp_path, count=2, per_shard=2)
+    manifest = write_corpus(tmp_path, count=2, per_shard=2)
     path = tmp_path / manifest["splits"]["train"]["shards"][0]["file"]
     content = bytearray(path.read_bytes())
     content[content.index(b"\x89\x89")] ^= 1
@@ -129,6 +129,6 @@ def test_digest_follows_the_contents(tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "c").mkdir()
     for name, count in (("a", 3), ("b", 3), ("c", 4)):
-        _write(tmp_path / name, count=count, per_shard=3)
+        write_corpus(tmp_path / name, count=count, per_shard=3)
     a, b, c = (Corpus(tmp_path / name).digest for name in "abc")
     assert a == b != c

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
+from imagen_jax.array_records import RecordFiles
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json
@@ -71,7 +71,7 @@ class EmbeddingStore:
         )
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
         self._lock = threading.Lock()
-        self._readers: dict[int, ArrayRecordReader] = {}
+        self._files = RecordFiles(REBUILD)
         self._memory: list[bytes] | None = None
 
     @classmethod
@@ -147,7 +147,7 @@ class EmbeddingStore:
         """Embeddings of example keys, in the order given: float32, unpadded, read-only.
 
         Raises:
-          UserError: a key is not in the store.
+          UserError: a key is not in the store, or a shard is damaged or cannot be opened.
         """
         rows = self._find(keys)
         num_bytes = self.num_tokens * bytes_per_token(self._dtype, self.embed_dim)
@@ -171,17 +171,13 @@ class EmbeddingStore:
                 )
         return self._rows[places]
 
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        if shard not in self._readers:
-            path = os.path.join(self._directory, self._header["shards"][shard]["file"])
-            self._readers[shard] = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
-        return self._readers[shard]
+    def _records(self, shard: int, indices: Sequence[int] | None = None) -> list[bytes]:
+        entry = self._header["shards"][shard]
+        return self._files.read(os.path.join(self._directory, entry["file"]), entry["num_embeddings"], indices)
 
     def _load_all(self) -> list[bytes]:
-        memory: list[bytes] = []
-        for shard in range(len(self._header["shards"])):
-            memory += self._reader(shard).read_all()
-        self._readers.clear()
+        memory = [record for shard in range(len(self._header["shards"])) for record in self._records(shard)]
+        self._files.close()
         return memory
 
     def _read(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -190,5 +186,5 @@ class EmbeddingStore:
         records: list[np.ndarray] = []
         for shard in np.unique(shards).tolist():
             inside = (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist()
-            records += [unpack(record, self._dtype, self.embed_dim) for record in self._reader(shard).read(inside)]
+            records += [unpack(record, self._dtype, self.embed_dim) for record in self._records(shard, inside)]
         return [records[place] for place in places.tolist()]
