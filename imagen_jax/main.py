@@ -14,6 +14,7 @@ from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
 from imagen_jax.errors import UserError, exit_code
+from imagen_jax.files import is_unicode
 
 
 def find_modes() -> dict[str, Command | GinCommand]:
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     modes = find_modes()
     for word in arguments:
-        if not word.isascii():
-            _check_unicode(word)
+        if not is_unicode(word):
+            raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8")
     bindings, words = split_bindings(arguments)
     for word in words:
         # argparse would drop the -- and take the flag's value for an empty list.
@@ -84,14 +85,6 @@ def _run(arguments: Sequence[str]) -> None:
         join_processes(args)
     config, operative = load_gin(mode, args, bindings)
     mode.run(args, config, operative)
-
-
-def _check_unicode(word: str) -> None:
-    """Raises UserError for an argument whose bytes are not UTF-8."""
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8") from error
 
 
 if __name__ == "__main__":

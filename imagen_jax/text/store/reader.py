@@ -23,10 +23,11 @@ import numpy as np
 from imagen_jax.array_records import RecordFiles
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json
+from imagen_jax.files import check_content, read_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
+    HEADER_FORM,
     PLAN,
     REBUILD,
     bytes_per_token,
@@ -90,12 +91,16 @@ class EmbeddingStore:
                 f"the embedding store {directory!r} {state} (no store.json); run "
                 "`imagen_jax cache_text --gin_file=…`, which also finishes one that was interrupted"
             )
-        header = read_json(path)
-        version = header.get("format_version")
+        try:
+            header = read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); {REBUILD}") from error
+        version = header.get("format_version") if isinstance(header, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
+                f"the embedding store {directory!r} has format_version {version!r}; expected {FORMAT_VERSION}; {REBUILD}"
             )
+        check_content(path, header, HEADER_FORM, REBUILD)
         for entry in file_entries(header):
             file = os.path.join(directory, entry["file"])
             size = os.path.getsize(file) if os.path.isfile(file) else None

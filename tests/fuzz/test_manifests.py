@@ -1,0 +1,122 @@
+"""Manifests: corpus.json of a corpus, store.json of an embedding store, and what they say of the files beside them."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagen_jax.data.builder import BuildConfig, build_corpus
+from imagen_jax.data.raw import RawExample, Source
+from imagen_jax.data.records import Corpus
+from imagen_jax.text.store.reader import EmbeddingStore, StoreWriter
+from tests.fuzz.mutate import damaged, json_file
+from tests.fuzz.running import fuzz
+
+_CONFIG = BuildConfig(name="mine", image_size=8, examples_per_shard=2)
+
+
+def _examples() -> list[RawExample]:
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    return [RawExample(key=str(i), image=pixels + i, caption=f"number {i}", split="vt"[i % 2] + "x") for i in range(5)]
+
+
+_SOURCE = Source(parts=[_examples], num_examples=5, settings={"kind": "test"})
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    build_corpus(_SOURCE, tmp_path / "corpus", _CONFIG)
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def store(tmp_path) -> Path:
+    writer = StoreWriter(
+        str(tmp_path / "store"), fingerprint={"dtype": "float32", "vocabulary": "v"}, embed_dim=4, num_shards=2
+    )
+    for shard in range(2):
+        embeddings = [np.full((n + 1, 4), n, np.float32) for n in range(3)]
+        keys = [f"{shard}/{n}".encode() for n in range(3)]
+        writer.write_shard(shard, embeddings, keys, [0, 1, 2], num_truncated=0)
+    writer.finish(np.zeros((1, 4), np.float32))
+    return tmp_path / "store"
+
+
+def _spoilt(folder: Path, manifest: str, chance: random.Random) -> tuple[str, bytes]:
+    """Writes one of a folder's files anew, mostly the manifest; the others are as they were."""
+    if not hasattr(_spoilt, str(folder)):
+        setattr(_spoilt, str(folder), {path.name: path.read_bytes() for path in folder.iterdir()})
+    whole: dict[str, bytes] = getattr(_spoilt, str(folder))
+    for path in list(folder.iterdir()):
+        if path.name not in whole or path.read_bytes() != whole[path.name]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, content in whole.items():
+        if not (folder / name).exists():
+            (folder / name).write_bytes(content)
+    name = manifest if chance.random() < 0.8 else chance.choice(sorted(whole))
+    if name == manifest:
+        content = json_file(chance, json.loads(whole[name]))
+    elif chance.random() < 0.5:
+        content = damaged(chance, whole[name], list(whole.values()))
+    else:  # As long as it was.
+        content = (damaged(chance, whole[name]) + bytes(len(whole[name])))[: len(whole[name])]
+    (folder / name).write_bytes(content)
+    return name, content
+
+
+def test_corpora(pytestconfig, corpus):
+    def attempt(case: tuple[str, bytes]) -> None:
+        found = Corpus(corpus)
+        assert isinstance(found.image_size, int)
+        found.verify()
+        # Only what is whole is read: training verifies nothing, so it is read again below without.
+        assert all(record.caption for split in found.splits for record in found.records(split))
+
+    fuzz(pytestconfig, "corpus.json", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt)
+
+
+def test_corpora_that_nobody_verified(pytestconfig, corpus):
+    def attempt(case: tuple[str, bytes]) -> None:
+        found = Corpus(corpus)
+        for split in found.splits:
+            for index in range(found.num_examples(split)):
+                found.read(split, [index])
+
+    fuzz(pytestconfig, "corpus", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_building_where_a_corpus_is(pytestconfig, corpus, overwrite):
+    (corpus.parent / "beside").write_text("not of this corpus")
+
+    def attempt(case: tuple[str, bytes]) -> None:
+        (corpus / "notes.txt").write_text("the user's own")
+        try:
+            build_corpus(_SOURCE, corpus, _CONFIG, overwrite=overwrite)
+        finally:
+            assert (corpus / "notes.txt").read_text() == "the user's own"
+            assert not list(corpus.glob(".building-*"))
+        if overwrite:
+            Corpus(corpus).verify()
+
+    fuzz(
+        pytestconfig, f"rebuild {overwrite}", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt,
+        writes=corpus, share=0.2,
+    )  # fmt: skip
+
+
+def test_stores(pytestconfig, store):
+    keys = [f"{shard}/{n}".encode() for shard in range(2) for n in range(3)]
+
+    def attempt(case: tuple[str, bytes]) -> None:
+        found = EmbeddingStore.open(str(store))
+        found.check({"dtype": "float32", "vocabulary": "v"})
+        assert all(one.shape[1] == found.embed_dim for one in found.lookup(keys))
+        assert found.null_text.shape[1] == found.embed_dim
+        found.verify()
+
+    fuzz(pytestconfig, "store.json", lambda chance: _spoilt(store, "store.json", chance), attempt)
