@@ -102,5 +102,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = f"{error}. Free space or fix the permissions, then run the same command again"
     else:
         return 0
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    print(f"error: {_printable(problem)}", file=sys.stderr, flush=True)
     return 2
+
+
+def _printable(text: str) -> str:
+    """Text without what would steer a terminal: a message quotes files and arguments that may come from anywhere."""
+    return "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in text)

@@ -17,6 +17,8 @@ from imagen_jax.errors import UserError
 
 StrPath = str | os.PathLike[str]
 FILE_NAME = "a file name"
+# What Linux file systems take.
+_MAX_NAME_BYTES = 255
 # Characters of a value that a message quotes.
 _SHOWN = 80
 
@@ -91,8 +93,8 @@ def check_content(path: StrPath, value: Any, wanted: Any, fix: str, where: str =
       path: the file that it came from.
       value: what `read_json` gave.
       wanted: `int`, a count below 2**63; `FILE_NAME`, the name of a file in the same folder;
-        another type, such as `dict`; `[form]`, a list of that form; `{name: form}`, an object with at least these names;
-        `{...: form}`, an object with any names.
+        another type, such as `dict`; `[form]`, a list of that form; `{name: form}`, an object with at least these
+        names; `{...: form}`, an object with any names.
       fix: what to do about it, the end of the message.
       where: place of the value in the file, "" for all of it.
 
@@ -138,7 +140,7 @@ def is_unicode(text: str) -> bool:
 
 def is_file_name(name: object) -> bool:
     """Tells if a name from a file is that of one in the same folder: neither a path nor empty."""
-    if not isinstance(name, str) or not is_unicode(name):
+    if not isinstance(name, str) or not is_unicode(name) or len(name.encode()) > _MAX_NAME_BYTES:
         return False
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 

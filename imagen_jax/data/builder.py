@@ -17,7 +17,7 @@ from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import write_json
+from imagen_jax.files import check_content, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -176,6 +176,7 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
         return None
     manifest = records.read_manifest(out)
     found = manifest.get("settings", {})
+    check_content(out / records.MANIFEST, found, {...: dict}, "pass --overwrite to build the corpus again", "settings")
     if found != settings:
         differ = [
             f"{group}.{field}"
@@ -190,10 +191,12 @@ def _existing(out: Path, settings: Mapping[str, Any]) -> BuildReport | None:
     corpus = records.Corpus(out)
     corpus.verify()
     counts = {split: corpus.num_examples(split) for split in corpus.splits}
+    repaired = manifest.get("num_repaired", 0)
+    check_content(out / records.MANIFEST, repaired, int, "pass --overwrite to build the corpus again", "num_repaired")
     return BuildReport(
         num_examples=counts,
         num_rejected=manifest["num_rejected"],
-        num_repaired=manifest.get("num_repaired", 0),
+        num_repaired=repaired,
         reused=True,
     )
 

@@ -28,12 +28,9 @@ FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
 _SHARD_FORM = {"file": FILE_NAME, "num_examples": int, "num_bytes": int, "sha256": str}
 _MANIFEST_FORM = {
-    "name": str,
     "image_size": int,
     "num_rejected": int,
     "splits": {...: {"num_examples": int, "shards": [_SHARD_FORM]}},
-    "extra": dict,
-    "settings": {...: dict},
 }
 
 # Images are compressed already, and single-record groups make random access cheap.

@@ -30,6 +30,7 @@ from imagen_jax.text.store.format import (
     HEADER_FORM,
     PLAN,
     REBUILD,
+    STORE_DTYPES,
     bytes_per_token,
     file_entries,
     fingerprint_differences,
@@ -67,10 +68,15 @@ class EmbeddingStore:
         self.num_tokens: int = header["num_tokens"]
         self.corpus_id: str = header["corpus"]["id"]
         self._dtype: str = self.fingerprint["dtype"]
-        self._keys, self._rows = (
-            np.load(os.path.join(directory, header["index"][part]["file"]), mmap_mode="r") for part in ("keys", "rows")
-        )
+        if self._dtype not in STORE_DTYPES or not self.embed_dim:
+            raise self._damaged(f"{HEADER}: dtype {self._dtype!r}, embed_dim {self.embed_dim}")
+        self._keys = self._array(header["index"]["keys"], "S", (self.num_keys,))
+        self._rows = self._array(header["index"]["rows"], "iu", (self.num_keys,))
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
+        if self._shard_starts[-1] != self.num_embeddings:
+            raise self._damaged(
+                f"{HEADER}: the shards hold {self._shard_starts[-1]} of {self.num_embeddings} embeddings"
+            )
         self._lock = threading.Lock()
         self._files = RecordFiles(REBUILD)
         self._memory: list[bytes] | None = None
@@ -98,7 +104,8 @@ class EmbeddingStore:
         version = header.get("format_version") if isinstance(header, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"the embedding store {directory!r} has format_version {version!r}; expected {FORMAT_VERSION}; {REBUILD}"
+                f"the embedding store {directory!r} has format_version {version!r}; expected {FORMAT_VERSION}; "
+                f"{REBUILD}"
             )
         check_content(path, header, HEADER_FORM, REBUILD)
         for entry in file_entries(header):
@@ -112,10 +119,38 @@ class EmbeddingStore:
                 )
         return cls(directory, header)
 
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"the embedding store {self._directory!r} is damaged: {what}; {REBUILD}")
+
+    def _array(self, entry: Mapping[str, Any], kinds: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """A .npy file, mapped; a dimension of None may be any.
+
+        Raises:
+          UserError: it is damaged, of a dtype of other kinds or of another shape.
+        """
+        try:
+            array = np.load(os.path.join(self._directory, entry["file"]), mmap_mode="r")
+        except Exception as error:  # Its header is Python text: what a parser of that happens to raise.
+            raise self._damaged(f"{entry['file']} cannot be read ({error})") from error
+        if not isinstance(array, np.ndarray):
+            raise self._damaged(f"{entry['file']} is no array")
+        fits = len(array.shape) == len(shape) and all(
+            want in (None, n) for n, want in zip(array.shape, shape, strict=True)
+        )
+        if array.dtype.kind not in kinds or not fits:
+            raise self._damaged(f"{entry['file']} holds {array.dtype} {array.shape}; expected {shape}")
+        return array
+
+    def _unpacked(self, record: bytes) -> Float[np.ndarray, "_n d"]:
+        try:
+            return unpack(record, self._dtype, self.embed_dim)
+        except ValueError as error:
+            raise self._damaged(f"a record of {len(record)} bytes is no embedding ({error})") from error
+
     @property
     def null_text(self) -> Float[np.ndarray, "_n d"]:
         """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
-        return np.load(os.path.join(self._directory, self._header["null_text"]["file"]))
+        return np.array(self._array(self._header["null_text"], "f", (None, self.embed_dim)))
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Refuses a store that another encoder, vocabulary or length made.
@@ -161,12 +196,12 @@ class EmbeddingStore:
                 self._memory = self._load_all()
             if self._memory is None:
                 return self._read(rows)
-        return [unpack(self._memory[row], self._dtype, self.embed_dim) for row in rows.tolist()]
+        return [self._unpacked(self._memory[row]) for row in rows.tolist()]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
-        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        found = self._keys[places].tolist()
+        places = np.minimum(np.searchsorted(self._keys, wanted), max(len(self._keys) - 1, 0))
+        found = self._keys[places].tolist() if len(self._keys) else [None] * len(keys)
         for key, have in zip(keys, found, strict=True):
             if key != have:
                 raise UserError(
@@ -174,7 +209,10 @@ class EmbeddingStore:
                     f"(corpus {self.corpus_id!r}, {self.num_keys} keys); expected a store of this corpus; "
                     f"{REBUILD}"
                 )
-        return self._rows[places]
+        rows = self._rows[places]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_embeddings:
+            raise self._damaged(f"{self._header['index']['rows']['file']} leads to rows that are not there")
+        return rows
 
     def _records(self, shard: int, indices: Sequence[int] | None = None) -> list[bytes]:
         entry = self._header["shards"][shard]
@@ -191,5 +229,5 @@ class EmbeddingStore:
         records: list[np.ndarray] = []
         for shard in np.unique(shards).tolist():
             inside = (unique[shards == shard].astype(np.int64) - self._shard_starts[shard]).tolist()
-            records += [unpack(record, self._dtype, self.embed_dim) for record in self._records(shard, inside)]
+            records += [self._unpacked(record) for record in self._records(shard, inside)]
         return [records[place] for place in places.tolist()]
