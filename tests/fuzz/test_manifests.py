@@ -33,20 +33,25 @@ def corpus(tmp_path) -> Path:
     return tmp_path / "corpus"
 
 
+def _writer(folder: Path) -> StoreWriter:
+    return StoreWriter(str(folder), fingerprint={"dtype": "float32", "vocabulary": "v"}, embed_dim=4, num_shards=2)
+
+
+def _write_shard(writer: StoreWriter, shard: int) -> None:
+    embeddings = [np.full((n + 1, 4), n, np.float32) for n in range(3)]
+    writer.write_shard(shard, embeddings, [f"{shard}/{n}".encode() for n in range(3)], [0, 1, 2], num_truncated=0)
+
+
 @pytest.fixture
 def store(tmp_path) -> Path:
-    writer = StoreWriter(
-        str(tmp_path / "store"), fingerprint={"dtype": "float32", "vocabulary": "v"}, embed_dim=4, num_shards=2
-    )
+    writer = _writer(tmp_path / "store")
     for shard in range(2):
-        embeddings = [np.full((n + 1, 4), n, np.float32) for n in range(3)]
-        keys = [f"{shard}/{n}".encode() for n in range(3)]
-        writer.write_shard(shard, embeddings, keys, [0, 1, 2], num_truncated=0)
+        _write_shard(writer, shard)
     writer.finish(np.zeros((1, 4), np.float32))
     return tmp_path / "store"
 
 
-def _spoilt(folder: Path, manifest: str, chance: random.Random) -> tuple[str, bytes]:
+def _spoilt(folder: Path, manifest: str, chance: random.Random, share: float = 0.8) -> tuple[str, bytes]:
     """Writes one of a folder's files anew, mostly the manifest; the others are as they were."""
     if not hasattr(_spoilt, str(folder)):
         setattr(_spoilt, str(folder), {path.name: path.read_bytes() for path in folder.iterdir()})
@@ -57,8 +62,8 @@ def _spoilt(folder: Path, manifest: str, chance: random.Random) -> tuple[str, by
     for name, content in whole.items():
         if not (folder / name).exists():
             (folder / name).write_bytes(content)
-    name = manifest if chance.random() < 0.8 else chance.choice(sorted(whole))
-    if name == manifest:
+    name = manifest if chance.random() < share else chance.choice(sorted(whole))
+    if name.endswith(".json"):
         content = json_file(chance, json.loads(whole[name]))
     elif chance.random() < 0.5:
         content = damaged(chance, whole[name], list(whole.values()))
@@ -118,3 +123,26 @@ def test_stores(pytestconfig, store):
         found.verify()
 
     fuzz(pytestconfig, "store.json", lambda chance: _spoilt(store, "store.json", chance), attempt)
+
+
+def test_finishing_a_store(pytestconfig, store):
+    """One shard is there, noted as whole, and the other is not; notes, plan and shard are spoilt."""
+    writer = _writer(store.parent / "begun")
+    _write_shard(writer, 0)
+    del writer
+
+    def attempt(case: tuple[str, bytes]) -> None:
+        writer = _writer(store.parent / "begun")
+        for shard in writer.missing_shards():
+            with writer.claim(shard) as mine:
+                assert mine
+                _write_shard(writer, shard)
+        writer.finish(np.zeros((1, 4), np.float32))
+        found = EmbeddingStore.open(str(store.parent / "begun"))
+        found.verify()
+        assert [one[0, 0] for one in found.lookup([b"0/1", b"1/2"])] == [1, 2]
+
+    fuzz(
+        pytestconfig, "plan.json", lambda chance: _spoilt(store.parent / "begun", "plan.json", chance, 0.3), attempt,
+        writes=store.parent / "begun", share=0.5,
+    )  # fmt: skip
