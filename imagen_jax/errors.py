@@ -1,7 +1,7 @@
 """The one exception meant for people, and how a program ends on it."""
 
 import contextlib
-import gc
+import functools
 import os
 import signal
 import sys
@@ -36,16 +36,19 @@ _AGAIN_AFTER_S = 0.05
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Raises the signal's exception; where Python would swallow it, sends the signal again a little later."""
-    names = {getattr(callback, "__name__", "") for callback in gc.callbacks} | {"__del__"}
-    where = frame
-    while where is not None:
-        if where.f_code.co_name in names:
-            # An exception in a callback of the garbage collector or in a destructor is printed and forgotten.
+    raise _ENDINGS[number]
+
+
+def _send_again(unraisable: Any, otherwise: Callable[[Any], object]) -> None:
+    """Sends a signal again a little later, when its exception struck where Python prints and forgets them.
+
+    Such places are destructors and callbacks of weak references or of the garbage collector.
+    """
+    for number, error in _ENDINGS.items():
+        if unraisable.exc_type is error:
             threading.Timer(_AGAIN_AFTER_S, os.kill, (os.getpid(), number)).start()
             return
-        where = where.f_back
-    raise _ENDINGS[number]
+    otherwise(unraisable)
 
 
 @contextlib.contextmanager
@@ -63,12 +66,19 @@ def _handlers(handler: Any) -> Iterator[None]:
                 signal.signal(number, old)
 
 
-def terminable() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
     """A block in which SIGTERM raises Terminated, and Ctrl-C KeyboardInterrupt wherever it strikes.
 
     Without it SIGTERM would end the program on the spot and leave what is half-written.
     """
-    return _handlers(_end)
+    before = sys.unraisablehook
+    with _handlers(_end):
+        sys.unraisablehook = functools.partial(_send_again, otherwise=before)
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 def ended_at_once() -> contextlib.AbstractContextManager[None]:

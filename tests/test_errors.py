@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ class Slow:
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-@pytest.mark.parametrize("where", ["in a destructor", "in a callback of the garbage collector"])
+@pytest.mark.parametrize("where", ["a destructor", "a weak reference", "the garbage collector"])
 def test_a_signal_is_not_swallowed(number, error, where):
     """Python prints and forgets an exception there."""
     sent = []
@@ -55,8 +56,13 @@ def test_a_signal_is_not_swallowed(number, error, where):
             time.sleep(0.01)
 
     with pytest.raises(error), terminable():
-        if where == "in a destructor":
+        if where == "a destructor":
             Slow(number)
+        elif where == "a weak reference":
+            referent = {1}
+            reference = weakref.ref(referent, lambda _: callback("start", {}))
+            del referent
+            assert sent and reference() is None
         else:
             gc.callbacks.append(callback)
             try:

@@ -120,6 +120,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = feature_converter(config.low_res_size)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
+        # Its thread pauses for up to a minute, and a program that ends may have to wait for that.
+        # Memory and threads are bounded here as it is.
+        options.autotune.enabled = False
         options.threading.private_threadpool_size = _NUM_THREADS
         options.threading.max_intra_op_parallelism = 1
         return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)

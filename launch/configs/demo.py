@@ -10,7 +10,6 @@ from launch.configs import phases
 
 def get_config() -> ConfigDict:
     config = phases.base_config("runs/demo", "configs/experiments/demo")
-    config.seed = 0
     config.num_train = 20_000
     config.num_val = 1_000
     config.brightness = "light_or_dark"

@@ -13,6 +13,8 @@ def base_config(out_dir: str, experiment: str) -> ConfigDict:
     config = ConfigDict()
     config.out_dir = out_dir
     config.experiment = experiment
+    # Of the drawn corpus, the trainings and the samples.
+    config.seed = 0
     # XLA's newer CPU kernels run this code's small convolutions, forwards and back, at seven eighths of the
     # speed of the older ones (benchmarks/cpu_kernels.py). Devices other than CPUs do not look at this flag.
     config.xla_flags = "--xla_cpu_experimental_ynn_fusion_type="
@@ -31,7 +33,7 @@ EMBEDDINGS = ("embeddings", SETTINGS + " imagen_jax cache_text --gin_file={exper
 def train(stage: str) -> tuple[str, str]:
     """Trains one stage, "base" or "sr", into OUT_DIR/STAGE."""
     command = SETTINGS + f" imagen_jax train --gin_file={{experiment}}_{stage}.gin"
-    return f"train_{stage}", command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage}"
+    return f"train_{stage}", command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage} --gin.SEED={{seed}}"
 
 
 REPORT = ("report", "imagen_jax report --run_dir {out_dir}")

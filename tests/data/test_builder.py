@@ -114,7 +114,7 @@ def test_other_settings_are_refused_unless_overwritten(tmp_path, source_of):
     build_corpus(source_of(examples), tmp_path, _config(seed=3), overwrite=True)
     assert Corpus(tmp_path).manifest["seed"] == 3
     assert sorted(_files(tmp_path)) == [
-        "corpus.json", "notes.txt", "rejects.jsonl", "train-00000-of-00001.array_record"
+        "corpus.json", "notes.txt", "rejects.jsonl", "repairs.jsonl", "train-00000-of-00001.array_record"
     ]  # fmt: skip
 
 

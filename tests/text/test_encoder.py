@@ -132,7 +132,7 @@ def test_missing_vocabulary_is_refused(text_config: TextConfig) -> None:
         ({"max_length": 1}, r"TextConfig.max_length \(1\) must be an integer >= 2"),
         ({"max_length": 12.0}, r"max_length \(12.0\) must be an integer >= 2"),
         ({"seed": -1}, r"seed \(-1\) must be an integer >= 0"),
-        ({"vocabulary_path": ""}, "vocabulary_path must be a file name"),
+        ({"vocabulary_path": ""}, r"vocabulary_path \(''\) must be the path of a file or folder"),
         ({"encoder": "xxl"}, "encoder must be a T5Config"),
     ],
 )

@@ -242,7 +242,7 @@ def test_bad_examples_leave_nothing(config: CacheConfig, examples, num_examples:
         ({"dtype": "float16"}, "float16 is not offered"),
         ({"batch_size": 0}, r"batch_size \(0\) must be an integer >= 1"),
         ({"shard_size": 1.5}, r"shard_size \(1.5\) must be an integer >= 1"),
-        ({"store_dir": ""}, "store_dir must be a directory name"),
+        ({"store_dir": ""}, r"store_dir \(''\) must be the path of a file or folder"),
         ({"text": None}, "text must be a TextConfig"),
         ({"overwrite": "yes"}, "overwrite must be True or False"),
     ],
