@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from imagen_jax import commands
 from imagen_jax.commands.parts.command import Command, GinCommand
+from imagen_jax.commands.parts.devices import device_errors
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
 from imagen_jax.errors import UserError, exit_code
@@ -76,15 +77,16 @@ def _run(arguments: Sequence[str]) -> None:
     parser = build_parser(modes)
     args = parser.parse_args(words)
     mode = modes[args.command]
-    if isinstance(mode, Command):
-        if bindings:
-            parser.error(f"{mode.name} takes no --gin flags")
-        mode.run(args)
-        return
-    if mode.several_hosts:
-        join_processes(args)
-    config, operative = load_gin(mode, args, bindings)
-    mode.run(args, config, operative)
+    if isinstance(mode, Command) and bindings:
+        parser.error(f"{mode.name} takes no --gin flags")
+    with device_errors():
+        if isinstance(mode, Command):
+            mode.run(args)
+            return
+        if mode.several_hosts:
+            join_processes(args)
+        config, operative = load_gin(mode, args, bindings)
+        mode.run(args, config, operative)
 
 
 if __name__ == "__main__":

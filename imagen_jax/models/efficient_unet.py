@@ -23,6 +23,7 @@ from imagen_jax.models.embeddings import Embedder, TextSpec
 from imagen_jax.models.layers import (
     Dtype,
     ResBlock,
+    check_dtype,
     check_remat,
     conv,
     depth_to_space,
@@ -129,7 +130,7 @@ class EfficientUNet(nn.Module):
       scan_blocks: the residual blocks of a block are one compiled block run many times, their parameters stacked on
         a first axis: large networks compile in a fraction of the time.
       learned_variance: the output has a variance for each value besides (`Stage.vlb_weight`), in as many channels more.
-      dtype: compute type.
+      dtype: compute type, "float32" or "bfloat16".
     """
 
     dims: tuple[int, ...]
@@ -187,6 +188,7 @@ class EfficientUNet(nn.Module):
             raise UserError(f"skips ({self.skips!r}) must be one of {', '.join(SKIPS)}")
         check_kinds(self.attention, len(self.dims))
         check_remat(self.remat)
+        check_dtype(self.dtype)
         spec, emb_dim = self.attention_spec, self.emb_dim or 4 * self.dims[0]
         emb, text = Embedder(emb_dim, self.text_spec, self.head_dim, self.dtype, name="embedder")(log_snr, cond)
 

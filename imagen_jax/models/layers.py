@@ -17,6 +17,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
 Dtype = Any
+DTYPES = ("float32", "bfloat16")
 Layer = Callable[[Array], Array]
 # What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
 # so that only norms and activations are computed again; what enters a block, and on the host what its layers give.
@@ -86,6 +87,16 @@ def check_remat(remat: str) -> None:
     """Raises UserError unless `remat` is one of REMATS."""
     if remat not in REMATS:
         raise UserError(f"remat ({remat!r}) must be one of {', '.join(REMATS)}")
+
+
+def check_dtype(dtype: Dtype) -> None:
+    """Raises UserError unless a network can compute in `dtype`: gradients of float16 underflow, and CPUs refuse it."""
+    try:
+        known = jnp.dtype(dtype).name in DTYPES
+    except TypeError:  # No dtype at all.
+        known = False
+    if not known:
+        raise UserError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}")
 
 
 def rematerialised(block: type[nn.Module], remat: str, in_scan: bool = False) -> type[nn.Module]:

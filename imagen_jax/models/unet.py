@@ -18,6 +18,7 @@ from imagen_jax.models.embeddings import Embedder, TextSpec
 from imagen_jax.models.layers import (
     Dtype,
     ResBlock,
+    check_dtype,
     check_remat,
     conv,
     depth_to_space,
@@ -100,6 +101,7 @@ class UNet(nn.Module):
         check_size(z_t.shape[1], z_t.shape[2], self.size_factor)
         check_kinds(self.attention, len(self.dim_mults))
         check_remat(self.remat)
+        check_dtype(self.dtype)
         spec, emb_dim = self.attention_spec, self.emb_dim or 4 * self.dim
         emb, text = Embedder(emb_dim, self.text_spec, self.head_dim, self.dtype, name="embedder")(log_snr, cond)
         res_block = rematerialised(ResBlock, self.remat)

@@ -172,7 +172,7 @@ def read_metrics(path: Path) -> tuple[list[Record], bool]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             if number == len(lines):
                 return [by_step[step] for step in sorted(by_step)], True
             entry = None

@@ -33,7 +33,7 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
-from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window
+from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import describe_run, only_trainer
 from imagen_jax.train.setup import TrainSetup, check_text, global_batches, null_text, open_data, start_state
@@ -187,6 +187,7 @@ def _train(
     stop_at: int | None,
     hooks: Callable[[Run], Sequence[Hook]],
 ) -> TrainState:
+    read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     state, position, origin = start_state(config, setup)
     start = int(state.step)

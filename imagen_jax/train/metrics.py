@@ -18,6 +18,8 @@ from imagen_jax.train.event_file import EventFile
 from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.step import Metrics
 
+METRICS = "metrics.jsonl"
+
 # Updates the host may be ahead of the device: enough to hide its own work, few enough that the batches
 # waiting on the device stay small.
 STEPS_AHEAD = 2
@@ -136,19 +138,36 @@ class Window:
         return passed
 
 
-def drop_lines_after(path: Path, step: int) -> None:
-    """Rewrites metrics.jsonl without the lines after `step` and without a last line cut short by a kill."""
+def read_lines(model_dir: str | os.PathLike[str]) -> list[tuple[float, str]]:
+    """Reads metrics.jsonl of a run directory, without a last line cut short by a kill.
+
+    Returns:
+      The step of every line, and the line; nothing where there is no file.
+
+    Raises:
+      UserError: a line is no JSON object with a step.
+    """
+    path = Path(model_dir) / METRICS
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+        return []
+    found = []
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, 1):
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if line.endswith("\n") and entry["step"] <= step:
-            kept.append(line)
-    write_text(path, "".join(kept))
+            found.append((float(json.loads(line)["step"]), f"{line.decode()}\n"))
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            raise UserError(
+                f"{path} line {number} is {line[:60].decode(errors='replace')!r}; expected a JSON object with a "
+                'number "step"; delete that line or move the file away'
+            ) from error
+    return found
+
+
+def drop_lines_after(model_dir: str | os.PathLike[str], step: int) -> None:
+    """Rewrites metrics.jsonl without the lines after `step` and without a last line cut short by a kill."""
+    path = Path(model_dir) / METRICS
+    if path.exists():
+        write_text(path, "".join(line for of_step, line in read_lines(model_dir) if of_step <= step))
 
 
 class MetricWriter:
@@ -163,8 +182,8 @@ class MetricWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._path = Path(model_dir) / "metrics.jsonl"
-        drop_lines_after(self._path, step)
+        self._path = Path(model_dir) / METRICS
+        drop_lines_after(model_dir, step)
         self._events = EventFile(Path(model_dir) / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:

@@ -80,11 +80,23 @@ def test_the_first_bad_step_of_an_interval_is_named(name):
 def test_lines_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    drop_lines_after(path, 2)
+    drop_lines_after(tmp_path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1}\n{"step": 2}')
-    drop_lines_after(path, 2)
+    drop_lines_after(tmp_path, 2)
     assert path.read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "line", [b"[1, 2]", b"3", b"null", b'{"loss": 1}', b'{"step": null}', b"\xff", b"{", b"[" * 9999]
+)
+def test_a_line_that_is_no_metrics_is_told_and_nothing_is_lost(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    before = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'
+    path.write_bytes(before)
+    with pytest.raises(UserError, match='line 2 is .*expected a JSON object with a number "step"; delete') as refused:
+        drop_lines_after(tmp_path, 2)
+    assert "\n" not in str(refused.value) and path.read_bytes() == before
 
 
 def read_events(directory) -> list[dict]:
