@@ -2,8 +2,10 @@
 
 import base64
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +199,21 @@ def _scalars(entry: Mapping[str, Any]) -> Record:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Tells if a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tells if a JSON value is a number, and no integer beyond all floats."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
+
+
+def finite(value: Any) -> float:
+    """A finite number of a JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not is_number(value) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:80]!r} is no finite number")
+    return float(value)
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -227,7 +242,8 @@ def _field(item: Any, key: str, kind: type, file: str) -> Any:
     return item[key]
 
 
-def _optional(content: Mapping[str, Any], key: str) -> float | None:
+def optional(content: Mapping[str, Any], key: str) -> float | None:
+    """A number of a JSON object; None where there is none."""
     return float(content[key]) if is_number(content.get(key)) else None
 
 
@@ -237,22 +253,24 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         return None
     by_weight = _field(content, "alignment", dict, str(path))
     try:
-        ordered = sorted((float(weight), scores) for weight, scores in by_weight.items())
+        ordered = sorted(
+            ((finite(float(weight)), scores) for weight, scores in by_weight.items()), key=lambda pair: pair[0]
+        )
         categories = list(dict.fromkeys(name for _, scores in ordered for name in scores.keys()))
-        alignment = {name: [_optional(scores, name) for _, scores in ordered] for name in categories}
+        alignment = {name: [optional(scores, name) for _, scores in ordered] for name in categories}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f'{path}: "alignment" must map guidance weights to scores by category, '
             f'such as {{"3.0": {{"single_both": 0.9}}}}; evaluate the run again ({error})'
         ) from error
-    num_prompts = _optional(content, "num_prompts")
+    num_prompts = optional(content, "num_prompts")
     return Evaluation(
         guidance_weights=[weight for weight, _ in ordered],
         alignment=alignment,
-        best_guidance_weight=_optional(content, "best_guidance_weight"),
-        unconditional=_optional(content, "unconditional_both"),
-        chance=_optional(content, "chance_both"),
-        num_prompts=None if num_prompts is None else int(num_prompts),
+        best_guidance_weight=optional(content, "best_guidance_weight"),
+        unconditional=optional(content, "unconditional_both"),
+        chance=optional(content, "chance_both"),
+        num_prompts=int(num_prompts) if num_prompts is not None and math.isfinite(num_prompts) else None,
     )
 
 
@@ -291,8 +309,8 @@ def _read_photos(run_dir: Path) -> list[Photo]:
     return [
         Photo(
             caption=_field(item, "caption", str, file),
-            psnr_db=_optional(item, "psnr_db"),
-            colour_drift=_optional(item, "colour_drift"),
+            psnr_db=optional(item, "psnr_db"),
+            colour_drift=optional(item, "colour_drift"),
             original=read_picture(Path(os.path.join(run_dir, _field(item, "original", str, file)))),
             drawn=read_picture(Path(os.path.join(run_dir, _field(item, "drawn", str, file)))),
         )
