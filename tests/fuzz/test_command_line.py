@@ -87,8 +87,8 @@ _NAMES = ("MODEL_DIR", "BATCH_SIZE", "NUM_STEPS", "config.TrainConfig.seed", "Tr
           "UNet.dim", "unet.UNet.dim_mults", "Stage.image_size", "spec.Stage.name", "SamplingConfig.num_steps",
           "OptimizerConfig.learning_rate", "DataConfig.corpus_dir", "TEXT_EMBED_DIM", "no.such.name", "gin.REQUIRED",
           "MeshConfig.data", "T5Config.num_heads", "CacheConfig.dtype", "STORE_DIR")  # fmt: skip
-_VALUES = ("1", "-1", "0", "8", "1e-4", "t/lr=1e-4", "a,b", "(1, 2)", "[1", "(8,)", "'x'", "@unet.UNet()", "%BATCH_SIZE",
-           "@unet.UNet", "%NONE", "None", "True", "2024", "~/x", "@os.system('x')", "{'a': 1}", "%gin.REQUIRED",
+_VALUES = ("1", "-1", "0", "8", "1e-4", "t/lr=1e-4", "a,b", "(1, 2)", "[1", "(8,)", "'x'", "@unet.UNet()", "@unet.UNet",
+           "%BATCH_SIZE", "%NONE", "None", "True", "2024", "~/x", "@os.system('x')", "{'a': 1}", "%gin.REQUIRED",
            "@a/b/unet.UNet()", "@gin.macro()", "@spec.Stage()", "1.5", "%MODEL_DIR")  # fmt: skip
 
 
@@ -124,8 +124,9 @@ _GIN = (_ROOT / "tests/fuzz/cache.gin").read_bytes()
 def test_gin_files(pytestconfig, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.gin"
-    pieces = [b"include 'a.gin'\n", b"@cache.CacheConfig()", b"import os\n", b"%STORE_DIR", b"'''", b"\\\n", b"(", b"\0",
-              b"from imagen_jax import nothing\n", b"from os import system\n", b"x = @os.system('x')\n", b"\xff"]  # fmt: skip
+    pieces = [b"include 'a.gin'\n", b"@cache.CacheConfig()", b"import os\n", b"%STORE_DIR", b"'''", b"\\\n", b"(",
+              b"from imagen_jax import nothing\n", b"from os import system\n", b"x = @os.system('x')\n", b"\xff",
+              b"\0"]  # fmt: skip
 
     def make(chance: random.Random) -> bytes:
         content = damaged(chance, _GIN, pieces)
