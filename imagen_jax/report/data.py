@@ -16,6 +16,7 @@ from PIL import Image
 from imagen_jax import files
 from imagen_jax.errors import UserError
 from imagen_jax.image_files import ImageError, open_image
+from imagen_jax.report.markup import LARGEST
 
 Record = dict[str, float]
 
@@ -174,11 +175,11 @@ def read_metrics(path: Path) -> tuple[list[Record], bool]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             if number == len(lines):
                 return [by_step[step] for step in sorted(by_step)], True
             entry = None
-        if not isinstance(entry, dict) or not is_number(entry.get("step")):
+        if not isinstance(entry, dict) or not is_number(entry.get("step")) or not abs(entry["step"]) < LARGEST:
             raise UserError(
                 f'{path} line {number} is {line[:60]!r}; expected a JSON object with a number "step"; '
                 "delete that line or restore the file"
@@ -211,7 +212,7 @@ def finite(value: Any) -> float:
     Raises:
         ValueError: it is none.
     """
-    if not is_number(value) or not math.isfinite(value):
+    if not is_number(value) or not abs(value) < LARGEST:
         raise ValueError(f"{str(value)[:80]!r} is no finite number")
     return float(value)
 
