@@ -1,8 +1,5 @@
 """Manifests: corpus.json of a corpus, store.json of an embedding store, and what they say of the files beside them."""
 
-import json
-import random
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +9,7 @@ from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.raw import RawExample, Source
 from imagen_jax.data.records import Corpus
 from imagen_jax.text.store.reader import EmbeddingStore, StoreWriter
-from tests.fuzz.mutate import damaged, json_file
+from tests.fuzz.folders import Folder
 from tests.fuzz.running import fuzz
 
 _CONFIG = BuildConfig(name="mine", image_size=8, examples_per_shard=2)
@@ -50,28 +47,6 @@ def store(tmp_path) -> Path:
     return tmp_path / "store"
 
 
-def _spoilt(folder: Path, manifest: str, chance: random.Random, share: float = 0.8) -> tuple[str, bytes]:
-    """Writes one of a folder's files anew, mostly the manifest; the others are as they were."""
-    if not hasattr(_spoilt, str(folder)):
-        setattr(_spoilt, str(folder), {path.name: path.read_bytes() for path in folder.iterdir()})
-    whole: dict[str, bytes] = getattr(_spoilt, str(folder))
-    for path in list(folder.iterdir()):
-        if path.name not in whole or path.read_bytes() != whole[path.name]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name, content in whole.items():
-        if not (folder / name).exists():
-            (folder / name).write_bytes(content)
-    name = manifest if chance.random() < share else chance.choice(sorted(whole))
-    if name.endswith(".json"):
-        content = json_file(chance, json.loads(whole[name]))
-    elif chance.random() < 0.5:
-        content = damaged(chance, whole[name], list(whole.values()))
-    else:  # As long as it was.
-        content = (damaged(chance, whole[name]) + bytes(len(whole[name])))[: len(whole[name])]
-    (folder / name).write_bytes(content)
-    return name, content
-
-
 def test_corpora(pytestconfig, corpus):
     def attempt(case: tuple[str, bytes]) -> None:
         found = Corpus(corpus)
@@ -79,7 +54,7 @@ def test_corpora(pytestconfig, corpus):
         found.verify()
         assert all(record.caption for split in found.splits for record in found.records(split))
 
-    fuzz(pytestconfig, "corpus.json", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt)
+    fuzz(pytestconfig, "corpus.json", Folder(corpus, "corpus.json", 0.8).spoil, attempt)
 
 
 def test_corpora_that_nobody_verified(pytestconfig, corpus):
@@ -88,7 +63,7 @@ def test_corpora_that_nobody_verified(pytestconfig, corpus):
         for split in found.splits:
             list(found.records(split))
 
-    fuzz(pytestconfig, "corpus", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt)
+    fuzz(pytestconfig, "corpus", Folder(corpus, "corpus.json", 0.8).spoil, attempt)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -106,7 +81,7 @@ def test_building_where_a_corpus_is(pytestconfig, corpus, overwrite):
             Corpus(corpus).verify()
 
     fuzz(
-        pytestconfig, f"rebuild {overwrite}", lambda chance: _spoilt(corpus, "corpus.json", chance), attempt,
+        pytestconfig, f"rebuild {overwrite}", Folder(corpus, "corpus.json", 0.8).spoil, attempt,
         writes=corpus, share=0.2,
     )  # fmt: skip
 
@@ -121,7 +96,7 @@ def test_stores(pytestconfig, store):
         assert found.null_text.shape[1] == found.embed_dim
         found.verify()
 
-    fuzz(pytestconfig, "store.json", lambda chance: _spoilt(store, "store.json", chance), attempt)
+    fuzz(pytestconfig, "store.json", Folder(store, "store.json", 0.8).spoil, attempt)
 
 
 def test_finishing_a_store(pytestconfig, store):
@@ -142,6 +117,6 @@ def test_finishing_a_store(pytestconfig, store):
         assert [one[0, 0] for one in found.lookup([b"0/1", b"1/2"])] == [1, 2]
 
     fuzz(
-        pytestconfig, "plan.json", lambda chance: _spoilt(store.parent / "begun", "plan.json", chance, 0.3), attempt,
+        pytestconfig, "plan.json", Folder(store.parent / "begun", "plan.json", 0.3).spoil, attempt,
         writes=store.parent / "begun", share=0.5,
     )  # fmt: skip
