@@ -154,7 +154,7 @@ class StoreWriter:
         fits = keys.dtype.kind == "S" and rows.dtype.kind in "iu" and keys.shape == rows.shape and keys.ndim == 1
         own = note["file"] == shard_name(shard, self.num_shards)
         inside = len(rows) == 0 or 0 <= rows.min() <= rows.max() < note["num_embeddings"]
-        return fits and own and inside and is_whole(self.directory, note)
+        return bool(fits and own and inside) and is_whole(self.directory, note)
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has finished yet, in order."""

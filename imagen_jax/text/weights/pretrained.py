@@ -234,6 +234,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
         )
     if config is None:
         inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        _check_stated(path, stated, inferred)
         config = family.config.from_json({**inferred, **stated})
     elif not isinstance(config, family.config):
         raise UserError(
@@ -243,6 +244,16 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     found = EncoderCheckpoint(config, arrays, sources)
     _check(found)
     return found
+
+
+def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
+    """Refuses sizes that the shapes contradict, before a network of these sizes is traced: it might have no end."""
+    for name in stated.keys() & inferred.keys():
+        if isinstance(inferred[name], int) and stated[name] != inferred[name]:
+            raise UserError(
+                f"{path} states {name} {str(stated[name])[:80]!r} in its config, and the shapes of its arrays say "
+                f"{inferred[name]}; download the folder again"
+            )
 
 
 def _check(checkpoint: EncoderCheckpoint) -> None:
