@@ -15,12 +15,10 @@ BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c $(LOCK)
 BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
-.PHONY: setup setup-plan demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test clean
+.PHONY: setup demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
-
-setup-plan: $(VENV)/.installed-photos $(VENV)/.installed-plan $(GOLDEN_LIBTPU)/.installed
 
 # pip first: the one that comes with Python 3.11 ends with a traceback when a connection breaks during a download, the
 # pinned one goes on from there.

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection
 
 from imagen_jax.errors import UserError
 
@@ -24,12 +25,13 @@ def check_count(name: str, value: object, least: int = 1, hint: str = "") -> Non
         raise UserError(f"{name} ({value!r}) must be an integer >= {least}" + (f"; {hint}" if hint else ""))
 
 
-def check_path(name: str, value: object) -> None:
+def check_path(name: str, value: object, schemes: Collection[str] = ()) -> None:
     """Refuses what is no path of this machine: gs://bucket/x would be taken for a folder named "gs:".
 
     Args:
       name: the setting, as its user writes it.
       value: what it was set to.
+      schemes: of addresses that can be read all the same, e.g. "gs".
 
     Raises:
       UserError: it is no path, empty, or an address with a scheme.
@@ -37,7 +39,7 @@ def check_path(name: str, value: object) -> None:
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
     scheme = _SCHEME.match(os.fspath(value))
-    if scheme is not None:
+    if scheme is not None and scheme[1] not in schemes:
         raise UserError(
             f"{name} ({os.fspath(value)}) begins with {scheme[0]}, and only paths of this machine can be read and "
             "written; copy it here, or mount the bucket as a folder"

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, NoReturn
 
 from imagen_jax.errors import UserError
@@ -21,6 +22,7 @@ FILE_NAME = "a file name"
 _MAX_NAME_BYTES = 255
 # Characters of a value that a message quotes.
 _SHOWN = 80
+_HASHED_AT_ONCE = 16
 
 
 @contextlib.contextmanager
@@ -153,6 +155,16 @@ def sha256_of_file(path: StrPath) -> str:
     """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_files(paths: Sequence[StrPath]) -> list[str]:
+    """The SHA-256 of each file, several at once: hashing leaves the interpreter to others.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    with ThreadPoolExecutor(min(_HASHED_AT_ONCE, os.cpu_count() or 1)) as threads:
+        return list(threads.map(sha256_of_file, paths))
 
 
 def move_synced(beside: StrPath, path: StrPath) -> None:

@@ -321,7 +321,7 @@ def test_an_argument_that_is_no_text_is_told(capsys):
         ["build_corpus", "--images={}", "--output=y", "--image_size=8"],
         ["build_corpus", "--images=x", "--output={}", "--image_size=8"],
         ["upgrade_run", "--run_dir={}"],
-        ["import_text", "--from={}", "--to=y"],
+        ["import_text", "--from=x", "--to={}"],
         ["train", "--gin_file={}"],
         ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.MODEL_DIR={}"],
         ["train", "--gin_file=configs/experiments/demo_base.gin", *PATHS, "--gin.CORPUS_DIR={}"],
@@ -343,6 +343,17 @@ def test_addresses_are_refused_at_every_door(words, tmp_path, monkeypatch, capsy
     told = capsys.readouterr().err
     assert code == 2 and "begins with gs:/, and only paths of this machine" in told and "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_encoder_may_lie_in_a_bucket():
+    parse = build_parser().parse_args
+    assert parse(["import_text", "--from=gs://bucket/t5", "--to=y"]).source == "gs://bucket/t5"
+    assert (
+        parse(["sample", "--checkpoint=x", "--output=y", "--text_encoder=gs://bucket/t5"]).text_encoder
+        == "gs://bucket/t5"
+    )
+    with pytest.raises(SystemExit):
+        parse(["import_text", "--from=s3://bucket/t5", "--to=y"])
 
 
 def test_a_flag_may_begin_with_the_home_directory(monkeypatch):

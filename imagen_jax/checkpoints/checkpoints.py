@@ -13,15 +13,19 @@ named checkpoint_N is whole. orbax returns flipped bytes as values without a wor
 MODEL_DIR must be a (mounted) file system that every process sees.
 """
 
+import contextlib
 import hashlib
+import itertools
 import json
+import logging
 import os
 import re
 import shutil
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -30,15 +34,20 @@ from jax.experimental import multihost_utils
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
-from imagen_jax.files import sha256_of_file, sync_directory, write_bytes, write_json
+from imagen_jax.files import sha256_of_files, sync_directory, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
-PARTIAL = ".partial"
-MAX_LISTED = 40
+PARTIAL, DAMAGED = ".partial", ".damaged"
+MAX_LISTED = 10
+Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
 MIN_SHARED_BYTES = 4 << 20
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint whose files are not those that were written."""
 
 
 def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
@@ -91,30 +100,10 @@ def save(
     partial = final.with_name(final.name + PARTIAL)
     if final.exists():
         raise UserError(
-            f"{final} exists already and is never overwritten; choose another model_dir, or delete that checkpoint"
+            f"{final} exists already and is never overwritten; choose another model_dir, or rename that checkpoint"
         )
-    try:
-        if jax.process_index() == 0:
-            partial.mkdir(parents=True)
-        _barrier("save_start")
-        with _saver() as checkpointer:
-            items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
-            checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
-        if jax.process_index() == 0:
-            write_json(partial / "position.json", {"step": step, "position": dict(position)}, indent=None, sync=True)
-            for name, content in companions.items():
-                write_companion(partial, name, content)
-            write_digests(partial)
-            os.rename(partial, final)
-            sync_directory(final.parent)
-    except (OSError, ValueError, RuntimeError) as error:
-        _remove_while_written(partial)
-        have = saved_steps(model_dir)
-        raise UserError(
-            f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
-            f"({', '.join(map(str, have)) or 'none yet'}). Free space or fix the permissions, then run the "
-            f"same command again"
-        ) from error
+    with _library_silent():
+        _write(partial, final, state, position, companions)
     _barrier("save_done")
     if jax.process_index() == 0:
         for old in saved_steps(model_dir)[:-keep]:
@@ -124,6 +113,57 @@ def save(
             os.rename(doomed, gone)
             shutil.rmtree(gone)
     return final
+
+
+def _write(
+    partial: Path, final: Path, state: TrainState, position: Mapping[str, Any], companions: Mapping[str, bytes]
+) -> None:
+    try:
+        if jax.process_index() == 0:
+            partial.mkdir(parents=True)
+        _barrier("save_start")
+        with _saver() as checkpointer:
+            items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
+            checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
+        if jax.process_index() == 0:
+            noted = {"step": int(state.step), "position": dict(position)}
+            write_json(partial / "position.json", noted, indent=None, sync=True)
+            for name, content in companions.items():
+                write_companion(partial, name, content)
+            write_digests(partial)
+            os.rename(partial, final)
+            sync_directory(final.parent)
+    except (OSError, ValueError, RuntimeError) as error:
+        _remove_while_written(partial)
+        have = saved_steps(final.parent.parent)
+        raise UserError(
+            f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
+            f"({', '.join(map(str, have)) or 'none yet'}). Free space or fix the permissions, then run the "
+            f"same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _library_silent() -> Iterator[None]:
+    """A block in which orbax's and tensorstore's threads do not print their failures: `save` tells the first.
+
+    On a full disk each thread prints a traceback of its own, hundreds of lines before the one that helps. They stay
+    silent after a failure, which ends a run: writes that were under way end long after it.
+    """
+    logs, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    before = [log.disabled for log in logs]
+
+    def told(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = told
+    for log in logs:
+        log.disabled = True
+    yield
+    sys.unraisablehook = hook
+    for log, was in zip(logs, before, strict=True):
+        log.disabled = was
 
 
 def restore(
@@ -139,7 +179,10 @@ def restore(
     Raises:
       UserError: there is none, a file changed since it was written, or it is of another model.
     """
-    path = existing(model_dir, step)
+    return _read(model_dir, step, lambda path: _restored(path, abstract))
+
+
+def _restored(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     verify(path)
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
@@ -163,10 +206,14 @@ def restore_params(
     Raises:
       UserError: as `restore`.
     """
-    path, item = existing(model_dir, step), "ema_params" if ema else "params"
-    verify(path)
-    check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
-    return _restore_item(path, item, abstract)
+    item = "ema_params" if ema else "params"
+
+    def read(path: Path) -> PyTree:
+        verify(path)
+        check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
+        return _restore_item(path, item, abstract)
+
+    return _read(model_dir, step, read)
 
 
 def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema: bool = True) -> PyTree:
@@ -180,13 +227,45 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     Raises:
       UserError: there is no checkpoint, or a file changed since it was written.
     """
-    path, item = existing(model_dir, step), "ema_params" if ema else "params"
-    verify(path)
+    item = "ema_params" if ema else "params"
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
-    )
-    return _restore_item(path, item, abstract)
+
+    def read(path: Path) -> PyTree:
+        verify(path)
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
+        )
+        return _restore_item(path, item, abstract)
+
+    return _read(model_dir, step, read)
+
+
+def _read(model_dir: str | os.PathLike[str], step: int | None, read: Callable[[Path], Result]) -> Result:
+    return read_newest(model_dir, read) if step is None else read(existing(model_dir, step))
+
+
+def read_newest(model_dir: str | os.PathLike[str], read: Callable[[Path], Result]) -> Result:
+    """Result of `read` on the newest checkpoint; where a trainer removes that meanwhile, on the one after it.
+
+    Args:
+      model_dir: run directory.
+      read: takes the checkpoint's directory; called again where that was gone before it ended.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = None
+    while True:
+        before, path = path, existing(model_dir, None)
+        try:
+            found = read(path)
+        except Exception:
+            if path == before or path.exists():
+                raise
+        else:
+            # A removal begins with a rename: what is still there was whole all the while.
+            if path == before or path.exists():
+                return found
 
 
 def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
@@ -204,17 +283,17 @@ def verify(path: Path) -> None:
     try:
         expected = json.loads((path / "digests.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no readable digests.json ({error}); {_fix(path)}") from error
+        raise DamagedCheckpointError(f"{path} has no readable digests.json ({error}); {_fix(path)}") from error
     found = _digests(path)
     wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
     wrong += [f"{name} (missing)" for name in expected if name not in found]
     wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
     if wrong:
-        raise UserError(f"checkpoint {path} is damaged: {_listed(wrong, '; ')}. {_fix(path)}")
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {_listed(wrong)}; {_fix(path)}")
 
 
 def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
-    """Raises one UserError that names every leaf in which a checkpoint differs from what is wanted."""
+    """Raises one UserError, in one line, that names leaves in which a checkpoint differs from what is wanted."""
     ours, theirs = named_leaves(wanted), named_leaves(found)
     lines = []
     for name in sorted(ours.keys() | theirs.keys()):
@@ -222,12 +301,15 @@ def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
         expected = _describe(ours[name]) if name in ours else "nothing"
         if got != expected:
             kind = "missing" if name not in theirs else "unexpected" if name not in ours else "different"
-            lines.append(f"  {kind}: {name}: got {got}, expected {expected}")
+            lines.append((name, f"{kind}: {name}: got {got}, expected {expected}"))
+    # A network's own leaves tell more than those that its optimizer keeps of them.
+    lines.sort(key=lambda line: not line[0].startswith("params"))
     if lines:
+        what = "model" if lines[0][0].split(".")[0] != "opt_state" else "optimizer"
         raise UserError(
-            f"checkpoint {path} is not of this model or optimizer, {len(lines)} leaves differ:\n"
-            + "\n".join(lines)
-            + "\nUse the config that wrote it (config.gin beside it), or another model_dir"
+            f"checkpoint {path} is of another {what}, {len(lines)} leaves differ: "
+            f"{_listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
+            "another model_dir with init_from"
         )
 
 
@@ -236,12 +318,25 @@ def _describe(leaf: Any) -> str:
 
 
 def _fix(path: Path) -> str:
-    return f"Delete {path} to fall back to the checkpoint before it, then run the same command again"
+    return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"
 
 
-def _listed(parts: list[str], separator: str) -> str:
-    more = f"{separator}and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
-    return separator.join(parts[:MAX_LISTED]) + more
+def _listed(parts: list[str]) -> str:
+    more = f"; and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
+    return "; ".join(parts[:MAX_LISTED]) + more
+
+
+def quarantine(path: Path) -> Path:
+    """Renames a checkpoint, so that nobody takes it for whole; nothing is removed.
+
+    Returns:
+      Its new place.
+    """
+    places = (path.with_name(f"{path.name}{DAMAGED}{number or ''}") for number in itertools.count())
+    place = next(place for place in places if not place.exists())
+    os.rename(path, place)
+    sync_directory(path.parent)
+    return place
 
 
 def _first_line(error: BaseException) -> str:
@@ -321,7 +416,8 @@ def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
 
 def _digests(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files}
+    names = [file.relative_to(path).as_posix() for file in files]
+    return dict(zip(names, sha256_of_files(files), strict=True))
 
 
 def write_companion(checkpoint: Path, name: str, content: bytes) -> None:

@@ -224,7 +224,11 @@ class TrainedStage:
         Raises:
           UserError: there is none, or it is damaged.
         """
-        path = checkpoints.existing(model_dir, None)
+        return checkpoints.read_newest(model_dir, lambda path: cls._of(path, text_encoder))
+
+    @classmethod
+    def _of(cls, path: Path, text_encoder: str | None) -> "TrainedStage":
+        model_dir = path.parent.parent
         record = StageRecord.read(path, text_encoder)
         step = checkpoints.step_of(path)
         host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
@@ -234,4 +238,4 @@ class TrainedStage:
 
 def read_record(model_dir: str | os.PathLike[str], text_encoder: str | None = None) -> StageRecord:
     """The record of a run's newest checkpoint; see `StageRecord.read`."""
-    return StageRecord.read(checkpoints.existing(model_dir, None), text_encoder)
+    return checkpoints.read_newest(model_dir, lambda path: StageRecord.read(path, text_encoder))

@@ -3,14 +3,14 @@
 import argparse
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.commands.parts.paths import encoder_path, user_path
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds the flags that name the encoder and its copy."""
     sub.add_argument(
         "--from",
-        type=user_path,
+        type=encoder_path,
         dest="source",
         required=True,
         metavar="PATH",

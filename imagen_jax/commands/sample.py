@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.commands.parts.paths import encoder_path, user_path
 from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def _add_common_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--text_encoder",
-        type=user_path,
+        type=encoder_path,
         metavar="PATH",
         help="pretrained text encoder; default: where the checkpoint says",
     )

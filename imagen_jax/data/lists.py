@@ -146,10 +146,9 @@ def _read_parquet(path: Path) -> Iterator[ListRow]:
         schema = pyarrow.parquet.read_schema(path)
         _require_columns(path, schema.names)
         kind = schema.field("image").type
-        # Paths and captions alone: the bytes are read where they are needed, a row group at a time.
-        names = [column for column in ("image", "image.path") if column == "image" or pyarrow.types.is_struct(kind)]
         held = _holds_bytes(kind)
-        columns = ["caption", *(names[1:] if held else names[:1])]
+        # Bytes are read where they are needed, a row group at a time; of a column that is all bytes there is no path.
+        columns = ["caption", "image.path" if held else "image"]
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read(columns=columns)
     except pyarrow.ArrowException as error:

@@ -72,6 +72,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         _leave_accelerators_to_jax()
         corpus = Corpus(config.corpus_dir)
         self._num_examples = corpus.num_examples(config.split)
+        self._corpus_digest = corpus.digest[:16]
         if config.image_size > corpus.image_size:
             raise UserError(
                 f"image_size ({config.image_size}) is larger than the images of corpus {config.corpus_dir!r} "
@@ -120,8 +121,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = feature_converter(config.low_res_size)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
-        # Its thread pauses for up to a minute, and a program that ends may have to wait for that.
-        # Memory and threads are bounded here as it is.
+        # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
+        # is nothing to tune: threads and read-ahead are set here.
         options.autotune.enabled = False
         options.threading.private_threadpool_size = _NUM_THREADS
         options.threading.max_intra_op_parallelism = 1
@@ -149,6 +150,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             "batch_size": self._batch_size,
             "split": self._config.split,
             "num_examples": self._num_examples,
+            "corpus": self._corpus_digest,
         }
 
 

@@ -118,12 +118,28 @@ class TrainSetup:
         return self.objective.load_frozen(self.mesh)
 
 
+def _own_checkpoint(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any], str] | None:
+    """Start from the run's own newest whole checkpoint, as `start_state` returns it; damaged ones are set aside."""
+    aside: list[str] = []
+    while (own := checkpoints.latest_step(config.model_dir)) is not None:
+        try:
+            state, position = checkpoints.restore(config.model_dir, setup.state, own)
+        except checkpoints.DamagedCheckpointError as error:
+            # Several processes would have to agree; and the last one is not given up for a start from scratch.
+            if jax.process_count() > 1 or len(checkpoints.saved_steps(config.model_dir)) == 1:
+                raise
+            place = checkpoints.quarantine(checkpoints.checkpoint_dir(config.model_dir, own))
+            aside.append(f"{str(error).split(';')[0]}; kept as {place.name}")
+        else:
+            return state, position, "; ".join([*aside, f"goes on from its own checkpoint of step {own}"])
+    return None
+
+
 def start_state(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any] | None, str]:
     """The state a run starts from, its data position (None at step 0) and where it came from, in words."""
-    own = checkpoints.latest_step(config.model_dir)
+    own = _own_checkpoint(config, setup)
     if own is not None:
-        state, position = checkpoints.restore(config.model_dir, setup.state, own)
-        return state, position, f"goes on from its own checkpoint of step {own}"
+        return own
     if config.resume:
         state, position = checkpoints.restore(config.resume, setup.state)
         return state, position, f"resumes {config.resume} at step {int(state.step)}"
@@ -182,12 +198,15 @@ def open_data(
         encoder=encoder,
     )
     here = dict(batches.position())
-    if position is not None and position != here:
-        changed = [
-            f"{name}: got {here.get(name)!r}, the checkpoint has {position.get(name)!r}"
-            for name in sorted(position.keys() | here.keys())
-            if here.get(name) != position.get(name)
-        ]
+    # Checkpoints of older versions do not name their corpus.
+    position = {"corpus": here.get("corpus"), **position} if position is not None else here
+    changed = [
+        f"{name}: got {here.get(name)!r}, the checkpoint has {position.get(name)!r}"
+        for name in sorted(position.keys() | here.keys())
+        if here.get(name) != position.get(name)
+    ]
+    if changed:
+        batches.close()
         raise UserError(
             f"the data order differs from the checkpoint's ({'; '.join(changed)}): set it back, "
             f"or start a new model_dir with init_from"

@@ -100,7 +100,7 @@ def test_any_flipped_byte_is_found_and_the_file_named(tmp_path):
         with pytest.raises(UserError, match="damaged") as caught:
             checkpoints.load_params(tmp_path)
         assert f"{file.relative_to(path)} (changed)" in str(caught.value)
-        assert f"Delete {path} to fall back" in str(caught.value)
+        assert f"rename it to {path.name}.damaged" in str(caught.value)
         file.write_bytes(original)
     checkpoints.load_params(tmp_path)
 
@@ -138,12 +138,57 @@ def test_every_leaf_of_another_model_is_named(tmp_path):
         "unexpected: params.Extra_0.kernel: got float32[2], expected nothing",
     ):
         assert line in message
+    assert "\n" not in message
 
 
 def test_another_optimizer_is_refused(tmp_path):
     save(tmp_path, make_state(optimizer=ADAM)[0])
-    with pytest.raises(UserError, match=r"(?s)unexpected: opt_state.*mu.*missing: opt_state.*v_row"):
+    with pytest.raises(
+        UserError, match=r"of another optimizer, \d+ leaves differ: .*opt_state.*mu.*more; use"
+    ) as caught:
         checkpoints.restore(tmp_path, make_state(optimizer=ADAFACTOR)[1])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1500
+
+
+def test_a_checkpoint_removed_while_it_is_read_gives_way_to_the_newer_one(tmp_path):
+    save(tmp_path, make_state(3)[0])
+    seen: list[str] = []
+
+    def read(path: Path) -> str:
+        seen.append(path.name)
+        if len(seen) == 1:
+            save(tmp_path, make_state(9)[0], keep=1)
+            # What tensorstore makes of files that are gone is not told apart from other faults.
+            (path / "position.json").read_text()
+        return path.name
+
+    assert checkpoints.read_newest(tmp_path, read) == "checkpoint_9"
+    assert seen == ["checkpoint_3", "checkpoint_9"]
+
+
+def test_values_of_a_checkpoint_that_was_removed_meanwhile_are_not_taken(tmp_path):
+    save(tmp_path, make_state(3)[0])
+
+    def read(path: Path) -> int:
+        if path.name == "checkpoint_3":
+            save(tmp_path, make_state(9)[0], keep=1)
+            return 3
+        return 9
+
+    assert checkpoints.read_newest(tmp_path, read) == 9
+
+
+def test_a_fault_of_a_checkpoint_that_stays_is_told_at_once(tmp_path):
+    save(tmp_path, make_state(3)[0])
+    calls: list[Path] = []
+
+    def read(path: Path) -> None:
+        calls.append(path)
+        raise ValueError("its own fault")
+
+    with pytest.raises(ValueError, match="its own fault"):
+        checkpoints.read_newest(tmp_path, read)
+    assert len(calls) == 1
 
 
 def test_half_written_directory_is_never_whole_and_is_cleaned_up(tmp_path, monkeypatch):
@@ -197,6 +242,7 @@ def test_a_write_that_fails_is_told_and_leaves_older_checkpoints_whole(tmp_path)
     for step, message in zip((2, 3), child.stdout.splitlines(), strict=True):
         assert message.startswith("could not write checkpoint") and f"checkpoint_{step}:" in message
         assert "Older checkpoints are intact (1)" in message
+    assert "Traceback" not in child.stderr and "ERROR" not in child.stderr
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_1"]
     restored, _ = checkpoints.restore(tmp_path, make_state()[1])
     assert int(restored.step) == 1

@@ -1,6 +1,7 @@
 """Batches are a function of (seed, step) alone: any hosts, any restart, the same examples."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -127,6 +128,7 @@ def test_a_program_that_leaves_its_batches_behind_ends(config):
 
 
 def test_position_is_small_and_names_the_next_step(config):
+    manifest = Path(config().corpus_dir, "corpus.json").read_bytes()
     batches = BatchIterator(config(), batch_size=4, seed=1, start_step=7)
     assert batches.position()["step"] == 7
     next(batches)
@@ -137,6 +139,7 @@ def test_position_is_small_and_names_the_next_step(config):
         "batch_size": 4,
         "split": "train",
         "num_examples": NUM_EXAMPLES,
+        "corpus": hashlib.sha256(manifest).hexdigest()[:16],
     }
     assert len(json.dumps(batches.position())) < 64 * 1024
 

@@ -102,17 +102,23 @@ def test_attention_over_text_and_positions() -> None:
 
 
 def test_adamw_with_clipping_takes_torchs_steps() -> None:
-    start = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    """Kernels decay and biases do not, as with PyTorch's usual two groups of parameters."""
+    rng = np.random.default_rng(0)
+    start = {"kernel": rng.normal(size=(6, 5)).astype(np.float32), "bias": rng.normal(size=5).astype(np.float32)}
     config = OptimizerConfig(name="adamw", learning_rate=0.01, warmup_steps=0, weight_decay=0.1, grad_clip_norm=1.0)
-    ours, optimizer = {"w": jnp.asarray(start)}, config.build()
+    ours, optimizer = {name: jnp.asarray(value) for name, value in start.items()}, config.build()
     state = optimizer.init(ours)
-    theirs = torch.tensor(start, requires_grad=True)
-    peer = torch.optim.AdamW([theirs], lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1)
+    theirs = {name: torch.tensor(value, requires_grad=True) for name, value in start.items()}
+    groups = [{"params": [theirs["kernel"]], "weight_decay": 0.1}, {"params": [theirs["bias"]], "weight_decay": 0.0}]
+    peer = torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), eps=1e-8)
     for step in range(6):
-        grad = np.random.default_rng(step + 1).normal(size=start.shape).astype(np.float32)
-        updates, state = optimizer.update({"w": jnp.asarray(grad)}, state, ours)
+        rng = np.random.default_rng(step + 1)
+        grads = {name: rng.normal(size=value.shape).astype(np.float32) for name, value in start.items()}
+        updates, state = optimizer.update({name: jnp.asarray(grad) for name, grad in grads.items()}, state, ours)
         ours = optax.apply_updates(ours, updates)
-        theirs.grad = torch.tensor(grad)
-        torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+        for name, parameter in theirs.items():
+            parameter.grad = torch.tensor(grads[name])
+        torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.0)
         peer.step()
-        np.testing.assert_allclose(ours["w"], theirs.detach(), atol=2e-6)
+        for name, parameter in theirs.items():
+            np.testing.assert_allclose(ours[name], parameter.detach(), atol=2e-6)

@@ -18,6 +18,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.planning.dry_run import dry_run
 from imagen_jax.train import loop
 from imagen_jax.train.hooks import Hook
+from imagen_jax.train.optimizer import OptimizerConfig
 from tests.train import tiny_run
 
 
@@ -165,6 +166,48 @@ def test_changed_data_order_is_refused_on_resume(tmp_path):
     loop.train(tiny_run.tiny_config(tmp_path), stop_at=4)
     with pytest.raises(UserError, match="batch_size: got 8, the checkpoint has 16"):
         loop.train(tiny_run.tiny_config(tmp_path, batch_size=8))
+
+
+def test_another_corpus_is_refused_by_name_and_an_older_position_names_none(tmp_path, monkeypatch):
+    position = tiny_run.TinyBatches.position
+    config = tiny_run.tiny_config(tmp_path)
+    loop.train(config, stop_at=4)
+    monkeypatch.setattr(tiny_run.TinyBatches, "position", lambda self: {**position(self), "corpus": "cats"})
+    loop.train(config, stop_at=6)
+    monkeypatch.setattr(tiny_run.TinyBatches, "position", lambda self: {**position(self), "corpus": "dogs"})
+    with pytest.raises(UserError, match=r"corpus: got 'dogs', the checkpoint has 'cats'\): set it back, or start"):
+        loop.train(config)
+    assert checkpoints.saved_steps(tmp_path) == [4, 6]
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(tmp_path, capfd):
+    config = tiny_run.tiny_config(tmp_path / "run")
+    loop.train(config, stop_at=8)
+    newest = checkpoints.checkpoint_dir(config.model_dir, 8)
+    (newest / "config.gin").write_text("other")
+    resumed = loop.train(config)
+    said = capfd.readouterr().err
+    assert "config.gin (changed); kept as checkpoint_8.damaged; goes on from its own checkpoint of step 4" in said
+    assert (newest.with_name("checkpoint_8.damaged") / "config.gin").read_text() == "other"
+    assert checkpoints.saved_steps(config.model_dir) == [4, 8, 12]
+    assert tiny_run.leaves_equal(resumed, loop.train(tiny_run.tiny_config(tmp_path / "whole")))
+
+
+def test_the_only_checkpoint_is_not_given_up_for_scratch(tmp_path):
+    config = tiny_run.tiny_config(tmp_path)
+    loop.train(config, stop_at=4)
+    (checkpoints.checkpoint_dir(tmp_path, 4) / "config.gin").write_text("other")
+    with pytest.raises(UserError, match=r"is damaged: config.gin \(changed\); restore it from a copy"):
+        loop.train(config)
+    assert checkpoints.saved_steps(tmp_path) == [4]
+
+
+def test_another_learning_rate_and_a_longer_run_go_on(tmp_path):
+    loop.train(tiny_run.tiny_config(tmp_path, num_steps=4))
+    faster = OptimizerConfig(name="adam", learning_rate=2e-2, warmup_steps=2)
+    state = loop.train(tiny_run.tiny_config(tmp_path, num_steps=6, optimizer=faster))
+    assert int(state.step) == 6
+    assert lines_of(tmp_path)[-1]["learning_rate"] == pytest.approx(2e-2)
 
 
 def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
