@@ -1,6 +1,29 @@
 """Installs the package `imagen_jax`; exact versions are pinned in constraints.txt and constraints-3.12.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+# What commands name by its place in the repository; see imagen_jax.files.shipped_file.
+SHIPPED = sorted(path.as_posix() for folder in ("configs", "data/prompts") for path in Path(folder).rglob("*.[gt]*"))
+
+
+class BuildWithShipped(build_py):
+    """Puts gin files and prompt lists into the package: beside it, `configs` and `data` would be anybody's names."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # There they are read where they lie.
+            for path in SHIPPED:
+                copy = Path(self.build_lib, "imagen_jax", "shipped", path)
+                self.mkpath(str(copy.parent))
+                self.copy_file(path, str(copy))
+
+    def get_source_files(self) -> list[str]:
+        """Lists what a source distribution must hold to build the same again."""
+        return [*super().get_source_files(), *SHIPPED]
+
 
 setup(
     name="imagen_jax",
@@ -9,6 +32,7 @@ setup(
     license="Apache-2.0",
     # tensorflow-text has no wheels for Python 3.14.
     python_requires=">=3.11,<3.14",
+    cmdclass={"build_py": BuildWithShipped},
     packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
     install_requires=[
         "absl-py>=2.1",

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from imagen_jax.streams import outlive_readers
+
 
 class UserError(ValueError):
     """Bad input or configuration: the message says what, got, expected and how to fix it.
@@ -31,6 +33,7 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
 
 
+INTERRUPTED, TERMINATED = 130, 143
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
 
@@ -90,12 +93,13 @@ def ended_at_once() -> contextlib.AbstractContextManager[None]:
 
 
 def exit_code(program: Callable[[], object]) -> int:
-    """Runs a program.
+    """Runs a program, which goes on where nobody reads its output any more.
 
     Returns:
       0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C, 143 after
       SIGTERM.
     """
+    outlive_readers()
     try:
         with terminable():
             program()
@@ -103,10 +107,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = str(error)
     except KeyboardInterrupt:
         print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return 130
+        return INTERRUPTED
     except Terminated:
         print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return 143
+        return TERMINATED
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

@@ -147,6 +147,23 @@ def is_file_name(name: object) -> bool:
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
+def shipped_root() -> str:
+    """The folder under which configs/ and data/prompts/ lie: the repository, or their copy in an installed package."""
+    package = os.path.dirname(os.path.abspath(__file__))
+    installed = os.path.join(package, "shipped")
+    return installed if os.path.isdir(installed) else os.path.dirname(package)
+
+
+def shipped_file(path: str) -> str:
+    """Finds a file that a command names as in the repository, such as data/prompts/demo.txt, from any folder.
+
+    Returns:
+      The path as it is where it is absolute, exists, or did not come with the package either.
+    """
+    copy = os.path.join(shipped_root(), path)
+    return path if os.path.isabs(path) or os.path.exists(path) or not os.path.isfile(copy) else copy
+
+
 def sha256_of_file(path: StrPath) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal.
 

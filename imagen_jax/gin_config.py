@@ -22,16 +22,15 @@ import os
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import gin
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import shipped_root
 
 T = TypeVar("T")
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DYNAMIC = "from __gin__ import dynamic_registration"
 
 # How a value begins that gin reads: a reference or macro, a container or quoted text.
@@ -79,8 +78,8 @@ def load_with_operative(
 
     Args:
       target: the config dataclass to build.
-      gin_files: paths, looked for in the current directory, in search_paths, then in the repository; a later
-        file wins.
+      gin_files: paths, looked for in the current directory, in search_paths, then in the repository or, of an
+        installed package, in what came with it; a later file wins.
       bindings: lines "NAME = value" or "module.Class.parameter = value" that win over the files.
       search_paths: more folders in which gin files and their includes are looked for.
       open_paths: what macros named …_DIR and …_PATH are that were to be given and are not; None: an error.
@@ -149,7 +148,7 @@ def _clean_gin(search_paths: Sequence[str]) -> Iterator[None]:
     prefixes, readers, registry = state._LOCATION_PREFIXES, state._FILE_READERS, state._INVERSE_REGISTRY
     saved = list(prefixes), list(readers), dict(registry), dict(state._REGISTRY.items())
     gin.clear_config()
-    prefixes.extend([*search_paths, str(REPOSITORY)])
+    prefixes.extend([*search_paths, shipped_root()])
     del readers[1:]  # gin's second reader looks for files in packages, and breaks on a folder like configs/.
     try:
         yield

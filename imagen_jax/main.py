@@ -14,8 +14,9 @@ from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.devices import device_errors
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
-from imagen_jax.errors import UserError, exit_code
+from imagen_jax.errors import INTERRUPTED, TERMINATED, UserError, exit_code
 from imagen_jax.files import is_unicode
+from imagen_jax.streams import leave_at_once
 
 
 def find_modes() -> dict[str, Command | GinCommand]:
@@ -55,12 +56,18 @@ def build_parser(modes: Mapping[str, Command | GinCommand] | None = None) -> arg
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one mode.
 
+    Args:
+      argv: the words of the command line; None: those of this process, which then may end here.
+
     Returns:
       The exit code: 0, or, told on stderr in plain words, 2 after an error of the user's, 130 after Ctrl-C.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     code = exit_code(lambda: _run(arguments))
     leave_processes(code)
+    if argv is None and code in (INTERRUPTED, TERMINATED):
+        # A compilation goes on in a thread of jax's, which crashes when Python, on its way out, takes jax down.
+        leave_at_once(code)
     return code
 
 

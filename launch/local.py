@@ -26,6 +26,7 @@ from absl import app
 from ml_collections import config_flags
 
 from imagen_jax.files import read_json, write_json
+from imagen_jax.streams import outlive_readers
 
 SAMPLE_EVERY_S = 0.5
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
@@ -159,6 +160,7 @@ def main(arguments: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected argument {arguments[1]}; settings are given as --config.NAME=VALUE")
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing; use --config launch/configs/demo.py")
+    outlive_readers()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(run(_CONFIG.value))

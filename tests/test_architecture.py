@@ -13,15 +13,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "typing"}
+COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "streams", "typing"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
     "array_records": set(),
     "checks": set(),
-    "errors": set(),
+    "errors": {"streams"},
     "files": set(),
     "image_files": set(),
     "progress": set(),
+    "streams": set(),
     "typing": set(),
     "gin_config": set(),
     "diffusion": set(),
@@ -60,7 +61,8 @@ DOORS["main"] = {"commands"}
 
 # The floors from the ground up.
 FLOORS = (
-    ("errors", "files", "typing"),
+    ("streams", "typing"),
+    ("errors", "files"),
     ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),
     ("cost", "text"),

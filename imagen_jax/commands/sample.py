@@ -9,6 +9,7 @@ from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import encoder_path, user_path
 from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
+from imagen_jax.files import shipped_file
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -139,7 +140,7 @@ def captions_of(args: argparse.Namespace) -> list[str]:
     captions = list(args.captions)
     if args.prompts_file:
         try:
-            with open(args.prompts_file, encoding="utf-8-sig") as file:
+            with open(shipped_file(args.prompts_file), encoding="utf-8-sig") as file:
                 captions += [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error
