@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import gin
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, one_line
 from imagen_jax.files import shipped_root
 
 T = TypeVar("T")
@@ -137,7 +137,9 @@ def read_as_data(text: str) -> dict[str, Any]:
                 argument = f".{statement.arg_name}" if statement.arg_name else ""
                 found[f"{scope}{statement.selector}{argument}"] = statement.value
     except _PARSE_ERRORS as error:
-        raise error if isinstance(error, UserError) else UserError(f"not a gin config: {error}") from error
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a gin config: {one_line(str(error))}") from error
     return found
 
 
@@ -290,18 +292,18 @@ def _as_user_error(source: str) -> Iterator[None]:
     try:
         yield
     except (*_PARSE_ERRORS, *_BUILD_ERRORS) as error:
-        raise UserError(f"{_readable(error)}\n  from {source}") from error
+        raise UserError(f"{_readable(error)}; from {source}") from error
 
 
 def _readable(error: BaseException) -> str:
-    message = str(error).strip()
+    message = one_line(str(error))
     unknown = _UNKNOWN_PARAMETER.search(message)
     if unknown:
         selector, parameter = unknown.groups()
         known = _parameters(selector)
         message = message.replace(unknown.group(0), unknown.group(0) + _did_you_mean(parameter, known), 1)
     if isinstance(error, SyntaxError):
-        message += "\n  a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
+        message += "; a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
     # gin names the class object twice; once is enough.
     message = re.sub(r"In call to configurable '(\w+)' \(<.*?>\)", r"in \1", message)
     return message.replace("bindings string line", "the flags, line")

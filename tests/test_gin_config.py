@@ -216,7 +216,7 @@ def test_mistakes_in_files_name_the_file_or_binding(toy, tmp_path, line, expecte
     write(tmp_path / "wrong.gin", textwrap.dedent(BASE) + "MODEL_DIR = 'x'\n" + line + "\n")
     with pytest.raises(UserError) as error:
         load(toy, files=("wrong.gin",))
-    assert re.search(expected, str(error.value).replace("\n", " ")), str(error.value)
+    assert re.fullmatch(f".*{expected}.*", str(error.value)), str(error.value)
 
 
 def test_one_name_for_two_modules_is_refused(toy, tmp_path):

@@ -33,13 +33,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.files import sha256_of_files, sync_directory, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
 PARTIAL, DAMAGED = ".partial", ".damaged"
-MAX_LISTED = 10
 Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
@@ -289,7 +288,7 @@ def verify(path: Path) -> None:
     wrong += [f"{name} (missing)" for name in expected if name not in found]
     wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
     if wrong:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {_listed(wrong)}; {_fix(path)}")
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {listed(wrong)}; {_fix(path)}")
 
 
 def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
@@ -308,7 +307,7 @@ def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
         what = "model" if lines[0][0].split(".")[0] != "opt_state" else "optimizer"
         raise UserError(
             f"checkpoint {path} is of another {what}, {len(lines)} leaves differ: "
-            f"{_listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
+            f"{listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
             "another model_dir with init_from"
         )
 
@@ -319,11 +318,6 @@ def _describe(leaf: Any) -> str:
 
 def _fix(path: Path) -> str:
     return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"
-
-
-def _listed(parts: list[str]) -> str:
-    more = f"; and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
-    return "; ".join(parts[:MAX_LISTED]) + more
 
 
 def quarantine(path: Path) -> Path:

@@ -8,7 +8,7 @@ import copy
 import json
 import random
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 ODD_TEXTS = (
@@ -139,8 +139,3 @@ def json_file(chance: random.Random, tree: Any) -> bytes:
     if kind < 6:
         return damaged(chance, json.dumps(tree).encode())
     return json.dumps(changed(chance, tree), ensure_ascii=chance.random() < 0.5).encode(errors="surrogatepass")
-
-
-def one_of(chance: random.Random, *makers: Callable[[random.Random], Any]) -> Any:
-    """What one of several makers makes."""
-    return chance.choice(makers)(chance)

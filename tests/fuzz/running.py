@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import resource
 import signal
 import sys
 import traceback
@@ -17,6 +18,8 @@ from imagen_jax.errors import UserError
 T = TypeVar("T")
 
 CASE_S = 20.0
+# How much more memory than all cases before it a case may take: inputs are small.
+CASE_KIB = 1 << 20
 _SHOWN = 400
 
 
@@ -97,8 +100,8 @@ def fuzz(
       share: cases of this door for each of --cases, for a door that is slow.
 
     Raises:
-      pytest.fail.Exception: lists the cases that raise anything else, hang, or touch a file elsewhere; one of each kind
-        with its number, its input and its traceback.
+      pytest.fail.Exception: lists the cases that raise anything else, tell an error in several lines, hang, fill the
+        memory, or touch a file elsewhere; one of each kind with its number, its input and its traceback.
     """
     alone = config.getoption("--case")
     numbers = [alone] if alone is not None else range(max(1, round(config.getoption("--cases") * share)))
@@ -106,25 +109,36 @@ def fuzz(
     kinds: dict[str, list[str]] = {}
     for number in numbers:
         case = make(random.Random(f"{door}/{number}"))
-        problem, trace = "", ""
+        problem, trace, before = "", "", _peak_kib()
         try:
             with _guarded(allowed):
                 attempt(case)
         except UserError as error:
-            problem = "" if str(error).strip() else "UserError without a message"
+            if len(str(error).strip().split("\n")) != 1 or not str(error).strip():
+                problem, trace = f"UserError not of one line at {_place(error)}", f"{error}\n"
         except (Exception, SystemExit, Hang) as error:
-            frames = traceback.extract_tb(error.__traceback__)
-            ours = [frame for frame in frames if "/imagen_jax/" in frame.filename] or frames
-            problem = f"{type(error).__name__} at {os.path.basename(ours[-1].filename)}:{ours[-1].lineno}"
+            problem = f"{type(error).__name__} at {_place(error)}"
             trace = "".join(traceback.format_exception(error))[-1500:]
         if _GUARD.found:
             problem = f"touched: {_GUARD.found[0]}" + (f", then {problem}" if problem else "")
+        if not problem and _peak_kib() - before > CASE_KIB:
+            problem = "memory"
         if problem:
             kinds.setdefault(problem, []).append(f"case {number}: {_short(case)}\n{trace}")
     if kinds:
         lines = [f"{problem} ({len(cases)} cases), first {cases[0]}" for problem, cases in kinds.items()]
         total = sum(map(len, kinds.values()))
         pytest.fail(f"{door}: {total} of {len(numbers)} cases; alone: --case N\n" + "\n".join(lines), pytrace=False)
+
+
+def _place(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "/imagen_jax/" in frame.filename] or frames
+    return f"{os.path.basename(ours[-1].filename)}:{ours[-1].lineno}"
+
+
+def _peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _short(case: object) -> str:

@@ -73,10 +73,11 @@ class EncoderConfig(abc.ABC):
         values = {}
         for name, value in fields.items():
             value = tuple(value) if isinstance(value, list) else value
-            value = float(value) if types.get(name) is float and type(value) is int else value
-            if types.get(name) in _JSON_TYPES and type(value) is not types[name]:
+            wanted = types.get(name)
+            value = float(value) if wanted is float and type(value) is int else value
+            if isinstance(wanted, type) and wanted in _JSON_TYPES and type(value) is not wanted:
                 raise UserError(
-                    f"{cls.__name__}.{name} is {str(value)[:80]!r} in the checkpoint; expected {types[name].__name__}"
+                    f"{cls.__name__}.{name} is {str(value)[:80]!r} in the checkpoint; expected {wanted.__name__}"
                 )
             values[name] = value
         try:

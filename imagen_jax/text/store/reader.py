@@ -22,7 +22,7 @@ import numpy as np
 
 from imagen_jax.array_records import RecordFiles
 from imagen_jax.checks import check_path
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.files import check_content, read_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
@@ -164,9 +164,7 @@ class EmbeddingStore:
         lines = fingerprint_differences(self.fingerprint, expected)
         if lines:
             raise UserError(
-                f"the embedding store {self._directory!r} was made with other text settings:\n  "
-                + "\n  ".join(lines)
-                + f"\n{REBUILD}"
+                f"the embedding store {self._directory!r} was made with other text settings: {listed(lines)}; {REBUILD}"
             )
 
     def verify(self) -> None:

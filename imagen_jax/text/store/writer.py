@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from imagen_jax.checks import check_count
-from imagen_jax.errors import UserError, file_errors
+from imagen_jax.errors import UserError, file_errors, listed
 from imagen_jax.files import check_content, move_synced, read_json, sha256_of_file, whole_file, write_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
@@ -111,9 +111,8 @@ class StoreWriter:
         lines = self._plan_differences() if begun else []
         if lines and not overwrite:
             raise UserError(
-                f"{self.directory!r} holds an unfinished embedding store of another plan:\n  "
-                + "\n  ".join(lines)
-                + "\nfinish it with its own settings, set overwrite, or point STORE_DIR elsewhere"
+                f"{self.directory!r} holds an unfinished embedding store of another plan: {listed(lines)}; "
+                "finish it with its own settings, set overwrite, or point STORE_DIR elsewhere"
             )
         if finished or lines:
             if not alone:

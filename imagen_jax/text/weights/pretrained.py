@@ -16,7 +16,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import STACKED, dotted
@@ -33,8 +33,6 @@ from imagen_jax.text.weights.checkpoint_arrays import (
 )
 from imagen_jax.text.weights.sources import Source
 from imagen_jax.typing import Array, Float, PyTree
-
-_MAX_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -262,16 +260,14 @@ def _check(checkpoint: EncoderCheckpoint) -> None:
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}
     lines = [
-        f"  {path}: got {got.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
+        f"{path}: got {got.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
         for path in sorted(wanted.keys() | got.keys())
         if got.get(path) != wanted.get(path)
     ]
     if lines:
-        more = [f"  and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
         raise UserError(
-            f"{checkpoint.arrays.path} is not an encoder of this config, {len(lines)} parameters differ:\n"
-            + "\n".join(lines[:_MAX_LISTED] + more)
-            + "\nGive the config that belongs to it, or leave it out to infer it from the shapes"
+            f"{checkpoint.arrays.path} is not an encoder of this config, {len(lines)} parameters differ: "
+            f"{listed(lines)}; give the config that belongs to it, or leave it out to infer it from the shapes"
         )
 
 
