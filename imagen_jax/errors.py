@@ -17,7 +17,13 @@ class UserError(ValueError):
     """Bad input or configuration: the message says, on one line, what, got, expected and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Args:
+      message: lines in it, as libraries' own messages have, are joined.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -28,7 +34,7 @@ def listed(parts: Sequence[str]) -> str:
 
 def one_line(text: str) -> str:
     """A library's message on one line, without the marks that it sets below another."""
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in text.split("\n"))
     return "; ".join(line for line in lines if line.strip("^ "))
 
 

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import gin
 
-from imagen_jax.errors import UserError, one_line
+from imagen_jax.errors import UserError
 from imagen_jax.files import shipped_root
 
 T = TypeVar("T")
@@ -139,7 +139,7 @@ def read_as_data(text: str) -> dict[str, Any]:
     except _PARSE_ERRORS as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"not a gin config: {one_line(str(error))}") from error
+        raise UserError(f"not a gin config: {error}") from error
     return found
 
 
@@ -296,7 +296,7 @@ def _as_user_error(source: str) -> Iterator[None]:
 
 
 def _readable(error: BaseException) -> str:
-    message = one_line(str(error))
+    message = str(error).strip()
     unknown = _UNKNOWN_PARAMETER.search(message)
     if unknown:
         selector, parameter = unknown.groups()

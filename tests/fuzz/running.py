@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import pytest
 
 from imagen_jax.errors import UserError
@@ -55,10 +56,10 @@ class _Guard:
 
     def _check(self, event: str, path: Any) -> None:
         text = os.path.abspath(os.fsdecode(path))
-        # What Python writes of its own accord when a module is imported for the first time.
-        if not (self.allowed and (text + os.sep).startswith(self.allowed + os.sep)) and "__pycache__" not in text:
-            if text != os.devnull:
-                self.found.append(f"{event} {text}")
+        # What Python and jax keep of their own accord.
+        kept = "__pycache__" in text or text.startswith(str(jax.config.jax_compilation_cache_dir))
+        if not (self.allowed and (text + os.sep).startswith(self.allowed + os.sep)) and not kept and text != os.devnull:
+            self.found.append(f"{event} {text}")
 
 
 _GUARD = _Guard()

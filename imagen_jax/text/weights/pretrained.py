@@ -202,8 +202,18 @@ class EncoderCheckpoint:
     sources: Mapping[str, Source]
 
     def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
-        """A slice of a parameter."""
-        return self.sources[path].read(self.arrays, index).astype(dtype)
+        """A slice of a parameter.
+
+        Raises:
+          UserError: it is not of real numbers, as where a checkpoint is quantised.
+        """
+        value = self.sources[path].read(self.arrays, index)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"{self.sources[path].name} of {self.arrays.path} is of {value.dtype}; expected floating-point numbers "
+                "(F32, F16, BF16): give a checkpoint that is not quantised"
+            )
+        return value.astype(dtype)
 
 
 def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
