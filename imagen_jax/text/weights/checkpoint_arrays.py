@@ -167,6 +167,11 @@ class SafetensorsArrays(CheckpointArrays):
                 return np.asarray(tensors.get_slice(name)[index])
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self._file_of[name]} cannot be read ({error}); download it again") from error
+        except AttributeError as error:  # safetensors looks for the type in NumPy.
+            raise UserError(
+                f"{name} of {self._file_of[name]} is of a type that NumPy does not have ({error}): give a checkpoint "
+                "that is not quantised"
+            ) from error
 
 
 class OrbaxArrays(CheckpointArrays):
