@@ -99,7 +99,7 @@ def test_files_are_found_in_the_repository(toy, tmp_path, monkeypatch):
     (tmp_path / "repository" / "configs").mkdir(parents=True)
     write(tmp_path / "repository" / "configs" / "run.gin", BASE + "    include 'configs/dir.gin'\n")
     write(tmp_path / "repository" / "configs" / "dir.gin", "MODEL_DIR = 'z'\n")
-    monkeypatch.setattr(gin_config, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(gin_config, "shipped_root", lambda: str(tmp_path / "repository"))
     assert load(toy, files=("configs/run.gin",)).directory == "z"
 
 
