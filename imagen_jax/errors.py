@@ -135,10 +135,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = f"{error}. Free space or fix the permissions, then run the same command again"
     else:
         return 0
-    print(f"error: {_printable(problem)}", file=sys.stderr, flush=True)
+    print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
     return 2
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text on one line, without what would steer a terminal: it quotes files and arguments that come from anywhere."""
     return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -8,15 +8,24 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from imagen_jax import commands
 from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.devices import device_errors
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
-from imagen_jax.errors import INTERRUPTED, TERMINATED, UserError, exit_code
+from imagen_jax.errors import INTERRUPTED, TERMINATED, UserError, exit_code, printable
 from imagen_jax.files import is_unicode
 from imagen_jax.streams import leave_at_once
+
+
+class _Parser(argparse.ArgumentParser):
+    """Quotes wrong words as every error does: on one line, without what would steer a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with argparse's usage and the message."""
+        super().error(printable(message))
 
 
 def find_modes() -> dict[str, Command | GinCommand]:
@@ -33,7 +42,7 @@ def build_parser(modes: Mapping[str, Command | GinCommand] | None = None) -> arg
     Args:
       modes: by name; None: those of `find_modes`.
     """
-    parser = argparse.ArgumentParser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
+    parser = _Parser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="MODE")
     for name, mode in (find_modes() if modes is None else modes).items():
         takes_gin = isinstance(mode, GinCommand)

@@ -77,8 +77,13 @@ def test_the_command_ends_with_a_word_and_a_code(pytestconfig, tmp_path, monkeyp
         finally:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
         assert code in (0, 2)
-        assert code == 0 or "error: " in err.getvalue()
-        assert "Traceback" not in err.getvalue()
+        told = err.getvalue()
+        assert "Traceback" not in told
+        if code:
+            before, error, message = told.partition("error: ")
+            assert error and message.endswith("\n") and message[:-1].isprintable()
+            # argparse's usage comes before.
+            assert not before or before.startswith("usage: imagen_jax")
 
     fuzz(pytestconfig, "command line", _words, attempt, writes=tmp_path)
 

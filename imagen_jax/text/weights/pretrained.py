@@ -205,13 +205,13 @@ class EncoderCheckpoint:
         """A slice of a parameter.
 
         Raises:
-          UserError: it is not of real numbers, as where a checkpoint is quantised.
+          UserError: see CheckpointArrays.read; or the array holds no floating-point numbers.
         """
         value = self.sources[path].read(self.arrays, index)
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise UserError(
-                f"{self.sources[path].name} of {self.arrays.path} is of {value.dtype}; expected floating-point numbers "
-                "(F32, F16, BF16): give a checkpoint that is not quantised"
+                f"array {self.sources[path].name} of {self.arrays.path} is of {value.dtype}; expected floating-point "
+                "numbers: give a checkpoint that is not quantised"
             )
         return value.astype(dtype)
 
