@@ -34,13 +34,23 @@ def check_path(name: str, value: object, schemes: Collection[str] = ()) -> None:
       schemes: of addresses that can be read all the same, e.g. "gs".
 
     Raises:
-      UserError: it is no path, empty, or an address with a scheme.
+      UserError: it is no path, empty, of characters that no file name has, or an address with a scheme.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
+    if not _is_name(os.fspath(value)):
+        raise UserError(f"{name} ({value!r}) holds a character that no file name can; give another path")
     scheme = _SCHEME.match(os.fspath(value))
     if scheme is not None and scheme[1] not in schemes:
         raise UserError(
             f"{name} ({os.fspath(value)}) begins with {scheme[0]}, and only paths of this machine can be read and "
             "written; copy it here, or mount the bucket as a folder"
         )
+
+
+def _is_name(path: str) -> bool:
+    """Tells if the system takes a path at all: it has no NUL, and its characters have bytes."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

@@ -341,5 +341,8 @@ def _quoted(name: str, value: str) -> str:
         path = literal if isinstance(literal, str) else value
         if not path.strip():
             raise UserError(f"--gin.{name}= is empty; expected a path (the current folder is .)")
-        return repr(os.path.expanduser(path))
+        try:
+            return repr(os.path.expanduser(path))
+        except ValueError as error:
+            raise UserError(f"--gin.{name}={ascii(value)} is no path ({error}); give another") from error
     return repr(value) if literal is value else value
