@@ -15,7 +15,7 @@ BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c $(LOCK)
 BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
-.PHONY: setup demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test clean
+.PHONY: setup demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test fuzz clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -79,6 +79,11 @@ test-all: $(VENV)/.installed-photos
 
 test-quick: $(VENV)/.installed
 	$(PYTEST) -m 'not slow' $(QUICK)
+
+# Damaged and odd inputs: more of them at each door than the other targets try.
+CASES ?= 10000
+fuzz: $(VENV)/.installed
+	UNCHECKED_TYPES=1 $(PYTEST) tests/fuzz --cases $(CASES)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

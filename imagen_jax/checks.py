@@ -35,11 +35,13 @@ def check_path(name: str, value: object) -> None:
       value: what it was set to.
 
     Raises:
-      UserError: it is no path, empty, or an address that nothing here can read.
+      UserError: it is no path, empty, of characters that no file name has, or an address that nothing here can read.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
     text = os.fspath(value)
+    if not _is_name(text):
+        raise UserError(f"{name} ({value!r}) holds a character that no file name can; give another path")
     scheme = _SCHEME.match(text)
     if scheme is None:
         return
@@ -51,3 +53,11 @@ def check_path(name: str, value: object) -> None:
         )
     if not re.match(r"[a-z]+://[a-z0-9][a-z0-9._-]+(/|$)", text):
         raise UserError(f"{name} ({text}) must name a bucket: {scheme[1]}://bucket/folder")
+
+
+def _is_name(path: str) -> bool:
+    """Tells if the system takes a path at all: it has no NUL, and its characters have bytes."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,10 +14,28 @@ from imagen_jax.streams import outlive_readers
 
 
 class UserError(ValueError):
-    """Bad input or configuration: the message says what, got, expected and how to fix it.
+    """Bad input or configuration: the message says, on one line, what, got, expected and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
+
+    Args:
+      message: lines in it, as libraries' own messages have, are joined.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Parts of a message with semicolons between: of many, the first ones and how many more."""
+    more = f"; and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
+    return "; ".join(parts[:MAX_LISTED]) + more
+
+
+def one_line(text: str) -> str:
+    """A library's message on one line, without the marks that it sets below another."""
+    lines = (line.strip() for line in text.split("\n"))
+    return "; ".join(line for line in lines if line.strip("^ "))
 
 
 @contextlib.contextmanager
@@ -34,6 +52,7 @@ class Terminated(BaseException):
 
 
 INTERRUPTED, TERMINATED = 130, 143
+MAX_LISTED = 10
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
 
@@ -116,5 +135,10 @@ def exit_code(program: Callable[[], object]) -> int:
         problem = f"{error}. Free space or fix the permissions, then run the same command again"
     else:
         return 0
-    print(f"error: {problem}", file=sys.stderr, flush=True)
+    print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
     return 2
+
+
+def printable(text: str) -> str:
+    """Text on one line, without what would steer a terminal: it quotes files and arguments that come from anywhere."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

@@ -37,6 +37,9 @@ DYNAMIC = "from __gin__ import dynamic_registration"
 _REFERENCES = ("@", "%")
 _GIN_STARTS = (*_REFERENCES, "(", "[", "{", "'", '"')
 _PYTHON_SPELLING = {"true": "True", "false": "False", "none": "None", "null": "None"}
+# What gin's parser raises on damaged text, and besides what building raises on wrong names and values.
+_PARSE_ERRORS = (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError)
+_BUILD_ERRORS = (AttributeError, ModuleNotFoundError, NameError, OSError, RuntimeError, TypeError)
 _UNKNOWN_PARAMETER = re.compile(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'")
 
 
@@ -133,8 +136,10 @@ def read_as_data(text: str) -> dict[str, Any]:
                 scope = f"{statement.scope}/" if statement.scope else ""
                 argument = f".{statement.arg_name}" if statement.arg_name else ""
                 found[f"{scope}{statement.selector}{argument}"] = statement.value
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"not a gin config: {error}") from error
+    except _PARSE_ERRORS as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"not a gin config: {error}") from error
     return found
 
 
@@ -286,17 +291,8 @@ def _as_user_error(source: str) -> Iterator[None]:
     """Turns what gin and the configs raise on bad input into a UserError that names its source."""
     try:
         yield
-    except (
-        AttributeError,
-        ModuleNotFoundError,
-        NameError,
-        OSError,
-        RuntimeError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise UserError(f"{_readable(error)}\n  from {source}") from error
+    except (*_PARSE_ERRORS, *_BUILD_ERRORS) as error:
+        raise UserError(f"{_readable(error)}; from {source}") from error
 
 
 def _readable(error: BaseException) -> str:
@@ -307,7 +303,7 @@ def _readable(error: BaseException) -> str:
         known = _parameters(selector)
         message = message.replace(unknown.group(0), unknown.group(0) + _did_you_mean(parameter, known), 1)
     if isinstance(error, SyntaxError):
-        message += "\n  a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
+        message += "; a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
     # gin names the class object twice; once is enough.
     message = re.sub(r"In call to configurable '(\w+)' \(<.*?>\)", r"in \1", message)
     return message.replace("bindings string line", "the flags, line")
@@ -345,5 +341,8 @@ def _quoted(name: str, value: str) -> str:
         path = literal if isinstance(literal, str) else value
         if not path.strip():
             raise UserError(f"--gin.{name}= is empty; expected a path (the current folder is .)")
-        return repr(os.path.expanduser(path))
+        try:
+            return repr(os.path.expanduser(path))
+        except ValueError as error:
+            raise UserError(f"--gin.{name}={ascii(value)} is no path ({error}); give another") from error
     return repr(value) if literal is value else value

@@ -1,8 +1,10 @@
 """Image files of any kind → upright RGB: what corpora are built from and what the user gives to be changed."""
 
+import contextlib
 import io
 import os
-import struct
+import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -10,8 +12,11 @@ from PIL import Image, ImageOps
 
 from imagen_jax.files import local_copy
 
-# What Pillow raises on files that are missing, cut short, of an unknown format or absurdly large.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+ImageSource = str | os.PathLike[str] | bytes
+
+
+class ImageError(ValueError):
+    """An image file that is missing or cannot be decoded."""
 
 
 class Decoded(NamedTuple):
@@ -21,41 +26,76 @@ class Decoded(NamedTuple):
     problem: str
 
 
-def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Image:
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of every tag that it cannot read, most of them not used here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def open_image(image: ImageSource) -> Image.Image:
+    """The image of a file, its pixels read.
+
+    PostScript is refused: Pillow would have another program run it.
+
+    Raises:
+      ImageError: it is missing, damaged, absurdly large or of an unknown format.
+    """
+    try:
+        with _without_warnings():
+            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
+            if opened.format == "EPS":
+                opened.close()
+                raise ValueError("PostScript is a program, not a picture; save it as PNG")
+            opened.load()
+            return opened
+    except Exception as error:  # Each format raises what its decoder happens to raise.
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+def decode_image(image: ImageSource | np.ndarray) -> Image.Image:
     """The image of `decode_and_tell`."""
     return decode_and_tell(image).image
 
 
-def decode_and_tell(image: str | os.PathLike[str] | bytes | np.ndarray) -> Decoded:
+def decode_and_tell(image: ImageSource | np.ndarray) -> Decoded:
     """Decodes an image of any mode to upright RGB: transparency on white, 16 bits scaled to 8.
 
     An image whose EXIF data are broken is kept as its pixels lie, for these are good.
 
     Raises:
-      OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be decoded.
+      ImageError: it is missing or cannot be decoded.
     """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            raise ValueError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
-        opened = Image.fromarray(image)
+    if not isinstance(image, np.ndarray):
+        opened = open_image(image)
+    elif image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        raise ImageError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
     else:
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
-        opened.load()
+        opened = Image.fromarray(image)
     opened, problem = _upright(opened)
-    if opened.mode.startswith("I"):
-        wide = np.asarray(opened).astype(np.int64)
-        opened = Image.fromarray((np.clip(wide, 0, 65535) / 257 + 0.5).astype(np.uint8))
-    elif opened.mode == "F":
+    try:
+        return Decoded(_rgb(opened), problem)
+    except Exception as error:  # Palettes and profiles are read here, in each mode's own way.
+        raise ImageError(str(error) or type(error).__name__) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        image = Image.fromarray((np.clip(wide, 0, 65535) / 257 + 0.5).astype(np.uint8))
+    elif image.mode == "F":
         raise ValueError("floating-point pixels have no known range; save the image with 8 or 16 bits")
-    if opened.has_transparency_data:
-        with_alpha = opened.convert("RGBA")
-        opened = Image.new("RGBA", with_alpha.size, "white")
-        opened.alpha_composite(with_alpha)
-    return Decoded(opened.convert("RGB"), problem)
+    if image.has_transparency_data:
+        with_alpha = image.convert("RGBA")
+        image = Image.new("RGBA", with_alpha.size, "white")
+        image.alpha_composite(with_alpha)
+    return image.convert("RGB")
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, str]:
     try:
-        return ImageOps.exif_transpose(image), ""
+        with _without_warnings():
+            return ImageOps.exif_transpose(image), ""
     except Exception as error:  # A tag of a wrong type raises what its use in Pillow happens to raise.
         return image, f"EXIF data are broken ({type(error).__name__}: {error}); the image is not turned"

@@ -8,14 +8,24 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from imagen_jax import commands
 from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.devices import device_errors
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
 from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings
-from imagen_jax.errors import INTERRUPTED, TERMINATED, UserError, exit_code
+from imagen_jax.errors import INTERRUPTED, TERMINATED, UserError, exit_code, printable
+from imagen_jax.files import is_unicode
 from imagen_jax.streams import leave_at_once
+
+
+class _Parser(argparse.ArgumentParser):
+    """Quotes wrong words as every error does: on one line, without what would steer a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with argparse's usage and the message."""
+        super().error(printable(message))
 
 
 def find_modes() -> dict[str, Command | GinCommand]:
@@ -32,7 +42,7 @@ def build_parser(modes: Mapping[str, Command | GinCommand] | None = None) -> arg
     Args:
       modes: by name; None: those of `find_modes`.
     """
-    parser = argparse.ArgumentParser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
+    parser = _Parser("imagen_jax", description="Train Imagen-style cascades.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="MODE")
     for name, mode in (find_modes() if modes is None else modes).items():
         takes_gin = isinstance(mode, GinCommand)
@@ -73,9 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str]) -> None:
     modes = find_modes()
     for word in arguments:
-        if not word.isascii():
-            _check_unicode(word)
+        if not is_unicode(word):
+            raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8")
     bindings, words = split_bindings(arguments)
+    for word in words:
+        # argparse would drop the -- and take the flag's value for an empty list.
+        if word.startswith("--") and word.endswith("=--"):
+            raise UserError(f"{word} has no value; write {word.removesuffix('--')}VALUE, or leave the flag out")
     parser = build_parser(modes)
     args = parser.parse_args(words)
     mode = modes[args.command]
@@ -89,14 +103,6 @@ def _run(arguments: Sequence[str]) -> None:
             join_processes(args)
         config, operative = load_gin(mode, args, bindings)
         mode.run(args, config, operative)
-
-
-def _check_unicode(word: str) -> None:
-    """Raises UserError for an argument whose bytes are not UTF-8."""
-    try:
-        word.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8") from error
 
 
 if __name__ == "__main__":

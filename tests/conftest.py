@@ -31,13 +31,21 @@ from tests import gcs
 # Meshes of up to eight devices are tested on one machine.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Every annotation of the package is checked at each call; must come before the package's first import.
-install_import_hook("imagen_jax", "beartype.beartype")
+# Every annotation of the package is checked at each call; must come before the package's first import. `make fuzz` sees
+# what users see, who have no such checks.
+if "UNCHECKED_TYPES" not in os.environ:
+    install_import_hook("imagen_jax", "beartype.beartype")
 
 CACHE_SETTINGS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/fuzz."""
+    parser.addoption("--cases", type=int, default=100, help="inputs that tests/fuzz tries at each door (default 100)")
+    parser.addoption("--case", type=int, help="the only input that tests/fuzz tries, by its number")
 
 
 def pytest_collection_finish() -> None:

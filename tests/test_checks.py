@@ -1,9 +1,11 @@
-"""Counts: what is one, and what is said of all else."""
+"""Counts and paths: what is one, and what is said of all else."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from imagen_jax.checks import check_count
+from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 
 
@@ -30,3 +32,23 @@ def test_the_hint_comes_last():
     with pytest.raises(UserError) as error:
         check_count("num_steps", 0, hint="32 to 256 is usual")
     assert str(error.value) == "num_steps (0) must be an integer >= 1; 32 to 256 is usual"
+
+
+@pytest.mark.parametrize("path", ["a", "é 漢/..", Path("a"), "\udcff", "a\n"])
+def test_any_name_of_a_file_is_a_path(path):
+    check_path("the corpus directory", path)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("a\0b", "no file name can"),
+        ("a\ud800", "no file name can"),
+        ("", "must be the path"),
+        (None, "must be the path"),
+        ("gs://b/x", "begins with .*gs.*, and"),
+    ],
+)
+def test_what_is_no_path_of_this_machine_is_refused(path, said):
+    with pytest.raises(UserError, match=rf"the corpus directory .*{said}"):
+        check_path("the corpus directory", path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.errors import Terminated, ended_at_once, exit_code, terminable
+from imagen_jax.errors import Terminated, UserError, ended_at_once, exit_code, listed, terminable
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -30,6 +30,20 @@ def test_sigterm_is_told_and_cleans_up(capsys):
     assert exit_code(program) == 143 and cleaned == [True]
     assert capsys.readouterr().err.startswith("ended by SIGTERM; nothing is half-written")
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_error_is_one_line_whatever_it_quotes(capsys):
+    def program():
+        raise UserError("no file a\rb\x1b[31m\u2028c é (a library: wrong\n  x = (\n       ^\n)")
+
+    assert exit_code(program) == 2
+    error = "error: no file a\\rb\\x1b[31m\\u2028c é (a library: wrong; x = (; )\n"
+    assert capsys.readouterr().err == error
+
+
+def test_parts_of_a_message_are_joined_and_the_first_of_many_named():
+    assert listed(["a", "b"]) == "a; b"
+    assert listed([str(n) for n in range(12)]) == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9; and 2 more"
 
 
 class Slow:

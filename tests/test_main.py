@@ -307,6 +307,15 @@ def test_an_interrupt_is_told_in_plain_words(joined, monkeypatch, capsys):
     assert told.startswith("interrupted") and "Traceback" not in told
 
 
+@pytest.mark.parametrize("words", [["report", "--run_dir=x", "--a\nb\x1b[31m"], ["a\nb\x1b[31m"]])
+def test_wrong_words_are_quoted_on_one_line(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    told = capsys.readouterr().err
+    assert ended.value.code == 2 and "a\\nb\\x1b[31m" in told.splitlines()[-1]
+    assert "\x1b" not in told and told.startswith("usage: imagen_jax")
+
+
 def test_an_argument_that_is_no_text_is_told(capsys):
     for words in (["sample", "--checkpoint=x", "--output=y", "a \udcff cube"], ["train", "--gin.X=\udcff"]):
         assert main(words) == 2

@@ -16,7 +16,6 @@ MODEL_DIR must be a (mounted) file system that every process sees.
 import contextlib
 import hashlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -33,13 +32,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
-from imagen_jax.errors import UserError
-from imagen_jax.files import sha256_of_files, sync_directory, write_bytes, write_json
+from imagen_jax.errors import UserError, listed
+from imagen_jax.files import check_content, read_json, sha256_of_files, sync_directory, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
 PARTIAL, DAMAGED = ".partial", ".damaged"
-MAX_LISTED = 10
 Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
@@ -57,9 +55,14 @@ def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
 
 def saved_steps(model_dir: str | os.PathLike[str]) -> list[int]:
     """Steps of the whole checkpoints of a run, oldest first."""
-    root = Path(model_dir) / "checkpoints"
-    names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"checkpoint_(\d+)", name)))
+    return sorted(map(step_of, _folders(model_dir, "")))
+
+
+def _folders(model_dir: str | os.PathLike[str], suffix: str) -> list[Path]:
+    """Directories that `save` named; what else people keep beside them is theirs."""
+    root, name = Path(model_dir) / "checkpoints", re.compile(f"checkpoint_(0|[1-9][0-9]*){re.escape(suffix)}")
+    entries = list(root.iterdir()) if root.is_dir() else []
+    return [entry for entry in entries if name.fullmatch(entry.name) and entry.is_dir()]
 
 
 def latest_step(model_dir: str | os.PathLike[str]) -> int | None:
@@ -69,10 +72,10 @@ def latest_step(model_dir: str | os.PathLike[str]) -> int | None:
 
 def remove_partial(model_dir: str | os.PathLike[str]) -> None:
     """Removes what a killed process left half-written."""
-    root = Path(model_dir) / "checkpoints"
-    if jax.process_index() == 0 and root.is_dir():
-        for entry in root.glob(f"checkpoint_*{PARTIAL}"):
-            shutil.rmtree(entry)
+    if jax.process_index() == 0:
+        for entry in _folders(model_dir, PARTIAL):
+            if not entry.is_symlink():
+                shutil.rmtree(entry)
     _barrier("remove_partial")
 
 
@@ -187,7 +190,7 @@ def _restored(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, A
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
     items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
-    saved = json.loads((path / "position.json").read_text())
+    saved = _companion(path, "position.json", {"step": int, "position": dict})
     number = jax.device_put(jnp.int32(saved["step"]), abstract.step.sharding)
     return TrainState(step=number, **items), saved["position"]
 
@@ -280,16 +283,34 @@ def verify(path: Path) -> None:
     Raises:
       UserError: names the files that changed, are missing or are new.
     """
-    try:
-        expected = json.loads((path / "digests.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path} has no readable digests.json ({error}); {_fix(path)}") from error
+    expected = read_digests(path)
     found = _digests(path)
     wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
     wrong += [f"{name} (missing)" for name in expected if name not in found]
     wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
     if wrong:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {_listed(wrong)}; {_fix(path)}")
+        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {listed(wrong)}; {_fix(path)}")
+
+
+def read_digests(path: Path) -> dict[str, str]:
+    """The digest of every file of a checkpoint, by its name there, when it was written.
+
+    Raises:
+      DamagedCheckpointError: they cannot be read.
+    """
+    return _companion(path, "digests.json", {...: str})
+
+
+def _companion(path: Path, name: str, form: Any) -> Any:
+    """What a JSON file of a checkpoint holds, of the form that `check_content` takes."""
+    try:
+        content = read_json(path / name)
+        check_content(path / name, content, form, _fix(path))
+    except UserError as error:
+        raise DamagedCheckpointError(str(error)) from error
+    except (FileNotFoundError, IsADirectoryError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path} has no readable {name} ({error}); {_fix(path)}") from error
+    return content
 
 
 def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
@@ -308,7 +329,7 @@ def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
         what = "model" if lines[0][0].split(".")[0] != "opt_state" else "optimizer"
         raise UserError(
             f"checkpoint {path} is of another {what}, {len(lines)} leaves differ: "
-            f"{_listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
+            f"{listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
             "another model_dir with init_from"
         )
 
@@ -321,11 +342,6 @@ def _fix(path: Path) -> str:
     return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"
 
 
-def _listed(parts: list[str]) -> str:
-    more = f"; and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
-    return "; ".join(parts[:MAX_LISTED]) + more
-
-
 def quarantine(path: Path) -> Path:
     """Renames a checkpoint, so that nobody takes it for whole; nothing is removed.
 
@@ -333,7 +349,7 @@ def quarantine(path: Path) -> Path:
       Its new place.
     """
     places = (path.with_name(f"{path.name}{DAMAGED}{number or ''}") for number in itertools.count())
-    place = next(place for place in places if not place.exists())
+    place = next(place for place in places if not os.path.lexists(place))
     os.rename(path, place)
     sync_directory(path.parent)
     return place
@@ -403,13 +419,28 @@ def _host_device() -> jax.Device:
         return jax.local_devices()[0]
 
 
+@contextlib.contextmanager
+def _unreadable(path: Path) -> Iterator[None]:
+    """Tells in one line of arrays that are what was written and that orbax cannot read."""
+    try:
+        yield
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # Its parts raise what they happen to raise, Exception itself too.
+        raise UserError(
+            f"the arrays of checkpoint {path} cannot be read ({type(error).__name__}: {_first_line(error)[:200]}), "
+            "though its files are those that digests.json names; read it with the versions that wrote it "
+            f"(versions.json of the run), or {_fix(path)}"
+        ) from error
+
+
 def _metadata(path: Path, item: str) -> PyTree:
-    with _checkpointer(item) as checkpointer:
+    with _unreadable(path), _checkpointer(item) as checkpointer:
         return checkpointer.metadata(path.absolute() / "arrays").item_metadata[item].tree
 
 
 def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
-    with _checkpointer(item) as checkpointer:
+    with _unreadable(path), _checkpointer(item) as checkpointer:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
         return checkpointer.restore(path.absolute() / "arrays", args=args)[item]
 

@@ -10,7 +10,9 @@ Numbers that JSON lacks are {"float": "inf"}; numpy's types are {"dtype": "float
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
@@ -129,11 +131,24 @@ def from_data(data: Any) -> Any:
     return build(data["type"], {name: from_data(value) for name, value in fields.items()})
 
 
+def _fits(value: Any, wanted: Any) -> bool:
+    """Tells if a value is of a field's type, as far as that is one of JSON's; classes look at the others themselves."""
+    parts = typing.get_args(wanted)
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if typing.get_origin(wanted) in (tuple, Sequence):
+        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
+    if wanted is float:
+        return type(value) in (int, float)
+    return type(value) is wanted if wanted in (int, bool, str, types.NoneType) else True
+
+
 def build(name: str, fields: Mapping[str, Any]) -> Any:
     """An instance of the registered class `name`.
 
     Raises:
-      UserError: the class or a field is unknown, a needed field is absent, or the class refuses a value.
+      UserError: the class or a field is unknown, a needed field is absent, a number or a text is given where the other
+        belongs, or the class refuses a value.
     """
     cls = class_named(name)
     unknown = sorted(fields.keys() - set(fields_of(cls)))
@@ -142,6 +157,13 @@ def build(name: str, fields: Mapping[str, Any]) -> Any:
             f"a record gives {name} the fields {', '.join(unknown)}, which it does not have; use the version of "
             f"imagen_jax that wrote it"
         )
+    for field in dataclasses.fields(cls):
+        if field.name in fields and not _fits(fields[field.name], field.type):
+            wanted = getattr(field.type, "__name__", field.type) if isinstance(field.type, type) else field.type
+            raise UserError(
+                f"a record gives {name} {str(fields[field.name])[:80]!r} for {field.name}; expected {wanted}; it is "
+                "damaged"
+            )
     try:
         return cls(**fields)
     except TypeError as error:

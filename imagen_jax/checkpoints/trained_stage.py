@@ -174,7 +174,7 @@ def _placed(text: TextConfig, noted: Any, checkpoint: Path, text_encoder: str | 
     """The text settings with paths of this machine."""
     if text.vocabulary_path != BYTES:
         parts = Path(text.vocabulary_path).parts
-        if parts[0] != VOCABULARY or ".." in parts:
+        if parts[:1] != (VOCABULARY,) or ".." in parts:
             raise UserError(
                 f"{checkpoint / RECORD} names the vocabulary {text.vocabulary_path!r}; expected a path under "
                 f"{VOCABULARY}/ beside it"

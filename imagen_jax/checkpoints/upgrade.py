@@ -5,7 +5,6 @@ nothing of it is imported or executed.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from imagen_jax import gin_config
 from imagen_jax.checkpoints import checkpoints, plain_data
 from imagen_jax.checkpoints.trained_stage import RECORD, VOCABULARY, StageRecord
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json
+from imagen_jax.files import check_content, read_json
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.format import HEADER, fingerprint_differences
 from imagen_jax.text.tokenizer import BYTES
@@ -48,11 +47,7 @@ def upgrade_run(run_dir: str | os.PathLike[str], vocabulary: str | None = None) 
 
 
 def _upgrade(path: Path, vocabulary: str | None) -> bool:
-    try:
-        known = json.loads((path / "digests.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} has no readable digests.json ({error}); restore it from a copy") from error
-    if RECORD in known:
+    if RECORD in checkpoints.read_digests(path):
         return False
     # What an upgrade that was killed has left.
     (path / RECORD).unlink(missing_ok=True)
@@ -74,7 +69,10 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
     Raises:
       UserError: see `upgrade_run`.
     """
-    operative_text = (checkpoint / "config.gin").read_text(encoding="utf-8")
+    try:
+        operative_text = (checkpoint / "config.gin").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{checkpoint / 'config.gin'} cannot be read ({error}); restore it from a copy") from error
     bindings = gin_config.read_as_data(operative_text)
     train = _fields(bindings, "TrainConfig", ())
     parts = {name: _value(bindings, train[name], ()) for name in ("stage", "sampling", "text") if name in train}
@@ -82,7 +80,7 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
         raise UserError(f"{checkpoint / 'config.gin'} binds no TrainConfig with stage, sampling and text")
     data = _value(bindings, _fields(bindings, "DataConfig", ()).get("store_dir"), ())
     header = Path(data) / HEADER if isinstance(data, str) else None
-    store = read_json(header)["fingerprint"] if header is not None and header.is_file() else None
+    store = _store_fingerprint(header) if header is not None and header.is_file() else None
     text = parts["text"]
     if vocabulary is not None:
         text = dataclasses.replace(text, vocabulary_path=vocabulary)
@@ -100,6 +98,16 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
                 f"--vocabulary=PATH of its vocabulary"
             )
     return StageRecord.of_run(parts["stage"], parts["sampling"], encoder, operative_text)
+
+
+def _store_fingerprint(header: Path) -> dict[str, Any]:
+    fix = "build the store again, or move it away and add --vocabulary=PATH of the training's vocabulary"
+    try:
+        content = read_json(header)
+    except ValueError as error:
+        raise UserError(f"{header} is damaged ({error}); {fix}") from error
+    check_content(header, content, {"fingerprint": {"dtype": str}}, fix)
+    return content["fingerprint"]
 
 
 def _value(bindings: Mapping[str, Any], value: Any, scopes: Sequence[str]) -> Any:

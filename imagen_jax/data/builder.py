@@ -11,12 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.array_records import SUFFIX
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data import records
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
-from imagen_jax.files import AnyPath, StrPath, as_path, is_file_name, is_remote, make_dirs, move_file, write_json
+from imagen_jax.files import (
+    AnyPath,
+    StrPath,
+    as_path,
+    check_content,
+    is_remote,
+    make_dirs,
+    move_file,
+    write_json,
+)
 from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
@@ -176,6 +186,7 @@ def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
         return None
     manifest = records.read_manifest(out)
     found = manifest.get("settings", {})
+    check_content(out / records.MANIFEST, found, {...: dict}, "pass --overwrite to build the corpus again", "settings")
     if found != settings:
         differ = [
             f"{group}.{field}"
@@ -190,10 +201,12 @@ def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
     corpus = records.Corpus(out)
     corpus.verify()
     counts = {split: corpus.num_examples(split) for split in corpus.splits}
+    repaired = manifest.get("num_repaired", 0)
+    check_content(out / records.MANIFEST, repaired, int, "pass --overwrite to build the corpus again", "num_repaired")
     return BuildReport(
         num_examples=counts,
         num_rejected=manifest["num_rejected"],
-        num_repaired=manifest.get("num_repaired", 0),
+        num_repaired=repaired,
         reused=True,
     )
 
@@ -268,14 +281,12 @@ def _move_into_place(scratch: Path, out: AnyPath) -> None:
         try:
             old_splits = records.read_manifest(out)["splits"]
         except UserError:
-            old_splits = {}  # an unreadable manifest cannot say which files were its own
+            old_splits = {}  # What an unreadable manifest calls its own may be anybody's.
         manifest.unlink()
         (out / VOCABULARY).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
-                for file in (shard["file"], shard.get("index", {}).get("file")):
-                    # A manifest may come from anywhere: what it calls its own is deleted here, and nowhere else.
-                    if is_file_name(file):
-                        (out / file).unlink(missing_ok=True)
+                for suffix in ("", SUFFIX):
+                    (out / f"{shard['file']}{suffix}").unlink(missing_ok=True)
     for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
         move_file(path, out / path.name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell
+from imagen_jax.image_files import ImageError, decode_and_tell
 
 # A quarter of the time of Pillow's default level for files 1 to 5 % larger.
 _PNG_LEVEL = 1
@@ -108,7 +108,7 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
         return Rejection(source=raw.key, reason="empty caption")
     try:
         image, repair = decode_and_tell(raw.image)
-    except DECODE_ERRORS as error:
+    except ImageError as error:
         return Rejection(source=raw.key, reason=f"image cannot be decoded: {error}")
     if min(image.size) < min_size:
         width, height = image.size

@@ -23,10 +23,24 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
-from imagen_jax.files import StrPath, as_path, files_under, read_json, sha256_of_file
+from imagen_jax.files import (
+    FILE_NAME,
+    StrPath,
+    as_path,
+    check_content,
+    files_under,
+    read_json,
+    sha256_of_file,
+)
 
 FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
+_SHARD_FORM = {"file": FILE_NAME, "num_examples": int, "num_bytes": int, "sha256": str}
+_MANIFEST_FORM = {
+    "image_size": int,
+    "num_rejected": int,
+    "splits": {...: {"num_examples": int, "shards": [_SHARD_FORM]}},
+}
 
 # Images are compressed already, and single-record groups make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -180,6 +194,7 @@ def read_manifest(directory: StrPath) -> dict[str, Any]:
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format_version {version!r}; expected {FORMAT_VERSION}; build the corpus again")
+    check_content(path, manifest, _MANIFEST_FORM, "build the corpus again")
     return manifest
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagen_jax.data.raw import Rejection
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 
 REJECTS, REPAIRS = "rejects.jsonl", "repairs.jsonl"
 _FIRST_REASONS = 3
@@ -28,7 +28,7 @@ class Rejects:
 
     def __init__(self, scratch: Path):
         self._files = {name: (scratch / name).open("w") for name in (REJECTS, REPAIRS)}
-        self._counts, self._first = dict.fromkeys(self._files, 0), ""
+        self._counts, self._first = dict.fromkeys(self._files, 0), list[str]()
 
     def __enter__(self) -> "Rejects":
         return self
@@ -50,7 +50,7 @@ class Rejects:
         """Writes the line of a refused input."""
         self._write(REJECTS, one)
         if self.counts.rejected <= _FIRST_REASONS:
-            self._first += f"\n  {one.source}: {one.reason}"
+            self._first.append(f"{one.source}: {one.reason}")
 
     def add_repair(self, key: str, repair: str) -> None:
         """Writes the line of an accepted example, if a part of it could not be used."""
@@ -66,5 +66,5 @@ class Rejects:
         return UserError(
             f"no usable example among {self.counts.rejected} for corpus {name!r}; nothing was written. "
             "Check captions, files and min_size. "
-            f"First refusals:{self._first or ' none, the source is empty'}"
+            f"First refusals: {listed(self._first) or 'none, the source is empty'}"
         )

@@ -16,7 +16,7 @@ from imagen_jax.checks import check_path
 from imagen_jax.data.lists import LIST_SUFFIXES, held_image, read_list, row_groups
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.errors import UserError
-from imagen_jax.files import sha256_of_file
+from imagen_jax.files import is_unicode, sha256_of_file
 
 UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".svg"))
 _EXAMPLES_PER_PART = 100
@@ -104,7 +104,7 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
         if path.is_dir():
             rows.append(Rejection(source=name, reason="a link to a folder that it lies in"))
             continue
-        if not _is_unicode(name):
+        if not is_unicode(name):
             rows.append(Rejection(source=ascii(name), reason="the name of the file is not UTF-8; rename it"))
             continue
         try:
@@ -146,15 +146,6 @@ def _images_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield path
         else:
             yield from _images_below(path, here)
-
-
-def _is_unicode(text: str) -> bool:
-    """Tells if UTF-8 can hold a text: file names may be bytes that are none."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0) -> Source:

@@ -15,8 +15,11 @@ from imagen_jax.files.places import (
     size_of,
 )
 from imagen_jax.files.whole import (
+    FILE_NAME,
     StrPath,
+    check_content,
     is_file_name,
+    is_unicode,
     move_file,
     read_json,
     sha256_of_file,
@@ -31,6 +34,7 @@ from imagen_jax.files.whole import (
 )
 
 __all__ = [
+    "FILE_NAME",
     "AnyPath",
     "GrowingFile",
     "LEASE_S",
@@ -40,11 +44,13 @@ __all__ = [
     "SCHEMES",
     "StrPath",
     "as_path",
+    "check_content",
     "copy_place",
     "file_system",
     "files_under",
     "is_file_name",
     "is_remote",
+    "is_unicode",
     "local_copy",
     "local_folder",
     "locked",

@@ -14,10 +14,16 @@ import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NoReturn, cast
 
+from imagen_jax.errors import UserError
 from imagen_jax.files.places import StrPath, as_path, file_system, is_remote
 
+FILE_NAME = "a file name"
+# What Linux file systems take.
+_MAX_NAME_BYTES = 255
+# Characters of a value that a message quotes.
+_SHOWN = 80
 _HASHED_AT_ONCE = 16
 
 
@@ -86,12 +92,69 @@ def read_json(path: StrPath) -> Any:
       OSError: it cannot be read.
       ValueError: it is not JSON in UTF-8.
     """
-    return json.loads(as_path(path).read_text(encoding="utf-8"))
+    try:
+        return json.loads(as_path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def check_content(path: StrPath, value: Any, wanted: Any, fix: str, where: str = "") -> None:
+    """Refuses JSON that is not of the wanted form, before any of it is used.
+
+    Args:
+      path: the file that it came from.
+      value: what `read_json` gave.
+      wanted: `int`, a count below 2**63; `FILE_NAME`, the name of a file in the same folder;
+        another type, such as `dict`; `[form]`, a list of that form; `{name: form}`, an object with at least these
+        names; `{...: form}`, an object with any names.
+      fix: what to do about it, the end of the message.
+      where: place of the value in the file, "" for all of it.
+
+    Raises:
+      UserError: names the file and the first place that differs.
+    """
+    if isinstance(wanted, list | dict):
+        if not isinstance(value, type(wanted)):
+            _refuse(path, value, "a list" if isinstance(wanted, list) else "an object", fix, where)
+        if isinstance(wanted, list):
+            for number, one in enumerate(value):
+                check_content(path, one, wanted[0], fix, f"{where}[{number}]")
+            return
+        for name, form in {name: wanted[...] for name in value}.items() if ... in wanted else wanted.items():
+            place = f"{where}.{name}" if where else name
+            if name not in value:
+                raise UserError(f"{path} has no {place}; {fix}")
+            check_content(path, value[name], form, fix, place)
+    elif wanted is int:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+            _refuse(path, value, "a count", fix, where)
+    elif wanted is FILE_NAME:
+        if not is_file_name(value):
+            _refuse(path, value, "the name of a file in the same folder", fix, where)
+    elif not isinstance(value, wanted):
+        _refuse(path, value, f"a {wanted.__name__}", fix, where)
+
+
+def _refuse(path: StrPath, value: Any, expected: str, fix: str, where: str) -> NoReturn:
+    text = ascii(value)
+    got = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    raise UserError(f"{path} has {got} for {where or 'its content'}; expected {expected}; {fix}")
+
+
+def is_unicode(text: str) -> bool:
+    """Tells if UTF-8 can hold a text: file names, arguments and JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_file_name(name: object) -> bool:
     """Tells if a name from a file is that of one in the same folder: neither a path nor empty."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+    if not isinstance(name, str) or not is_unicode(name) or len(name.encode()) > _MAX_NAME_BYTES:
+        return False
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 def shipped_root() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from imagen_jax.report.markup import Html, join, number, percent, tag
+from imagen_jax.report.markup import LARGEST, Html, join, number, percent, tag
 
 NUM_COLOURS = 8
 NUM_RAMP = 7
@@ -198,7 +198,7 @@ def render(chart: Chart) -> Html:
 
 
 def _drawable(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
+    return value is not None and abs(value) < LARGEST  # False for nan.
 
 
 def _show(chart: Chart, value: float | None) -> str:

@@ -1,10 +1,11 @@
 """Contents of a cascade run directory, read for the report: nothing here draws or decides."""
 
 import base64
-import io
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 
 from imagen_jax import files
 from imagen_jax.errors import UserError
+from imagen_jax.image_files import ImageError, open_image
+from imagen_jax.report.markup import LARGEST
 
 Record = dict[str, float]
 
@@ -141,12 +144,11 @@ def read_picture(path: Path) -> Picture:
     """Reads an image with its text chunks; an unreadable one says so instead of costing the whole report."""
     try:
         content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            kind = Image.MIME[str(image.format)]
-            text = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError) as error:
+        image = open_image(content)
+        kind = Image.MIME[str(image.format)]
+        text = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+        width, height = image.size
+    except (OSError, ImageError, KeyError) as error:
         return Picture(
             name=path.stem, uri="", width=0, height=0, text={}, problem=f"{path.name}: {type(error).__name__}"
         )
@@ -173,11 +175,11 @@ def read_metrics(path: Path) -> tuple[list[Record], bool]:
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             if number == len(lines):
                 return [by_step[step] for step in sorted(by_step)], True
             entry = None
-        if not isinstance(entry, dict) or not is_number(entry.get("step")):
+        if not isinstance(entry, dict) or not is_number(entry.get("step")) or not abs(entry["step"]) < LARGEST:
             raise UserError(
                 f'{path} line {number} is {line[:60]!r}; expected a JSON object with a number "step"; '
                 "delete that line or restore the file"
@@ -198,8 +200,21 @@ def _scalars(entry: Mapping[str, Any]) -> Record:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Tells if a JSON value is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tells if a JSON value is a number, and no integer beyond all floats."""
+    return isinstance(value, float) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    )
+
+
+def finite(value: Any) -> float:
+    """A finite number of a JSON file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not is_number(value) or not abs(value) < LARGEST:
+        raise ValueError(f"{str(value)[:80]!r} is no finite number")
+    return float(value)
 
 
 def read_json(path: Path, kind: type) -> Any:
@@ -228,7 +243,8 @@ def _field(item: Any, key: str, kind: type, file: str) -> Any:
     return item[key]
 
 
-def _optional(content: Mapping[str, Any], key: str) -> float | None:
+def optional(content: Mapping[str, Any], key: str) -> float | None:
+    """A number of a JSON object; None where there is none."""
     return float(content[key]) if is_number(content.get(key)) else None
 
 
@@ -238,22 +254,24 @@ def _read_evaluation(path: Path) -> Evaluation | None:
         return None
     by_weight = _field(content, "alignment", dict, str(path))
     try:
-        ordered = sorted((float(weight), scores) for weight, scores in by_weight.items())
+        ordered = sorted(
+            ((finite(float(weight)), scores) for weight, scores in by_weight.items()), key=lambda pair: pair[0]
+        )
         categories = list(dict.fromkeys(name for _, scores in ordered for name in scores.keys()))
-        alignment = {name: [_optional(scores, name) for _, scores in ordered] for name in categories}
+        alignment = {name: [optional(scores, name) for _, scores in ordered] for name in categories}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f'{path}: "alignment" must map guidance weights to scores by category, '
             f'such as {{"3.0": {{"single_both": 0.9}}}}; evaluate the run again ({error})'
         ) from error
-    num_prompts = _optional(content, "num_prompts")
+    num_prompts = optional(content, "num_prompts")
     return Evaluation(
         guidance_weights=[weight for weight, _ in ordered],
         alignment=alignment,
-        best_guidance_weight=_optional(content, "best_guidance_weight"),
-        unconditional=_optional(content, "unconditional_both"),
-        chance=_optional(content, "chance_both"),
-        num_prompts=None if num_prompts is None else int(num_prompts),
+        best_guidance_weight=optional(content, "best_guidance_weight"),
+        unconditional=optional(content, "unconditional_both"),
+        chance=optional(content, "chance_both"),
+        num_prompts=int(num_prompts) if num_prompts is not None and math.isfinite(num_prompts) else None,
     )
 
 
@@ -292,8 +310,8 @@ def _read_photos(run_dir: Path) -> list[Photo]:
     return [
         Photo(
             caption=_field(item, "caption", str, file),
-            psnr_db=_optional(item, "psnr_db"),
-            colour_drift=_optional(item, "colour_drift"),
+            psnr_db=optional(item, "psnr_db"),
+            colour_drift=optional(item, "colour_drift"),
             original=read_picture(Path(os.path.join(run_dir, _field(item, "original", str, file)))),
             drawn=read_picture(Path(os.path.join(run_dir, _field(item, "drawn", str, file)))),
         )

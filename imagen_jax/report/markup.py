@@ -81,6 +81,10 @@ def table(label: str, header: list[Child], rows: list[list[Child]], marked: froz
     return scroll_box(label, tag("table", caption, tag("thead", head), tag("tbody", *body)))
 
 
+# Sums and differences of smaller numbers are floats.
+LARGEST = 1e300
+
+
 def number(value: float | int | None) -> str:
     """Four significant digits: "12,345", "0.1235", "1.5e-4"; None reads "–"."""
     if value is None:

@@ -49,7 +49,8 @@ def write_report(run_dir: str) -> str:
     folder = as_path(run_dir)
     content = page(read_run(folder), read_samplers(folder), read_thresholds(folder))
     path = folder / "report.html"
-    write_text(path, content)
+    # A JSON file may hold halves of characters, and UTF-8 cannot.
+    write_text(path, content.encode(errors="replace").decode())
     return os.fspath(path)
 
 
@@ -108,6 +109,6 @@ def _versions(run: CascadeRun) -> Html:
     stages = [(stage.name, stage.versions) for stage in run.stages if stage.versions is not None]
     columns = [versions for _, versions in stages] + [here]
     names = dict.fromkeys(name for column in columns for name in column)
-    rows: list[list[Child]] = [[name, *(column.get(name) or "–" for column in columns)] for name in names]
+    rows: list[list[Child]] = [[name, *(str(column.get(name) or "–") for column in columns)] for name in names]
     header: list[Child] = ["Package", *(f"Stage {name}" for name, _ in stages), "This report"]
     return table("Versions of packages", header, rows)

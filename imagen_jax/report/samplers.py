@@ -8,7 +8,7 @@ from typing import Any
 from imagen_jax.errors import UserError
 from imagen_jax.evals.sampler_study import SAMPLERS_FILE, THRESHOLDS_FILE
 from imagen_jax.report.charts import Chart, Series, render
-from imagen_jax.report.data import Picture, read_json, read_picture
+from imagen_jax.report.data import Picture, finite, optional, read_json, read_picture
 from imagen_jax.report.markup import Child, Html, join, number, percent, table, tag
 
 _CALLS = "network calls"
@@ -35,15 +35,19 @@ def read_samplers(run_dir: Path) -> Study | None:
     if content is None:
         return None
     try:
-        positions = sorted({float(calls) for rows in content["samplers"].values() for calls in rows["calls"]})
+        positions = sorted({finite(calls) for rows in content["samplers"].values() for calls in rows["calls"]})
+        if not positions or positions[0] <= 0:
+            raise ValueError("no numbers of network calls")
         curves: dict[str, dict[str, list[float | None]]] = {"alignment": {}, "image_error": {}}
         for name, rows in content["samplers"].items():
             for measure, by_name in curves.items():
                 at = dict(zip(map(float, rows["calls"]), rows[measure], strict=True))
-                by_name[name] = [at.get(position) for position in positions]
+                values = [at.get(position) for position in positions]
+                by_name[name] = [None if value is None else finite(value) for value in values]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is malformed ({error!r}); evaluate the run again") from error
-    return Study(positions=positions, curves=curves, about=content)
+    about = {name: optional(content, name) for name in ("guidance_weight", "num_prompts")}
+    return Study(positions=positions, curves=curves, about=about)
 
 
 def read_thresholds(run_dir: Path) -> list[Study]:
@@ -60,14 +64,16 @@ def read_thresholds(run_dir: Path) -> list[Study]:
 def _read_threshold_study(path: Path) -> Study:
     content, drawn = read_json(path, dict), path.parent / "eval" / f"{path.stem}.png"
     try:
-        positions = [float(weight) for weight in content["guidance_weights"]]
+        positions = [finite(weight) for weight in content["guidance_weights"]]
         curves: dict[str, dict[str, list[float | None]]] = {
-            measure: {rule: [float(v) for v in rows[measure]] for rule, rows in content["rules"].items()}
+            measure: {rule: [finite(v) for v in rows[measure]] for rule, rows in content["rules"].items()}
             for measure in ("alignment", "saturated")
         }
         if any(len(values) != len(positions) for by_rule in curves.values() for values in by_rule.values()):
             raise ValueError("not one value for each guidance weight")
-        about = {"stage": content["stage"], "num_prompts": int(content["num_prompts"])}
+        if not positions:
+            raise ValueError("no guidance weights")
+        about = {"stage": str(content["stage"]), "num_prompts": int(finite(content["num_prompts"]))}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is malformed ({error!r}); evaluate the run again") from error
     picture = read_picture(drawn) if drawn.is_file() else None

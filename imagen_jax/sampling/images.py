@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import local_copy, make_dirs, write_bytes
-from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell, decode_image
+from imagen_jax.files import make_dirs, write_bytes
+from imagen_jax.image_files import ImageError, decode_and_tell, decode_image, open_image
 from imagen_jax.typing import Bool, Float, UInt8
 
 
@@ -55,9 +55,8 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, o
 def read_info(path: str) -> dict[str, str]:
     """The text chunks of a PNG file; empty where it cannot be read."""
     try:
-        with Image.open(local_copy(path)) as image:
-            return dict(getattr(image, "text", {}))
-    except DECODE_ERRORS:
+        return dict(getattr(open_image(path), "text", {}))
+    except ImageError:
         return {}
 
 
@@ -73,20 +72,20 @@ def read_image(path: str) -> Image.Image:
       UserError: it is missing or cannot be decoded.
     """
     try:
-        return decode_image(local_copy(path))
-    except DECODE_ERRORS as error:
+        return decode_image(path)
+    except ImageError as error:
         raise UserError(f"image {path!r} cannot be read: {error}") from error
 
 
 def broken_part(path: str) -> str:
     """Names what about an image file that `read_image` reads could not be used; empty if all could."""
-    return decode_and_tell(local_copy(path)).problem
+    return decode_and_tell(path).problem
 
 
 def is_transparent(path: str) -> bool:
     """Tells if any pixel of an image file that `read_image` reads is not opaque."""
-    with Image.open(local_copy(path)) as image:
-        return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
+    image = open_image(path)
+    return bool(image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255))
 
 
 def read_mask(path: str, image: Image.Image) -> Image.Image:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import is_unicode
 from imagen_jax.stage.guided import Edit, check_edit
 from imagen_jax.typing import Bool, Float
 
@@ -138,6 +139,9 @@ class Request:
             raise UserError(f"prompts ({self.prompts!r}) must be a list of strings; write [{self.prompts!r}]")
         if not len(self.prompts):
             raise UserError("no prompts to draw; give at least one caption")
+        for prompt in (*self.prompts, *(self.negative_prompts or ())):
+            if not is_unicode(prompt):
+                raise UserError(f"the prompt {ascii(prompt)} is no Unicode text: it holds half a character; mend it")
         seeds_and_ids(self.seed, len(self.prompts))
         if self.low_res is not None:
             check_images("low_res", self.low_res)

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
@@ -46,6 +47,17 @@ class HuggingFaceVocabulary:
     unk_id: int | None
     vocab_size: int
     sha256: str
+
+    def encode(self, captions: Sequence[str]) -> list[list[int]]:
+        """Ids of each caption without the special tokens around it.
+
+        Raises:
+          UserError: the vocabulary is damaged: it has nothing for what it does not know.
+        """
+        try:
+            return [one.ids for one in self.tokenizer.encode_batch(list(captions), add_special_tokens=False)]
+        except Exception as error:  # The library raises plain Exceptions.
+            raise UserError(f"the vocabulary is damaged ({error}); download it again") from error
 
 
 def is_vocabulary(path: str) -> bool:

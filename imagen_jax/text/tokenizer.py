@@ -54,9 +54,7 @@ class Tokenizer:
             found = hugging_face_tokenizer.open_vocabulary(path)
             self.prefix, self.suffix, self.pad_id = found.prefix, found.suffix, found.pad_id
             self.sha256, self.vocab_size, self.unk_id = found.sha256, found.vocab_size, found.unk_id
-            self._encode = lambda captions: [
-                one.ids for one in found.tokenizer.encode_batch(captions, add_special_tokens=False)
-            ]
+            self._encode = found.encode
             return
         if path == BYTES:
             self.sha256, self.vocab_size, self.unk_id = BYTES, NUM_SPECIAL + 256, None

@@ -153,7 +153,7 @@ def read_lines(model_dir: StrPath) -> list[tuple[float, str]]:
     for number, line in enumerate(whole, 1):
         try:
             found.append((float(json.loads(line)["step"]), f"{line.decode()}\n"))
-        except (ValueError, TypeError, LookupError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{path} line {number} is {line[:60].decode(errors='replace')!r}; expected a JSON object with a "
                 'number "step"; delete that line or move the file away'

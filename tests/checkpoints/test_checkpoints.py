@@ -116,6 +116,44 @@ def test_missing_and_foreign_files_are_named(tmp_path):
         checkpoints.restore(tmp_path, make_state()[1])
 
 
+def test_what_people_keep_beside_checkpoints_is_theirs(tmp_path):
+    path = save(tmp_path, make_state(3)[0])
+    beside = path.parent
+    (beside / "checkpoint_9").write_text("a file")
+    (beside / "checkpoint_7.partial").write_text("a file")
+    for name in ("checkpoint_007", "checkpoint_٤", "checkpoint_x.partial", "checkpoint_-1"):
+        (beside / name).mkdir()
+    (beside / "checkpoint_10").symlink_to("checkpoint_10")
+    (beside / "checkpoint_11.partial").symlink_to(path)
+    (beside / "checkpoint_3.damaged").symlink_to("nowhere")
+    before = {entry.name for entry in beside.iterdir()}
+    assert checkpoints.saved_steps(tmp_path) == [3]
+    checkpoints.remove_partial(tmp_path)
+    assert {entry.name for entry in beside.iterdir()} == before and (path / "digests.json").exists()
+    assert checkpoints.quarantine(path).name == "checkpoint_3.damaged1"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("digests.json", '["arrays"]', "digests.json has .* for its content; expected an object"),
+        ("digests.json", '{"config.gin": 1}', "digests.json has 1 for config.gin; expected a str"),
+        ("position.json", '{"step": "3", "position": {}}', "position.json has '3' for step; expected a count"),
+        ("position.json", '{"step": 3}', "position.json has no position"),
+        ("position.json", "{", "no readable position.json"),
+        ("arrays/params/_METADATA", "{", "arrays of checkpoint .* cannot be read .JSONDecodeError.*versions.json"),
+    ],
+)
+def test_files_with_digests_of_their_own_are_read_with_care(tmp_path, name, content, message):
+    path = save(tmp_path, make_state()[0])
+    (path / name).write_text(content)
+    if name != "digests.json":
+        checkpoints.write_digests(path)
+    with pytest.raises(UserError, match=message) as error:
+        checkpoints.restore(tmp_path, make_state()[1])
+    assert isinstance(error.value, checkpoints.DamagedCheckpointError) == name.endswith(".json")
+
+
 def test_every_leaf_of_another_model_is_named(tmp_path):
     state, abstract = make_state()
     params = dict(state.params)

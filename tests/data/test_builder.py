@@ -84,7 +84,7 @@ def test_smaller_images_are_enlarged_when_min_size_allows(tmp_path, source_of):
 
 def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path, source_of):
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="no usable example among 1 .*\n  k: empty caption"):
+    with pytest.raises(UserError, match="no usable example among 1 .* k: empty caption"):
         build_corpus(source_of([_example("k", caption=" ")]), out, _config())
     with pytest.raises(UserError, match="the source is empty"):
         build_corpus(source_of([]), out, _config())

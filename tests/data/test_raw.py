@@ -142,3 +142,26 @@ def test_refusals(tmp_path):
         assert isinstance(refused, Rejection), reason
         assert reason in refused.reason
         assert refused.source == raw.key
+
+
+def test_what_a_format_raises_of_its_own_is_a_refusal():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "DDS")
+    dds = bytearray(buffer.getvalue())
+    dds[80:84] = bytes(4)  # Flags of a pixel format that is none: Pillow raises NotImplementedError.
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "AVIF")
+    avif = buffer.getvalue()[:-4]  # Pillow raises RuntimeError or ValueError, by its version.
+    for content in (bytes(dds), avif):
+        refused = prepare(RawExample(key="k", image=content, caption="c"), 8, 8)
+        assert isinstance(refused, Rejection) and "cannot be decoded" in refused.reason
+
+
+def test_postscript_is_refused_and_no_program_runs_it(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "EPS")
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *args, **kwargs: started.append(args))
+    refused = prepare(RawExample(key="k", image=buffer.getvalue(), caption="c"), 8, 8)
+    assert isinstance(refused, Rejection) and "PostScript" in refused.reason
+    assert not started

@@ -106,6 +106,7 @@ def test_what_lies_beside_a_checkpoint_is_never_executed(cascade_dir, tmp_path):
         (lambda data: {**data, "text_fingerprint": None}, "no text_fingerprint"),
         (lambda data: {**data, "text": {**data["text"], "vocabulary_path": "../../v.model"}}, "expected a path under"),
         (lambda data: {**data, "text": {**data["text"], "vocabulary_path": "/etc/passwd"}}, "expected a path under"),
+        (lambda data: {**data, "text": {**data["text"], "vocabulary_path": "."}}, "expected a path under"),
     ],
 )
 def test_records_that_cannot_be_right_are_refused(cascade_dir, change, message):

@@ -256,7 +256,7 @@ def test_unreadable_picture_does_not_cost_the_report(run_dir: Path) -> None:
     (run_dir / "samples/00000.png").write_bytes(b"not a picture")
     (run_dir / "photos/drawn.png").unlink()
     page = report(run_dir)
-    assert "00000.png: UnidentifiedImageError" in section(page, "samples").text("div")
+    assert "00000.png: ImageError" in section(page, "samples").text("div")
     assert "drawn.png: FileNotFoundError" in section(page, "photos").text("div")
 
 

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from imagen_jax.checks import check_count
+from imagen_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+_JSON_TYPES = (int, float, bool, str)
 
 
 class EncoderConfig(abc.ABC):
@@ -62,8 +64,26 @@ class EncoderConfig(abc.ABC):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "EncoderConfig":
-        """The config whose `to_json` went through JSON."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        """The config whose `to_json` went through JSON.
+
+        Raises:
+          UserError: a field is unknown or absent, or a value is of another type or out of range.
+        """
+        types = {field.name: field.type for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        values = {}
+        for name, value in fields.items():
+            value = tuple(value) if isinstance(value, list) else value
+            wanted = types.get(name)
+            value = float(value) if wanted is float and type(value) is int else value
+            if isinstance(wanted, type) and wanted in _JSON_TYPES and type(value) is not wanted:
+                raise UserError(
+                    f"{cls.__name__}.{name} is {str(value)[:80]!r} in the checkpoint; expected {wanted.__name__}"
+                )
+            values[name] = value
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"the checkpoint's {cls.__name__} cannot be built: {error}") from error
 
 
 def check_positive(config: EncoderConfig, *names: str) -> None:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from imagen_jax.checks import check_count, check_path
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.files import read_json
 from imagen_jax.progress import Progress
 from imagen_jax.sharding.mesh import MeshConfig
@@ -219,9 +219,8 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
         return False
     if lines:
         raise UserError(
-            f"{config.store_dir!r} holds an embedding store of other settings than this run's:\n  "
-            + "\n  ".join(lines)
-            + "\nset overwrite to replace it, or point STORE_DIR elsewhere"
+            f"{config.store_dir!r} holds an embedding store of other settings than this run's: {listed(lines)}; "
+            "set overwrite to replace it, or point STORE_DIR elsewhere"
         )
     if header.get("format_version") != FORMAT_VERSION:
         if config.overwrite:

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from imagen_jax.files import sha256_of_file
+from imagen_jax.files import FILE_NAME, sha256_of_file
 from imagen_jax.typing import Float
 
 FORMAT_VERSION = 2
@@ -31,6 +31,20 @@ _SCALE = np.dtype(np.float32)
 REBUILD = "rebuild it (`imagen_jax cache_text --gin_file=…`) or point STORE_DIR elsewhere"
 HEADER, PLAN, NULL_TEXT = "store.json", "plan.json", "null_text.npy"
 INDEX_KEYS, INDEX_ROWS = "index_keys.npy", "index_rows.npy"
+FILE_FORM = {"file": FILE_NAME, "num_bytes": int, "sha256": str}
+SHARD_FORM = {**FILE_FORM, "num_embeddings": int, "num_tokens": int}
+HEADER_FORM = {
+    "fingerprint": {"dtype": str},
+    "embed_dim": int,
+    "num_shards": int,
+    "corpus": {"id": str},
+    "num_embeddings": int,
+    "num_keys": int,
+    "num_tokens": int,
+    "null_text": FILE_FORM,
+    "index": {"keys": FILE_FORM, "rows": FILE_FORM},
+    "shards": [SHARD_FORM],
+}
 _FILES = re.compile(
     r"(text-\d+-of-\d+\.(array_record|json|npz|lock)|(index_keys|index_rows|null_text)\.npy|index\.npz|"
     r"(plan|partial|store)\.json|(plan|writers|finish)\.lock)(\.tmp[-\d]*)?"

@@ -22,13 +22,15 @@ import numpy as np
 
 from imagen_jax.array_records import RecordFiles, Wanted
 from imagen_jax.checks import check_path
-from imagen_jax.errors import UserError
-from imagen_jax.files import as_path, files_under, local_copy, read_json
+from imagen_jax.errors import UserError, listed
+from imagen_jax.files import check_content, files_under, local_copy, read_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
+    HEADER_FORM,
     PLAN,
     REBUILD,
+    STORE_DTYPES,
     bytes_per_token,
     file_entries,
     fingerprint_differences,
@@ -66,11 +68,15 @@ class EmbeddingStore:
         self.num_tokens: int = header["num_tokens"]
         self.corpus_id: str = header["corpus"]["id"]
         self._dtype: str = self.fingerprint["dtype"]
-        self._keys, self._rows = (
-            np.load(local_copy(os.path.join(directory, header["index"][part]["file"])), mmap_mode="r")
-            for part in ("keys", "rows")
-        )
+        if self._dtype not in STORE_DTYPES or not self.embed_dim:
+            raise self._damaged(f"{HEADER}: dtype {self._dtype!r}, embed_dim {self.embed_dim}")
+        self._keys = self._array(header["index"]["keys"], "S", (self.num_keys,))
+        self._rows = self._array(header["index"]["rows"], "iu", (self.num_keys,))
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
+        if self._shard_starts[-1] != self.num_embeddings:
+            raise self._damaged(
+                f"{HEADER}: the shards hold {self._shard_starts[-1]} of {self.num_embeddings} embeddings"
+            )
         self._lock = threading.Lock()
         self._files = RecordFiles(REBUILD)
         self._memory: list[bytes] | None = None
@@ -92,12 +98,17 @@ class EmbeddingStore:
                 f"the embedding store {directory!r} {state} (no store.json); run "
                 "`imagen_jax cache_text --gin_file=…`, which also finishes one that was interrupted"
             )
-        header = read_json(path)
-        version = header.get("format_version")
+        try:
+            header = read_json(path)
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); {REBUILD}") from error
+        version = header.get("format_version") if isinstance(header, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"the embedding store {directory!r} has format_version {version}; expected {FORMAT_VERSION}; {REBUILD}"
+                f"the embedding store {directory!r} has format_version {version!r}; expected {FORMAT_VERSION}; "
+                f"{REBUILD}"
             )
+        check_content(path, header, HEADER_FORM, REBUILD)
         for entry in file_entries(header):
             size = sizes.get(entry["file"])
             if size != entry["num_bytes"]:
@@ -108,11 +119,38 @@ class EmbeddingStore:
                 )
         return cls(directory, header)
 
+    def _damaged(self, what: str) -> UserError:
+        return UserError(f"the embedding store {self._directory!r} is damaged: {what}; {REBUILD}")
+
+    def _array(self, entry: Mapping[str, Any], kinds: str, shape: tuple[int | None, ...]) -> np.ndarray:
+        """A .npy file, mapped; a dimension of None may be any.
+
+        Raises:
+          UserError: it is damaged, of a dtype of other kinds or of another shape.
+        """
+        try:
+            array = np.load(local_copy(os.path.join(self._directory, entry["file"])), mmap_mode="r")
+        except Exception as error:  # Its header is Python text: what a parser of that happens to raise.
+            raise self._damaged(f"{entry['file']} cannot be read ({error})") from error
+        if not isinstance(array, np.ndarray):
+            raise self._damaged(f"{entry['file']} is no array")
+        fits = len(array.shape) == len(shape) and all(
+            want in (None, n) for n, want in zip(array.shape, shape, strict=True)
+        )
+        if array.dtype.kind not in kinds or not fits:
+            raise self._damaged(f"{entry['file']} holds {array.dtype} {array.shape}; expected {shape}")
+        return array
+
+    def _unpacked(self, record: bytes) -> Float[np.ndarray, "_n d"]:
+        try:
+            return unpack(record, self._dtype, self.embed_dim)
+        except ValueError as error:
+            raise self._damaged(f"a record of {len(record)} bytes is no embedding ({error})") from error
+
     @property
     def null_text(self) -> Float[np.ndarray, "_n d"]:
         """The embedding of "", unpadded: what DeepFloyd IF trains with in place of dropped text."""
-        with as_path(os.path.join(self._directory, self._header["null_text"]["file"])).open("rb") as file:
-            return np.load(file)
+        return np.array(self._array(self._header["null_text"], "f", (None, self.embed_dim)))
 
     def check(self, expected: Mapping[str, Any]) -> None:
         """Refuses a store that another encoder, vocabulary or length made.
@@ -126,9 +164,7 @@ class EmbeddingStore:
         lines = fingerprint_differences(self.fingerprint, expected)
         if lines:
             raise UserError(
-                f"the embedding store {self._directory!r} was made with other text settings:\n  "
-                + "\n  ".join(lines)
-                + f"\n{REBUILD}"
+                f"the embedding store {self._directory!r} was made with other text settings: {listed(lines)}; {REBUILD}"
             )
 
     def verify(self) -> None:
@@ -158,12 +194,12 @@ class EmbeddingStore:
                 self._memory = self._load_all()
             if self._memory is None:
                 return self._read(rows)
-        return [unpack(self._memory[row], self._dtype, self.embed_dim) for row in rows.tolist()]
+        return [self._unpacked(self._memory[row]) for row in rows.tolist()]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
-        places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        found = self._keys[places].tolist()
+        places = np.minimum(np.searchsorted(self._keys, wanted), max(len(self._keys) - 1, 0))
+        found = self._keys[places].tolist() if len(self._keys) else [None] * len(keys)
         for key, have in zip(keys, found, strict=True):
             if key != have:
                 raise UserError(
@@ -171,7 +207,10 @@ class EmbeddingStore:
                     f"(corpus {self.corpus_id!r}, {self.num_keys} keys); expected a store of this corpus; "
                     f"{REBUILD}"
                 )
-        return self._rows[places]
+        rows = self._rows[places]
+        if len(rows) and not 0 <= rows.min() <= rows.max() < self.num_embeddings:
+            raise self._damaged(f"{self._header['index']['rows']['file']} leads to rows that are not there")
+        return rows
 
     def _load_all(self) -> list[bytes]:
         memory: list[bytes] = []
@@ -191,5 +230,5 @@ class EmbeddingStore:
             )
             for shard in np.unique(shards).tolist()
         ]
-        found = [unpack(record, self._dtype, self.embed_dim) for one in self._files.read(wanted) for record in one]
+        found = [self._unpacked(record) for one in self._files.read(wanted) for record in one]
         return [found[place] for place in places.tolist()]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.cache import CacheConfig
@@ -56,9 +56,8 @@ def validate_cache(
     if wrong:
         raise UserError(
             f"{len(wrong)} of {len(chosen)} embeddings in {config.store_dir!r} are not those of their captions, "
-            f"expected a cosine of at least {LEAST_COSINE[config.dtype]}:\n  "
-            + "\n  ".join(wrong[:5])
-            + "\nrun `imagen_jax cache_text` with overwrite set"
+            f"expected a cosine of at least {LEAST_COSINE[config.dtype]}: {listed(wrong)}; run `imagen_jax cache_text` "
+            "with overwrite set"
         )
     print(
         f"validate_cache: {config.store_dir} is whole: {store.num_embeddings} embeddings agree with their digests, "

@@ -21,8 +21,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from imagen_jax.checks import check_count
-from imagen_jax.errors import UserError, file_errors
-from imagen_jax.files import move_file, read_json, sha256_of_file, whole_file, write_json
+from imagen_jax.errors import UserError, file_errors, listed
+from imagen_jax.files import check_content, move_file, read_json, sha256_of_file, whole_file, write_json
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -31,6 +31,8 @@ from imagen_jax.text.store.format import (
     NO_FLOAT16,
     NULL_TEXT,
     PLAN,
+    REBUILD,
+    SHARD_FORM,
     STORE_DTYPES,
     fingerprint_differences,
     is_whole,
@@ -106,12 +108,11 @@ class StoreWriter:
     def _join(self, overwrite: bool) -> None:
         alone = _lock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finished, begun = os.path.exists(self._path(HEADER)), os.path.exists(self._path(PLAN))
-        lines = fingerprint_differences(read_json(self._path(PLAN)), self._plan) if begun else []
+        lines = self._plan_differences() if begun else []
         if lines and not overwrite:
             raise UserError(
-                f"{self.directory!r} holds an unfinished embedding store of another plan:\n  "
-                + "\n  ".join(lines)
-                + "\nfinish it with its own settings, set overwrite, or point STORE_DIR elsewhere"
+                f"{self.directory!r} holds an unfinished embedding store of another plan: {listed(lines)}; "
+                "finish it with its own settings, set overwrite, or point STORE_DIR elsewhere"
             )
         if finished or lines:
             if not alone:
@@ -125,11 +126,34 @@ class StoreWriter:
         write_json(self._path(PLAN), self._plan, sync=True)
         _lock(self._alive, fcntl.LOCK_SH)
 
+    def _plan_differences(self) -> list[str]:
+        try:
+            plan = read_json(self._path(PLAN))
+            check_content(self._path(PLAN), plan, {}, REBUILD)
+        except ValueError as error:
+            return [f"{PLAN} is damaged ({error})"]
+        return fingerprint_differences(plan, self._plan)
+
     def _remove_damaged(self) -> None:
         for shard in range(self.num_shards):
             note = self._beside(shard, "json")
-            if os.path.exists(note) and not is_whole(self.directory, read_json(note)):
+            if os.path.exists(note) and not self._is_noted_whole(shard):
                 os.remove(note)
+
+    def _is_noted_whole(self, shard: int) -> bool:
+        """Tells if a shard is what its note says, and its note and its keys can be read."""
+        path = self._beside(shard, "json")
+        try:
+            note = read_json(path)
+            check_content(path, note, SHARD_FORM, REBUILD)
+            with np.load(self._beside(shard, "npz")) as mine:
+                keys, rows = mine["keys"], mine["rows"]
+        except Exception:  # zipfile and numpy raise what their parsers happen to raise.
+            return False
+        fits = keys.dtype.kind == "S" and rows.dtype.kind in "iu" and keys.shape == rows.shape and keys.ndim == 1
+        own = note["file"] == shard_name(shard, self.num_shards)
+        inside = len(rows) == 0 or 0 <= rows.min() <= rows.max() < note["num_embeddings"]
+        return bool(fits and own and inside) and is_whole(self.directory, note)
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has finished yet, in order."""
@@ -222,7 +246,8 @@ class StoreWriter:
             shards = [read_json(self._beside(i, "json")) for i in range(self.num_shards)]
             index = self._write_index(shards)
             null = self._write_file(NULL_TEXT, null_text.astype(np.float32))
-            counts = {name: sum(one[name] for one in shards) for name in shards[0] if isinstance(shards[0][name], int)}
+            names = [name for name in shards[0] if all(isinstance(one.get(name), int) for one in shards)]
+            counts = {name: sum(one[name] for one in shards) for name in names}
             del counts["num_bytes"]
             counts["num_keys"] = index.pop("num_keys")
             header = {**self._plan, **counts, "null_text": null, "index": index, "shards": shards}

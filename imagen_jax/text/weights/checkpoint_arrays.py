@@ -22,10 +22,11 @@ from flax import serialization
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json, sha256_of_file
+from imagen_jax.files import check_content, read_json, sha256_of_file
 
 Index = tuple[slice, ...]
 T5X_INDEX = "checkpoint"
+_HEADER_FORM = {"source": str, "config": dict, "params_sha256": str, "shapes": {...: [int]}, "files": {...: str}}
 COPY_HEADER, COPY_ARRAYS = "encoder.json", "arrays"
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 
@@ -166,6 +167,11 @@ class SafetensorsArrays(CheckpointArrays):
                 return np.asarray(tensors.get_slice(name)[index])
         except (SafetensorError, OSError) as error:
             raise UserError(f"{self._file_of[name]} cannot be read ({error}); download it again") from error
+        except AttributeError as error:  # safetensors looks for the type in NumPy.
+            raise UserError(
+                f"{name} of {self._file_of[name]} is of a type that NumPy does not have ({error}): give a checkpoint "
+                "that is not quantised"
+            ) from error
 
 
 class OrbaxArrays(CheckpointArrays):
@@ -183,7 +189,7 @@ class OrbaxArrays(CheckpointArrays):
 
     def __init__(self, path: str):
         self.path = path
-        self.header = read_json(os.path.join(path, COPY_HEADER))
+        self.header = _copy_header(os.path.join(path, COPY_HEADER))
         wrong = [name for name, digest in self.header["files"].items() if self._digest(name) != digest]
         if wrong:
             raise UserError(
@@ -201,6 +207,16 @@ class OrbaxArrays(CheckpointArrays):
         folder = os.path.abspath(os.path.join(self.path, COPY_ARRAYS))
         spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}}
         return tensorstore.open(spec, open=True, read=True).result()[index].read().result()
+
+
+def _copy_header(path: str) -> dict[str, Any]:
+    fix = "copy the encoder again with `imagen_jax import_text`"
+    try:
+        header = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {fix}") from error
+    check_content(path, header, _HEADER_FORM, fix)
+    return header
 
 
 def is_copy(path: str) -> bool:

@@ -117,11 +117,12 @@ def import_text(
         try:
             with ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
-        except UserError:
-            raise
-        except (ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
+            if isinstance(error, ValueError | RuntimeError) and not isinstance(error, UserError):
+                # What tensorstore makes of a full disk.
+                raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
+            raise
     header = {
         "format_version": FORMAT_VERSION,
         "source": source,

@@ -16,7 +16,7 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import STACKED, dotted
@@ -33,8 +33,6 @@ from imagen_jax.text.weights.checkpoint_arrays import (
 )
 from imagen_jax.text.weights.sources import Source
 from imagen_jax.typing import Array, Float, PyTree
-
-_MAX_LISTED = 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,8 +202,18 @@ class EncoderCheckpoint:
     sources: Mapping[str, Source]
 
     def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
-        """A slice of a parameter."""
-        return self.sources[path].read(self.arrays, index).astype(dtype)
+        """A slice of a parameter.
+
+        Raises:
+          UserError: see CheckpointArrays.read; or the array holds no floating-point numbers.
+        """
+        value = self.sources[path].read(self.arrays, index)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"array {self.sources[path].name} of {self.arrays.path} is of {value.dtype}; expected floating-point "
+                "numbers: give a checkpoint that is not quantised"
+            )
+        return value.astype(dtype)
 
 
 def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
@@ -234,6 +242,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
         )
     if config is None:
         inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        _check_stated(path, stated, inferred)
         config = family.config.from_json({**inferred, **stated})
     elif not isinstance(config, family.config):
         raise UserError(
@@ -245,22 +254,30 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     return found
 
 
+def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
+    """Refuses sizes that the shapes contradict, before a network of these sizes is traced: it might have no end."""
+    for name in stated.keys() & inferred.keys():
+        if isinstance(inferred[name], int) and stated[name] != inferred[name]:
+            raise UserError(
+                f"{path} states {name} {str(stated[name])[:80]!r} in its config, and the shapes of its arrays say "
+                f"{inferred[name]}; download the folder again"
+            )
+
+
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
     apart = checkpoint.config.replaced(scan_layers=False)
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}
     lines = [
-        f"  {path}: got {got.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
+        f"{path}: got {got.get(path, 'nothing')}, expected {wanted.get(path, 'nothing')}"
         for path in sorted(wanted.keys() | got.keys())
         if got.get(path) != wanted.get(path)
     ]
     if lines:
-        more = [f"  and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
         raise UserError(
-            f"{checkpoint.arrays.path} is not an encoder of this config, {len(lines)} parameters differ:\n"
-            + "\n".join(lines[:_MAX_LISTED] + more)
-            + "\nGive the config that belongs to it, or leave it out to infer it from the shapes"
+            f"{checkpoint.arrays.path} is not an encoder of this config, {len(lines)} parameters differ: "
+            f"{listed(lines)}; give the config that belongs to it, or leave it out to infer it from the shapes"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -9,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -84,6 +86,19 @@ def test_a_full_disk_leaves_no_copy(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "File too large" in capsys.readouterr().err
     assert not (tmp_path / "copy").exists()
     assert main(command) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.complex64, np.bool_])
+def test_quantised_encoders_are_refused_and_leave_nothing(tmp_path: Path, dtype: type) -> None:
+    hugging_face = GOLDEN / "t5_hf_v1_1"
+    tensors = load_file(hugging_face / "model.safetensors")
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    (tmp_path / "source").mkdir()
+    shutil.copy(hugging_face / "config.json", tmp_path / "source")
+    save_file(tensors | {name: tensors[name].astype(dtype)}, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(UserError, match=f"{name} of .* is of {np.dtype(dtype)}; expected floating-point"):
+        import_text(str(tmp_path / "source"), str(tmp_path / "copy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_parameters_pass_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
