@@ -18,14 +18,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
 from absl import app
 from ml_collections import config_flags
 
-from imagen_jax.files import read_json, write_json
+from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, write_json
 from imagen_jax.streams import outlive_readers
 
 SAMPLE_EVERY_S = 0.5
@@ -95,7 +94,7 @@ def alignment(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {**by_weight[best], "unconditional_both": evaluation["unconditional_both"]}
 
 
-def write_metrics(out_dir: Path, seconds: Mapping[str, float], seconds_total: float, peak_bytes: int) -> None:
+def write_metrics(out_dir: AnyPath, seconds: Mapping[str, float], seconds_total: float, peak_bytes: int) -> None:
     """Writes out_dir/metrics.json: seconds of each phase and in all, peak memory in 1e9 bytes, alignment."""
     metrics: dict[str, Any] = {
         "seconds_total": round(seconds_total, 1),
@@ -114,9 +113,9 @@ def run(config: Mapping[str, Any]) -> int:
     Returns:
       0, or the exit code of the phase that failed.
     """
-    out_dir = Path(config["out_dir"])
+    out_dir = as_path(config["out_dir"])
     phases = [(name, expand(command, config)) for name, command in config["phases"]]
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_dirs(out_dir)
     commands = [{"phase": name, "command": shlex.join(words)} for name, words in phases]
     write_json(out_dir / "commands.json", commands, indent=2, end="\n")
     seconds: dict[str, float] = {}

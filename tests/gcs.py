@@ -64,11 +64,13 @@ class Server:
         """Gives an object other bytes, and says nothing of it in its metadata."""
         with self._lock:
             found = self.storage.get_file_obj(bucket, name)
+            self.storage.wanted = None
             self.storage.create_file(bucket, name, content, found)
 
     def remove(self, name: str, bucket: str = BUCKET) -> None:
         """Removes an object."""
         with self._lock:
+            self.storage.wanted = None
             self.storage.delete_file(bucket, name)
 
     def names(self, bucket: str = BUCKET) -> list[str]:

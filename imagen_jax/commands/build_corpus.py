@@ -1,11 +1,11 @@
 """`imagen_jax build_corpus`: raw pairs of image and caption to a corpus directory."""
 
 import argparse
-import os
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.files import size_of
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
         seed=args.seed,
         vocab_size=args.vocab_size,
     )
-    open_source = list_source if os.path.isfile(args.images) else folder_source
+    open_source = list_source if size_of(args.images) is not None else folder_source
     return open_source(args.images, val_fraction=args.val_fraction, seed=args.seed), config
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import AnyPath, local_copy
 
 LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 COLUMNS = ("image", "caption")
@@ -40,7 +41,7 @@ class ListRow:
     held: bool = False
 
 
-def read_list(path: Path) -> list[ListRow]:
+def read_list(path: AnyPath) -> list[ListRow]:
     """The rows of a list.
 
     Raises:
@@ -56,7 +57,10 @@ def read_list(path: Path) -> list[ListRow]:
     if not path.is_file():
         raise UserError(f"list {str(path)!r} does not exist; check the path")
     try:
-        rows = list(readers[path.suffix](path))
+        here = Path(local_copy(path))
+        rows = list(readers[path.suffix](here))
+    except UserError as error:
+        raise UserError(str(error).replace(str(here), os.fspath(path))) from error
     except OSError as error:
         raise UserError(f"list {str(path)!r} cannot be read ({error})") from error
     except UnicodeDecodeError as error:
@@ -177,15 +181,15 @@ def _holds_bytes(kind: Any) -> bool:
 def _group_of(path: str, group: int) -> list[Any]:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with pyarrow.parquet.ParquetFile(local_copy(path)) as file:
         return file.read_row_group(group, columns=["image"]).column("image").to_pylist()
 
 
-def row_groups(path: Path) -> list[tuple[int, int]]:
+def row_groups(path: AnyPath) -> list[tuple[int, int]]:
     """First row and row after the last of each row group of a Parquet file."""
     import pyarrow.parquet
 
-    metadata = pyarrow.parquet.read_metadata(path)
+    metadata = pyarrow.parquet.read_metadata(local_copy(path))
     ends = [0]
     for group in range(metadata.num_row_groups):
         ends.append(ends[-1] + metadata.row_group(group).num_rows)

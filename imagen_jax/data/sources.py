@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,22 @@ from imagen_jax.checks import check_path
 from imagen_jax.data.lists import LIST_SUFFIXES, held_image, read_list, row_groups
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.errors import UserError
-from imagen_jax.files import is_unicode, sha256_of_file
+from imagen_jax.files import (
+    AnyPath,
+    StrPath,
+    absolute,
+    as_path,
+    files_under,
+    is_remote,
+    is_unicode,
+    local_copy,
+    read_files,
+    sha256_of_file,
+)
 
 UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".svg"))
 _EXAMPLES_PER_PART = 100
+_FETCHED_AT_ONCE = 32
 
 
 def shapes_source(
@@ -90,7 +103,7 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
       UserError: the folder is missing, unreadable or holds no images, or the list is unusable.
     """
     check_path("the image folder", folder)
-    root = Path(folder)
+    root = as_path(folder)
     if not root.is_dir():
         raise UserError(f"image folder {str(folder)!r} does not exist or is not a directory; check the path")
     lists = [root / f"captions{suffix}" for suffix in LIST_SUFFIXES if (root / f"captions{suffix}").exists()]
@@ -98,6 +111,34 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
         raise UserError(f"{str(folder)!r} holds {' and '.join(p.name for p in lists)}; keep one of them")
     if lists:
         return list_source(lists[0], val_fraction=val_fraction, seed=seed)
+    rows = _rows_in_bucket(folder) if is_remote(folder) else _rows_below(Path(folder))
+    if not rows:
+        raise UserError(f"image folder {str(folder)!r} holds no images (.png, .jpg, .webp, …); check the path")
+    return _rows_source(rows, "folder", val_fraction, seed)
+
+
+def _rows_in_bucket(folder: StrPath) -> list[_Row | Rejection]:
+    names, base = files_under(folder), os.fspath(folder).rstrip("/")
+    images = {name: f"{os.path.splitext(name)[0]}.txt" for name in names}
+    images = {name: beside for name, beside in images.items() if _suffix(name) in image_suffixes()}
+    texts = read_files([f"{base}/{beside}" for beside in images.values() if beside in names])
+    rows: list[_Row | Rejection] = []
+    for name, beside in images.items():
+        if beside not in names:
+            rows.append(Rejection(source=name, reason=f"no caption file {os.path.basename(beside)} beside it"))
+            continue
+        try:
+            rows.append(_Row(name, f"{base}/{name}", texts[f"{base}/{beside}"].decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            rows.append(Rejection(source=name, reason=f"caption file cannot be read: {error}"))
+    return rows
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _rows_below(root: Path) -> list[_Row | Rejection]:
     rows: list[_Row | Rejection] = []
     for path in _images_below(root):
         name = path.relative_to(root).as_posix()
@@ -113,9 +154,7 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
             rows.append(Rejection(source=name, reason=f"no caption file {path.with_suffix('.txt').name} beside it"))
         except (OSError, UnicodeDecodeError) as error:
             rows.append(Rejection(source=name, reason=f"caption file cannot be read: {error}"))
-    if not rows:
-        raise UserError(f"image folder {str(folder)!r} holds no images (.png, .jpg, .webp, …); check the path")
-    return _rows_source(rows, "folder", val_fraction, seed)
+    return rows
 
 
 @functools.lru_cache(maxsize=1)
@@ -163,7 +202,7 @@ def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed
       UserError: the list is missing, unreadable or empty, or lacks a column. A row that cannot be used is a rejection.
     """
     check_path("the list", path)
-    file = Path(path)
+    file = as_path(path)
     found = read_list(file)
     rows: list[_Row | Rejection] = []
     for row in found:
@@ -171,16 +210,16 @@ def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed
             rows.append(Rejection(source=row.where, reason=row.problem))
         else:
             name = Path(os.path.normpath(row.image)).as_posix()
-            rows.append(_Row(name, "" if row.held else str(file.parent / row.image), row.caption))
+            rows.append(_Row(name, "" if row.held else os.fspath(file.parent / row.image), row.caption))
     source = _rows_source(rows, "list", val_fraction, seed)
     return _with_held_images(source, file) if any(row.held for row in found) else source
 
 
-def _with_held_images(source: Source, file: Path) -> Source:
+def _with_held_images(source: Source, file: AnyPath) -> Source:
     """The same, its images taken from the Parquet file itself, a row group a part."""
     examples = [example for part in source.parts for example in part()]
     parts = [
-        functools.partial(_held_part, os.path.abspath(file), group, examples[start:stop])
+        functools.partial(_held_part, absolute(file), group, examples[start:stop])
         for group, (start, stop) in enumerate(row_groups(file))
     ]
     settings = {**source.settings, "sha256": sha256_of_file(file)}
@@ -205,13 +244,18 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
     digest = hashlib.sha256()
     seen: Counter[str] = Counter()
     examples: list[RawExample | Rejection] = []
+    # Copies of those in a bucket, many at once; each is read again when its example is made.
+    remote = [row.path for row in rows if isinstance(row, _Row) and is_remote(row.path)]
+    with ThreadPoolExecutor(_FETCHED_AT_ONCE) as threads:
+        copies = dict(zip(remote, threads.map(_copy_or_none, remote), strict=True))
     for row in rows:
         digest.update(repr(row.source if isinstance(row, Rejection) else (row.name, row.caption)).encode())
         if isinstance(row, Rejection):
             examples.append(row)
             continue
-        if os.path.isfile(row.path) and os.access(row.path, os.R_OK):
-            digest.update(sha256_of_file(row.path).encode())
+        place = copies.get(row.path, row.path)
+        if place is not None and os.path.isfile(place) and os.access(place, os.R_OK):
+            digest.update(sha256_of_file(place).encode())
         key = f"{row.name}#{seen[row.name]}" if seen[row.name] else row.name
         seen[row.name] += 1
         split = "val" if _unit_hash(f"{seed}/{row.name}") < val_fraction else "train"
@@ -222,6 +266,13 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
     ]
     settings = {"kind": kind, "digest": digest.hexdigest(), "val_fraction": val_fraction, "seed": seed}
     return Source(parts=parts, num_examples=len(examples), settings=settings)
+
+
+def _copy_or_none(path: str) -> str | None:
+    try:
+        return local_copy(path)
+    except FileNotFoundError:
+        return None
 
 
 def _unit_hash(text: str) -> float:

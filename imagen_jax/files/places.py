@@ -8,6 +8,7 @@ TENSORSTORE_GCS_HTTP_URL alone send all of it to another server.
 import os
 import re
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,11 @@ def as_path(path: StrPath) -> AnyPath:
     _aim()
     found: Any = epath.Path(path)
     return found
+
+
+def absolute(path: StrPath) -> str:
+    """The same path from the root on; an address in a bucket is one already."""
+    return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
 def file_system(path: StrPath) -> Any:
@@ -93,6 +99,34 @@ def files_under(folder: StrPath) -> dict[str, int]:
         return {name.removeprefix(root): found[name]["size"] for name in sorted(found)}
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def read_files(paths: Sequence[str]) -> dict[str, bytes]:
+    """The contents of several small files, those of a bucket many at once.
+
+    Raises:
+      OSError: one cannot be read.
+    """
+    if paths and is_remote(paths[0]):
+        scheme = _scheme(paths[0])
+        return {f"{scheme}://{name}": content for name, content in file_system(paths[0]).cat(list(paths)).items()}
+    return {path: Path(path).read_bytes() for path in paths}
+
+
+def remove_files(folder: StrPath, names: Iterable[str]) -> None:
+    """Removes files of a folder by their names in it; those that are not there are passed over.
+
+    Raises:
+      OSError: one cannot be removed.
+    """
+    if is_remote(folder):
+        there = files_under(folder)
+        gone = [f"{os.fspath(folder).rstrip('/')}/{name}" for name in names if name in there]
+        if gone:
+            file_system(folder).rm(gone)
+        return
+    for name in names:
+        Path(folder, name).unlink(missing_ok=True)
 
 
 def remove_tree(folder: StrPath) -> None:

@@ -8,13 +8,13 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from PIL import Image
 
 from imagen_jax import files
 from imagen_jax.errors import UserError
+from imagen_jax.files import AnyPath, as_path
 from imagen_jax.image_files import ImageError, open_image
 from imagen_jax.report.markup import LARGEST
 
@@ -97,7 +97,7 @@ class CascadeRun:
         )
 
 
-def read_run(run_dir: Path) -> CascadeRun:
+def read_run(run_dir: AnyPath) -> CascadeRun:
     """Reads a cascade run directory.
 
     Raises:
@@ -132,7 +132,7 @@ def read_run(run_dir: Path) -> CascadeRun:
     return run
 
 
-def _final_samples(folder: Path) -> list[Path]:
+def _final_samples(folder: AnyPath) -> list[AnyPath]:
     """The last stage's pictures: "00000_base.png" beside "00000.png" is what an earlier stage drew of it."""
     paths = sorted(folder.glob("*.png"))
     stems = {path.stem for path in paths}
@@ -140,7 +140,7 @@ def _final_samples(folder: Path) -> list[Path]:
     return [path for path in paths if path.stem not in earlier]
 
 
-def read_picture(path: Path) -> Picture:
+def read_picture(path: AnyPath) -> Picture:
     """Reads an image with its text chunks; an unreadable one says so instead of costing the whole report."""
     try:
         content = path.read_bytes()
@@ -156,7 +156,7 @@ def read_picture(path: Path) -> Picture:
     return Picture(name=path.stem, uri=f"data:{kind};base64,{encoded}", width=width, height=height, text=text)
 
 
-def read_metrics(path: Path) -> tuple[list[Record], bool]:
+def read_metrics(path: AnyPath) -> tuple[list[Record], bool]:
     """Reads metrics.jsonl into records by rising step.
 
     Records of the same step are merged, the later line winning: a resumed run repeats the steps after its
@@ -168,7 +168,7 @@ def read_metrics(path: Path) -> tuple[list[Record], bool]:
     Raises:
         UserError: a line before the last is not a JSON object with a step.
     """
-    lines = path.read_text("utf-8", errors="replace").splitlines()
+    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
     while lines and not lines[-1].strip():
         lines.pop()
     by_step: dict[float, Record] = {}
@@ -217,7 +217,7 @@ def finite(value: Any) -> float:
     return float(value)
 
 
-def read_json(path: Path, kind: type) -> Any:
+def read_json(path: AnyPath, kind: type) -> Any:
     """A JSON file's content, None where there is no file.
 
     Raises:
@@ -248,7 +248,7 @@ def optional(content: Mapping[str, Any], key: str) -> float | None:
     return float(content[key]) if is_number(content.get(key)) else None
 
 
-def _read_evaluation(path: Path) -> Evaluation | None:
+def _read_evaluation(path: AnyPath) -> Evaluation | None:
     content = read_json(path, dict)
     if content is None:
         return None
@@ -275,7 +275,7 @@ def _read_evaluation(path: Path) -> Evaluation | None:
     )
 
 
-def _read_stages(run_dir: Path) -> list[StageRun]:
+def _read_stages(run_dir: AnyPath) -> list[StageRun]:
     # The base stage comes first in the cascade, whatever the alphabet says.
     folders = sorted((p for p in run_dir.iterdir() if p.is_dir()), key=lambda p: (p.name != "base", p.name))
     stages = []
@@ -297,7 +297,7 @@ def _read_stages(run_dir: Path) -> list[StageRun]:
                 name=folder.name,
                 records=records,
                 previews=[(step, read_picture(path)) for step, path in sorted(numbered)],
-                config=config.read_text("utf-8", errors="replace") if config.is_file() else None,
+                config=config.read_bytes().decode("utf-8", errors="replace") if config.is_file() else None,
                 versions=read_json(folder / "versions.json", dict),
                 cut_short=cut_short,
             )
@@ -305,15 +305,15 @@ def _read_stages(run_dir: Path) -> list[StageRun]:
     return stages
 
 
-def _read_photos(run_dir: Path) -> list[Photo]:
+def _read_photos(run_dir: AnyPath) -> list[Photo]:
     file = "photos.json"
     return [
         Photo(
             caption=_field(item, "caption", str, file),
             psnr_db=optional(item, "psnr_db"),
             colour_drift=optional(item, "colour_drift"),
-            original=read_picture(Path(os.path.join(run_dir, _field(item, "original", str, file)))),
-            drawn=read_picture(Path(os.path.join(run_dir, _field(item, "drawn", str, file)))),
+            original=read_picture(as_path(os.path.join(run_dir, _field(item, "original", str, file)))),
+            drawn=read_picture(as_path(os.path.join(run_dir, _field(item, "drawn", str, file)))),
         )
         for item in read_json(run_dir / file, list) or []
     ]

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from imagen_jax.errors import UserError
 from imagen_jax.evals.sampler_study import SAMPLERS_FILE, THRESHOLDS_FILE
+from imagen_jax.files import AnyPath
 from imagen_jax.report.charts import Chart, Series, render
 from imagen_jax.report.data import Picture, finite, optional, read_json, read_picture
 from imagen_jax.report.markup import Child, Html, join, number, percent, table, tag
@@ -24,7 +24,7 @@ class Study:
     picture: Picture | None = None
 
 
-def read_samplers(run_dir: Path) -> Study | None:
+def read_samplers(run_dir: AnyPath) -> Study | None:
     """samplers.json of a run directory, None where there is none.
 
     Raises:
@@ -50,7 +50,7 @@ def read_samplers(run_dir: Path) -> Study | None:
     return Study(positions=positions, curves=curves, about=about)
 
 
-def read_thresholds(run_dir: Path) -> list[Study]:
+def read_thresholds(run_dir: AnyPath) -> list[Study]:
     """thresholds.json and thresholds_STAGE.json of a run directory with their pictures, the first stage's first.
 
     Raises:
@@ -61,7 +61,7 @@ def read_thresholds(run_dir: Path) -> list[Study]:
     return [_read_threshold_study(path) for path in (first, *others) if path.is_file()]
 
 
-def _read_threshold_study(path: Path) -> Study:
+def _read_threshold_study(path: AnyPath) -> Study:
     content, drawn = read_json(path, dict), path.parent / "eval" / f"{path.stem}.png"
     try:
         positions = [finite(weight) for weight in content["guidance_weights"]]

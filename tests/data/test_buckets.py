@@ -1,17 +1,22 @@
 """Corpora in a bucket are those of a folder, byte for byte, and are read as they are."""
 
+import io
 import itertools
 import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.raw import RawExample
 from imagen_jax.data.records import Corpus
+from imagen_jax.data.sources import folder_source, list_source
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_bytes
 
@@ -104,3 +109,43 @@ def test_a_half_written_corpus_is_none(bucket, built):
     write_bytes(f"{URL}/corpus.json", b"{")
     with pytest.raises(UserError, match="is not valid JSON"):
         Corpus(URL)
+
+
+def _png(level: int) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), level, np.uint8)).save(content, "PNG")
+    return content.getvalue()
+
+
+def test_a_folder_of_pictures_in_a_bucket_is_that_of_this_machine(bucket, tmp_path):
+    files = {"a.png": _png(1), "a.txt": b"\xef\xbb\xbfone", "b/c.png": _png(2), "b/c.txt": b"two"}
+    files |= {"alone.png": _png(3), "odd.png": _png(4), "odd.txt": b"\xff", "note.md": b"no picture"}
+    for name, content in files.items():
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_bytes(content)
+        write_bytes(f"gs://bucket-a/raw/{name}", content)
+    config = BuildConfig(name="raw", image_size=8)
+    for place, out in ((tmp_path / "raw", tmp_path / "here"), ("gs://bucket-a/raw", tmp_path / "there")):
+        report = build_corpus(folder_source(place), out, config)
+        assert report.num_examples == {"train": 2} and report.num_rejected == 2
+    here, there = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there"))
+    assert here == there
+
+
+def test_a_list_in_a_bucket_names_pictures_beside_it(bucket, tmp_path):
+    write_bytes("gs://bucket-a/raw/list.csv", b"image,caption\na.png,one\nnone.png,two\n")
+    write_bytes("gs://bucket-a/raw/a.png", _png(1))
+    report = build_corpus(list_source("gs://bucket-a/raw/list.csv"), URL, BuildConfig(name="raw", image_size=8))
+    assert report.num_examples == {"train": 1} and report.num_rejected == 1
+    write_bytes("gs://bucket-a/raw/bad.csv", b"picture,caption\na.png,one\n")
+    with pytest.raises(UserError, match="list 'gs://bucket-a/raw/bad.csv' lacks column image"):
+        list_source("gs://bucket-a/raw/bad.csv")
+
+
+def test_a_parquet_list_in_a_bucket_holds_its_pictures(bucket, tmp_path):
+    table = pyarrow.table({"image": [_png(1), _png(2)], "caption": ["one", "two"]})
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    write_bytes("gs://bucket-a/raw/list.parquet", (tmp_path / "list.parquet").read_bytes())
+    build_corpus(list_source("gs://bucket-a/raw/list.parquet"), URL, BuildConfig(name="raw", image_size=8))
+    levels = [np.asarray(Image.open(io.BytesIO(one.image)))[0, 0, 0] for one in Corpus(URL).records("train")]
+    assert levels == [1, 2]

@@ -17,7 +17,7 @@ import numpy as np
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError, listed
-from imagen_jax.files import read_json
+from imagen_jax.files import is_remote, read_json, size_of
 from imagen_jax.progress import Progress
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text.encoder import TextConfig, TextEncoder
@@ -28,9 +28,9 @@ from imagen_jax.text.store.format import (
     STORE_DTYPES,
     bytes_per_token,
     caption_digest,
+    damaged_files,
     file_entries,
     fingerprint_differences,
-    is_whole,
     shard_of,
 )
 from imagen_jax.text.store.writer import StoreWriter, reopen, sort_keys
@@ -211,7 +211,7 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
       UserError: a finished store of other settings is there, and config.overwrite is not set.
     """
     path = os.path.join(config.store_dir, HEADER)
-    if not os.path.isfile(path):
+    if size_of(path) is None:
         return False
     header = read_json(path)
     lines = fingerprint_differences(header, wanted)
@@ -229,7 +229,8 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
             f"{config.store_dir!r} has format_version {header.get('format_version')}; expected {FORMAT_VERSION}; set "
             "overwrite to replace it, or point STORE_DIR elsewhere"
         )
-    damaged = [entry["file"] for entry in file_entries(header) if not is_whole(config.store_dir, entry)]
+    # A bucket checks what it takes; to read all of it again is for `validate_cache`.
+    damaged = damaged_files(config.store_dir, file_entries(header), contents=not is_remote(config.store_dir))
     if not damaged:
         print(f"cache_text: {config.store_dir} is whole already: {header['num_keys']} captions", flush=True)
         return True

@@ -11,13 +11,13 @@ A scale a token, as tokens differ in size by far more than the numbers of one to
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from imagen_jax.files import FILE_NAME, sha256_of_file
+from imagen_jax.files import FILE_NAME, files_under, remove_files, sha256_of_file, sha256_of_files, size_of
 from imagen_jax.typing import Float
 
 FORMAT_VERSION = 2
@@ -46,8 +46,8 @@ HEADER_FORM = {
     "shards": [SHARD_FORM],
 }
 _FILES = re.compile(
-    r"(text-\d+-of-\d+\.(array_record|json|npz|lock)|(index_keys|index_rows|null_text)\.npy|index\.npz|"
-    r"(plan|partial|store)\.json|(plan|writers|finish)\.lock)(\.tmp[-\d]*)?"
+    r"(text-\d+-of-\d+\.(array_record(\.index)?|json|npz|lock)|(index_keys|index_rows|null_text)\.npy|index\.npz|"
+    r"(plan|partial|store)\.json|(plan|writers|check|finish)\.lock)(\.tmp[-\d]*)?"
 )
 
 
@@ -100,8 +100,26 @@ def shard_of(digest: bytes, num_shards: int) -> int:
 def is_whole(directory: str, entry: Mapping[str, Any]) -> bool:
     """Tells if a file is there with the size and digest that its entry ("file", "num_bytes", "sha256") notes."""
     path = os.path.join(directory, entry["file"])
-    sized = os.path.isfile(path) and os.path.getsize(path) == entry["num_bytes"]
-    return sized and sha256_of_file(path) == entry["sha256"]
+    return size_of(path) == entry["num_bytes"] and sha256_of_file(path) == entry["sha256"]
+
+
+def damaged_files(directory: str, entries: Sequence[Mapping[str, Any]], contents: bool = True) -> list[str]:
+    """Names of the files that are not as their entries note.
+
+    Args:
+      directory: of the store.
+      entries: see `is_whole`.
+      contents: compare digests too, not sizes alone.
+    """
+    sizes = files_under(directory)
+    sized = [entry for entry in entries if sizes.get(entry["file"]) == entry["num_bytes"]]
+    digests = sha256_of_files([os.path.join(directory, entry["file"]) for entry in sized]) if contents else []
+    whole = {
+        entry["file"]
+        for entry, digest in zip(sized, digests if contents else [entry["sha256"] for entry in sized], strict=True)
+        if digest == entry["sha256"]
+    }
+    return [entry["file"] for entry in entries if entry["file"] not in whole]
 
 
 def file_entries(header: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -128,6 +146,11 @@ def fingerprint_differences(got: Mapping[str, Any], expected: Mapping[str, Any],
 
 def remove_store(directory: str) -> None:
     """Removes a store's own files from a directory, store.json first, so that no half store looks whole."""
-    names = [name for name in os.listdir(directory) if _FILES.fullmatch(name) and not name.endswith(".lock")]
-    for name in sorted(names, key=lambda name: name != HEADER):
-        os.remove(os.path.join(directory, name))
+    remove_files(directory, [HEADER])
+    # Locks may be held.
+    remove_files(directory, [name for name in own_files(directory) if not name.endswith(".lock")])
+
+
+def own_files(directory: str) -> list[str]:
+    """Names of the files in a directory that a store, or one that is being written, has there."""
+    return [name for name in files_under(directory) if _FILES.fullmatch(name)]

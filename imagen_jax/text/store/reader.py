@@ -32,9 +32,9 @@ from imagen_jax.text.store.format import (
     REBUILD,
     STORE_DTYPES,
     bytes_per_token,
+    damaged_files,
     file_entries,
     fingerprint_differences,
-    is_whole,
     unpack,
 )
 from imagen_jax.text.store.writer import StoreWriter
@@ -173,7 +173,7 @@ class EmbeddingStore:
         Raises:
           UserError: names every damaged file.
         """
-        bad = [entry["file"] for entry in file_entries(self._header) if not is_whole(self._directory, entry)]
+        bad = damaged_files(self._directory, file_entries(self._header))
         if bad:
             raise UserError(
                 f"the embedding store {self._directory!r} is damaged: the contents of {', '.join(bad)} "

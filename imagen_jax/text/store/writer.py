@@ -6,23 +6,43 @@ While a store is being written its directory also holds
     text-SSSSS-of-NNNNN.json, .npz  of a whole shard: its digest and counts; its example keys and their rows
     *.lock                          held by a writer for as long as it lives
 
-A shard appears whole or not at all, and is worth nothing without its .json, which is written last. Locks are the
-file system's (flock): those of a killed process are free again. Processes on several hosts need a file system that
-carries them (NFS, Lustre, Filestore; not an object store).
+A shard appears whole or not at all, and is worth nothing without its .json, which is written last. Locks of a killed
+process become free again (`files.locks`). Processes on several hosts need a bucket, or a file system that carries locks
+(NFS, Lustre, Filestore).
 """
 
 import contextlib
-import fcntl
+import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from imagen_jax.array_records import SUFFIX, write_index
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError, file_errors, listed
-from imagen_jax.files import check_content, move_file, read_json, sha256_of_file, whole_file, write_json
+from imagen_jax.files import (
+    LEASE_S,
+    Presence,
+    check_content,
+    files_under,
+    is_remote,
+    local_copy,
+    locked,
+    make_dirs,
+    move_file,
+    read_json,
+    remove_files,
+    sha256_of_file,
+    size_of,
+    whole_file,
+    write_json,
+)
 from imagen_jax.text.store.format import (
     FORMAT_VERSION,
     HEADER,
@@ -34,8 +54,10 @@ from imagen_jax.text.store.format import (
     REBUILD,
     SHARD_FORM,
     STORE_DTYPES,
+    file_entries,
     fingerprint_differences,
     is_whole,
+    own_files,
     pack,
     remove_store,
     shard_name,
@@ -43,6 +65,8 @@ from imagen_jax.text.store.format import (
 from imagen_jax.typing import Float
 
 MAX_KEY_BYTES = 256
+_SCRATCH = ".writing-"
+_PLAN_LOCK, _WRITERS, _CHECK_LOCK, _FINISH_LOCK = "plan.lock", "writers.lock", "check.lock", "finish.lock"
 
 
 class StoreWriter:
@@ -85,29 +109,39 @@ class StoreWriter:
             "num_shards": num_shards,
             "corpus": {"id": corpus_id},
         }
-        if os.path.exists(self._path(HEADER)) and not overwrite:
+        if self._has(HEADER) and not overwrite:
             raise UserError(
                 f"{directory!r} holds a finished embedding store; set overwrite or point STORE_DIR elsewhere"
             )
-        os.makedirs(directory, exist_ok=True)
-        with _locked(self._path("plan.lock")):
-            # Held for as long as this object lives.
-            self._alive = open(self._path("writers.lock"), "a+b")  # noqa: SIM115
-            try:
-                self._join(overwrite)
-            except BaseException:
-                self._alive.close()
-                raise
+        make_dirs(directory)
+        # Counted in for as long as this object lives.
+        self._presence = Presence(self._path(_WRITERS))
+        with contextlib.ExitStack() as checking:
+            with locked(self._path(_PLAN_LOCK), math.inf):
+                self._presence.enter()
+                try:
+                    check = self._join(overwrite)
+                except BaseException:
+                    self._presence.leave()
+                    raise
+                if check:
+                    checking.enter_context(locked(self._path(_CHECK_LOCK), math.inf))
+            # Hours for a large store: others may begin meanwhile, but none finishes.
+            if check:
+                self._remove_damaged()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
 
+    def _has(self, name: str) -> bool:
+        return size_of(self._path(name)) is not None
+
     def _beside(self, shard: int, kind: str = "array_record") -> str:
         return self._path(shard_name(shard, self.num_shards, kind))
 
-    def _join(self, overwrite: bool) -> None:
-        alone = _lock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        finished, begun = os.path.exists(self._path(HEADER)), os.path.exists(self._path(PLAN))
+    def _join(self, overwrite: bool) -> bool:
+        """Makes way for the plan and writes it; tells if what is there of it is to be checked."""
+        finished, begun = self._has(HEADER), self._has(PLAN)
         lines = self._plan_differences() if begun else []
         if lines and not overwrite:
             raise UserError(
@@ -115,16 +149,15 @@ class StoreWriter:
                 "finish it with its own settings, set overwrite, or point STORE_DIR elsewhere"
             )
         if finished or lines:
-            if not alone:
+            # In a bucket, those of another machine that were killed have to be seen unchanged for a while.
+            if not self._presence.alone(LEASE_S + 5 if is_remote(self.directory) else 0.0):
                 raise UserError(
                     f"another process is writing an embedding store of other settings to {self.directory!r}; wait for "
                     "it or stop it, or point STORE_DIR elsewhere"
                 )
             remove_store(self.directory)
-        elif alone:
-            self._remove_damaged()
         write_json(self._path(PLAN), self._plan, sync=True)
-        _lock(self._alive, fcntl.LOCK_SH)
+        return begun and not lines and self._presence.alone()
 
     def _plan_differences(self) -> list[str]:
         try:
@@ -135,10 +168,9 @@ class StoreWriter:
         return fingerprint_differences(plan, self._plan)
 
     def _remove_damaged(self) -> None:
-        for shard in range(self.num_shards):
-            note = self._beside(shard, "json")
-            if os.path.exists(note) and not self._is_noted_whole(shard):
-                os.remove(note)
+        noted = set(range(self.num_shards)) - set(self.missing_shards())
+        damaged = [shard for shard in sorted(noted) if not self._is_noted_whole(shard)]
+        remove_files(self.directory, [shard_name(shard, self.num_shards, "json") for shard in damaged])
 
     def _is_noted_whole(self, shard: int) -> bool:
         """Tells if a shard is what its note says, and its note and its keys can be read."""
@@ -146,7 +178,7 @@ class StoreWriter:
         try:
             note = read_json(path)
             check_content(path, note, SHARD_FORM, REBUILD)
-            with np.load(self._beside(shard, "npz")) as mine:
+            with np.load(local_copy(self._beside(shard, "npz"))) as mine:
                 keys, rows = mine["keys"], mine["rows"]
         except Exception:  # zipfile and numpy raise what their parsers happen to raise.
             return False
@@ -157,18 +189,19 @@ class StoreWriter:
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has finished yet, in order."""
-        if os.path.exists(self._path(HEADER)):
+        names = files_under(self.directory)
+        if HEADER in names:
             return []
-        return [i for i in range(self.num_shards) if not os.path.exists(self._beside(i, "json"))]
+        return [i for i in range(self.num_shards) if shard_name(i, self.num_shards, "json") not in names]
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Claims the shard for this process; True if it was not finished and no other process is at it."""
-        if os.path.exists(self._path(HEADER)):
+        if self._has(HEADER):
             yield False
             return
-        with _locked(self._beside(shard, "lock"), wait=False) as free:
-            yield free and shard in self.missing_shards()
+        with locked(self._beside(shard, "lock")) as free:
+            yield free and not self._has(shard_name(shard, self.num_shards, "json")) and not self._has(HEADER)
 
     def write_shard(
         self,
@@ -191,10 +224,32 @@ class StoreWriter:
           UserError: a key recurs in the shard or is not allowed.
         """
         sorted_keys, order = sort_keys(keys)
-        beside = self._beside(shard) + ".tmp"
+        path = self._beside(shard)
+        with self._scratch() as own:
+            local = os.path.join(own, os.path.basename(path))
+            num_embeddings, num_tokens = self._write_records(local, embeddings)
+            if len(keys) != len(rows) or (len(rows) and not 0 <= min(rows) <= max(rows) < num_embeddings):
+                raise ValueError(f"shard {shard}: {len(keys)} keys, {len(rows)} rows, {num_embeddings} embeddings")
+            entry = {
+                "file": os.path.basename(path),
+                "num_embeddings": num_embeddings,
+                "num_tokens": num_tokens,
+                "num_bytes": os.path.getsize(local),
+                "sha256": sha256_of_file(local),
+                "index": write_index(local, num_embeddings),
+                **notes,
+            }
+            for suffix in ("", SUFFIX):
+                move_file(local + suffix, path + suffix, sync=True)
+        with whole_file(self._beside(shard, "npz"), sync=True) as file:
+            np.savez(file, keys=sorted_keys, rows=np.asarray(rows, np.int64)[order])
+        write_json(self._beside(shard, "json"), entry, sync=True)
+
+    def _write_records(self, path: str, embeddings: Iterable[Float[np.ndarray, "_n _d"]]) -> tuple[int, int]:
+        """Writes embeddings as records; returns their number and that of their tokens."""
         # One record a group: random access reads one embedding. Floats hardly compress.
         with file_errors():
-            writer = ArrayRecordWriter(beside, "group_size:1,uncompressed")
+            writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
         num_embeddings, num_tokens = 0, 0
         for embedding in embeddings:
             if embedding.ndim != 2 or embedding.shape[1] != self._width:
@@ -205,27 +260,7 @@ class StoreWriter:
             num_tokens += len(embedding)
         with file_errors():
             writer.close()
-        if len(keys) != len(rows) or (len(rows) and not 0 <= min(rows) <= max(rows) < num_embeddings):
-            raise ValueError(f"shard {shard}: {len(keys)} keys, {len(rows)} rows, {num_embeddings} embeddings")
-        move_file(beside, self._beside(shard), sync=True)
-        self.note_shard(shard, sorted_keys, np.asarray(rows, np.int64)[order], num_embeddings, num_tokens, **notes)
-
-    def note_shard(
-        self, shard: int, keys: np.ndarray, rows: np.ndarray, num_embeddings: int, num_tokens: int, **notes: int
-    ) -> None:
-        """Notes a shard that lies there as whole."""
-        path = self._beside(shard)
-        with whole_file(self._beside(shard, "npz"), sync=True) as file:
-            np.savez(file, keys=keys, rows=rows)
-        entry = {
-            "file": os.path.basename(path),
-            "num_embeddings": num_embeddings,
-            "num_tokens": num_tokens,
-            "num_bytes": os.path.getsize(path),
-            "sha256": sha256_of_file(path),
-            **notes,
-        }
-        write_json(self._beside(shard, "json"), entry, sync=True)
+        return num_embeddings, num_tokens
 
     def finish(self, null_text: Float[np.ndarray, "_n _d"]) -> None:
         """Writes the index and store.json, unless another process did: from here on the store is whole.
@@ -236,10 +271,15 @@ class StoreWriter:
         Raises:
           UserError: a key recurs in several shards.
         """
-        if os.path.exists(self._path(HEADER)):
-            return
-        with _locked(self._path("finish.lock")):
-            if os.path.exists(self._path(HEADER)):
+        try:
+            if not self._has(HEADER):
+                self._finish(null_text)
+        finally:
+            self._presence.leave()
+
+    def _finish(self, null_text: Float[np.ndarray, "_n _d"]) -> None:
+        with locked(self._path(_FINISH_LOCK), math.inf), locked(self._path(_CHECK_LOCK), math.inf):
+            if self._has(HEADER):
                 return
             if self.missing_shards():
                 raise ValueError(f"shards {self.missing_shards()} are not written")
@@ -252,16 +292,18 @@ class StoreWriter:
             counts["num_keys"] = index.pop("num_keys")
             header = {**self._plan, **counts, "null_text": null, "index": index, "shards": shards}
             write_json(self._path(HEADER), header, sync=True)
-            for shard in range(self.num_shards):
-                for kind in ("json", "npz", "lock"):
-                    _remove(self._beside(shard, kind))
-            for name in (PLAN, "writers.lock", "finish.lock", "plan.lock"):
-                _remove(self._path(name))
+        kept = {HEADER, *(entry["file"] for entry in file_entries(header))}
+        kept |= {f"{entry['file']}{SUFFIX}" for entry in shards}
+        remove_files(self.directory, [name for name in own_files(self.directory) if name not in kept])
+        if not is_remote(self.directory):
+            # Left by processes that were killed: none is at a shard any more.
+            for scratch in Path(self.directory).glob(f"{_SCRATCH}*"):
+                shutil.rmtree(scratch)
 
     def _write_index(self, shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         keys, rows, first = [], [], 0
         for number, entry in enumerate(shards):
-            with np.load(self._beside(number, "npz")) as mine:
+            with np.load(local_copy(self._beside(number, "npz"))) as mine:
                 keys.append(mine["keys"])
                 rows.append(mine["rows"] + first)
             first += entry["num_embeddings"]
@@ -276,10 +318,16 @@ class StoreWriter:
         }
 
     def _write_file(self, name: str, array: np.ndarray) -> dict[str, Any]:
-        path = self._path(name)
-        with whole_file(path, sync=True) as file:
-            np.save(file, array)
-        return {"file": name, "num_bytes": os.path.getsize(path), "sha256": sha256_of_file(path)}
+        with self._scratch() as own:
+            local = os.path.join(own, name)
+            np.save(local, array)
+            entry = {"file": name, "num_bytes": os.path.getsize(local), "sha256": sha256_of_file(local)}
+            move_file(local, self._path(name), sync=True)
+        return entry
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        """A folder on this machine; beside the store where that is here too, so that moving costs nothing."""
+        return tempfile.TemporaryDirectory(dir=None if is_remote(self.directory) else self.directory, prefix=_SCRATCH)
 
 
 def reopen(directory: str) -> None:
@@ -288,15 +336,15 @@ def reopen(directory: str) -> None:
     The example keys of the whole shards are read from the index; where that is damaged too, every shard counts as
     missing.
     """
-    with _locked(os.path.join(directory, "plan.lock")):
+    with locked(os.path.join(directory, _PLAN_LOCK), math.inf):
         header = read_json(os.path.join(directory, HEADER))
         index, shards, num_shards = header["index"], header["shards"], header["num_shards"]
         whole_index = all(is_whole(directory, index[part]) for part in ("keys", "rows"))
         plan = {name: header[name] for name in ("format_version", "fingerprint", "embed_dim", "num_shards", "corpus")}
         write_json(os.path.join(directory, PLAN), plan, sync=True)
         if whole_index:
-            keys = np.load(os.path.join(directory, INDEX_KEYS), mmap_mode="r")
-            rows = np.load(os.path.join(directory, INDEX_ROWS), mmap_mode="r")
+            keys = np.load(local_copy(os.path.join(directory, INDEX_KEYS)), mmap_mode="r")
+            rows = np.load(local_copy(os.path.join(directory, INDEX_ROWS)), mmap_mode="r")
             starts = np.cumsum([0, *(entry["num_embeddings"] for entry in shards)])
             for shard, entry in enumerate(shards):
                 if not is_whole(directory, entry):
@@ -307,27 +355,7 @@ def reopen(directory: str) -> None:
                 with whole_file(path, sync=True) as file:
                     np.savez(file, **kept)
                 write_json(os.path.join(directory, shard_name(shard, num_shards, "json")), entry, sync=True)
-        os.remove(os.path.join(directory, HEADER))
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(path)
-
-
-def _lock(file: Any, how: int) -> bool:
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _locked(path: str, wait: bool = True) -> Iterator[bool]:
-    """Holds a file's lock; without `wait`, tells whether it was to be had."""
-    with open(path, "a+b") as file:
-        yield _lock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove_files(directory, [HEADER])
 
 
 def sort_keys(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:

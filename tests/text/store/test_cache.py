@@ -158,7 +158,7 @@ def test_whole_store_is_left_alone_and_of_a_damaged_one_the_damaged_shard_is_mad
     cache_text(config, iter(()), num_examples=len(EXAMPLES), corpus_id="corpus-1")
     assert "is whole already" in capsys.readouterr().out
     assert {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in directory.iterdir()} == before
-    shard = next(directory.glob("text-00001-*"))
+    shard = next(directory.glob("text-00001-*.array_record"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 4
     shard.write_bytes(content)
@@ -168,7 +168,7 @@ def test_whole_store_is_left_alone_and_of_a_damaged_one_the_damaged_shard_is_mad
     assert f"is damaged: {shard.name};" in capsys.readouterr().out
     assert {f.name: f.read_bytes() for f in directory.iterdir()} == {name: bytes for name, (_, bytes) in before.items()}
     untouched = {f.name for f in directory.iterdir() if f.stat().st_mtime_ns == before[f.name][0]}
-    assert {name for name in before if name.startswith("text")} - untouched == {shard.name}
+    assert {name for name in before if name.startswith("text")} - untouched == {shard.name, f"{shard.name}.index"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])

@@ -151,7 +151,8 @@ def test_resumed_writer_keeps_whole_shards_and_replaces_damaged_ones(tmp_path) -
     del first
     damaged = twice / "text-00001-of-00005.array_record"
     damaged.write_bytes(damaged.read_bytes()[::-1])
-    (twice / "text-00002-of-00005.array_record.tmp").write_bytes(b"half a shard")
+    (twice / ".writing-x").mkdir()
+    (twice / ".writing-x" / "text-00002-of-00005.array_record").write_bytes(b"half a shard")
     with pytest.raises(UserError, match="num_shards: got 5, expected 6"):
         StoreWriter(str(twice), **plan_of(6))
     second = StoreWriter(str(twice), **plan_of())
@@ -242,6 +243,7 @@ def test_overwrite_removes_only_the_stores_files(tmp_path) -> None:
         "index_keys.npy",
         "index_rows.npy",
         "text-00000-of-00001.array_record",
+        "text-00000-of-00001.array_record.index",
     }
     assert set(os.listdir(tmp_path)) == names
 
