@@ -40,6 +40,8 @@ setup(
         "etils>=1.12",
         "flax>=0.12.6,<0.13",
         "ftfy>=6.3,<7",
+        # Buckets.
+        "gcsfs>=2026.3",
         "gin-config>=0.5,<0.6",
         # Not imported here: tensorflow-datasets imports it without asking for it.
         "importlib_resources>=6",
@@ -69,7 +71,14 @@ setup(
     ],
     extras_require={
         # Lint and tests.
-        "dev": ["beartype>=0.22", "mypy>=2", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17"],
+        "dev": [
+            "beartype>=0.22",
+            "gcp-storage-emulator>=2026.7",
+            "mypy>=2",
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+        ],
         # Accelerators: jax names the versions of their compilers and libraries that it runs with.
         "tpu": ["jax[tpu]"],
         "cuda13": ["jax[cuda13]"],

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from imagen_jax import commands
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.commands.parts.command import Command, GinCommand
 from imagen_jax.commands.parts.devices import device_errors
 from imagen_jax.commands.parts.distributed import add_distributed_flags, join_processes, leave_processes
@@ -95,7 +96,7 @@ def _run(arguments: Sequence[str]) -> None:
     mode = modes[args.command]
     if isinstance(mode, Command) and bindings:
         parser.error(f"{mode.name} takes no --gin flags")
-    with device_errors():
+    with device_errors(), bucket_errors():
         if isinstance(mode, Command):
             mode.run(args)
             return
