@@ -72,10 +72,13 @@ def read_json(path: StrPath) -> Any:
 
     Raises:
       OSError: it cannot be read.
-      ValueError: it is not JSON in UTF-8.
+      ValueError: it is not JSON in UTF-8, or is nested deeper than anything that this program writes or reads.
     """
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def is_file_name(name: object) -> bool:

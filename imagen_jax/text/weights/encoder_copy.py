@@ -19,11 +19,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json, sha256_of_file, write_json
+from imagen_jax.files import sha256_of_file, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import ParamsDigest
-from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy
+from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy, read_copy_header
 from imagen_jax.text.weights.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
 
 FORMAT_VERSION = 1
@@ -118,6 +118,7 @@ def import_text(
             with ocp.Checkpointer(handler) as checkpointer:
                 checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
         except UserError:
+            shutil.rmtree(partial, ignore_errors=True)
             raise
         except (ValueError, RuntimeError) as error:  # What tensorstore makes of a full disk.
             shutil.rmtree(partial, ignore_errors=True)
@@ -148,5 +149,5 @@ def known_sha256(path: str, dtype: str) -> str | None:
     """`params_sha256` of a copy held in its own dtype, without reading it; None for anything else."""
     if not is_copy(path):
         return None
-    header = read_json(os.path.join(path, COPY_HEADER))
-    return header["params_sha256"] if header["config"]["dtype"] == dtype else None
+    header = read_copy_header(path)
+    return header["params_sha256"] if header["config"].get("dtype") == dtype else None

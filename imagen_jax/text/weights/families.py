@@ -1,12 +1,12 @@
 """The kinds of encoder that checkpoints hold, and how to tell which one does."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import read_json
 from imagen_jax.text.encoders.bert import BertConfig
 from imagen_jax.text.encoders.clip import CLIPConfig
 from imagen_jax.text.encoders.config import EncoderConfig
@@ -26,7 +26,8 @@ class Family:
       model_types: what the config.json of a Hugging Face folder calls it.
       sources: where its parameters are in such a folder, by dotted path; UserError where they are not.
       infer: what the shapes tell of the config.
-      stated: what config.json tells of it; KeyError, TypeError or AttributeError for another network's.
+      stated: what config.json tells of it; KeyError, ValueError, TypeError or AttributeError for another
+        network's.
     """
 
     name: str
@@ -65,8 +66,18 @@ FAMILIES = (T5, CLIP, BERT)
 
 
 def of_architecture(architecture: str) -> Family:
-    """The family whose configs have this architecture."""
-    return next(family for family in FAMILIES if family.config.architecture == architecture)
+    """The family whose configs have this architecture.
+
+    Raises:
+      UserError: there is none.
+    """
+    known = {family.config.architecture: family for family in FAMILIES}
+    if architecture not in known:
+        raise UserError(
+            f"an encoder's architecture is {architecture!r}; expected one of {', '.join(known)}: install a newer "
+            "imagen_jax, or write the copy again with `imagen_jax import_text`"
+        )
+    return known[architecture]
 
 
 def of_folder(path: str) -> tuple[Family, dict[str, Any]]:
@@ -77,15 +88,14 @@ def of_folder(path: str) -> tuple[Family, dict[str, Any]]:
     """
     file = os.path.join(path, "config.json")
     try:
-        with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
+        content = read_json(file)
         model_type = content.get("model_type", "t5")
     except FileNotFoundError as error:
         raise UserError(f"{path} lacks config.json; download it beside the weights") from error
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}); download it again") from error
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
-    if model_type not in known:
+    if not isinstance(model_type, str) or model_type not in known:
         raise UserError(
             f"{file} is of a {model_type!r} model, not of a text encoder that is known here: expected one of "
             f"{', '.join(sorted(known))}; give the folder of a T5, CLIP or BERT model"
@@ -93,7 +103,9 @@ def of_folder(path: str) -> tuple[Family, dict[str, Any]]:
     family = known[model_type]
     try:
         return family, family.stated(content)
-    except (KeyError, TypeError, AttributeError) as error:
+    except UserError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{file} is not the config of a {family.name} encoder ({type(error).__name__}: {error}); download it "
             "again, or give the folder of a T5, CLIP or BERT model"

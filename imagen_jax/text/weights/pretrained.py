@@ -31,7 +31,7 @@ from imagen_jax.text.weights.checkpoint_arrays import (
     is_safetensors,
     is_t5x,
 )
-from imagen_jax.text.weights.sources import Source
+from imagen_jax.text.weights.sources import Source, layers_of
 from imagen_jax.typing import Array, Float, PyTree
 
 _MAX_LISTED = 20
@@ -204,8 +204,18 @@ class EncoderCheckpoint:
     sources: Mapping[str, Source]
 
     def read(self, path: str, index: Index, dtype: Any) -> np.ndarray:
-        """A slice of a parameter."""
-        return self.sources[path].read(self.arrays, index).astype(dtype)
+        """A slice of a parameter.
+
+        Raises:
+          UserError: see CheckpointArrays.read; or the array holds no floating-point numbers.
+        """
+        value = self.sources[path].read(self.arrays, index)
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"array {self.sources[path].name} of {self.arrays.path} is of {value.dtype}; expected floating-point "
+                "numbers: give a checkpoint that is not quantised"
+            )
+        return value.astype(dtype)
 
 
 def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
@@ -218,7 +228,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     stated: dict[str, Any] = {}
     if is_copy(path):
         arrays = OrbaxArrays(path)
-        family = families.of_architecture(arrays.header.get("architecture", "t5"))
+        family = families.of_architecture(arrays.header["architecture"])
         sources, stated = {name: Source(name) for name in arrays.shapes}, arrays.header["config"]
     elif is_t5x(path):
         family, arrays = families.T5, T5xArrays(path)
@@ -233,8 +243,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
             "folder with .safetensors files, or a copy written by `imagen_jax import_text`"
         )
     if config is None:
-        inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        config = family.config.from_json({**inferred, **stated})
+        config = _config(path, family, arrays, sources, stated)
     elif not isinstance(config, family.config):
         raise UserError(
             f"{path} holds a {family.name} encoder, but the config is a {type(config).__name__}; give a "
@@ -245,8 +254,36 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     return found
 
 
+def _config(
+    path: str,
+    family: families.Family,
+    arrays: CheckpointArrays,
+    sources: Mapping[str, Source],
+    stated: Mapping[str, Any],
+) -> EncoderConfig:
+    """The config that a checkpoint states, and its shapes where it is silent."""
+    try:
+        inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        return family.config.from_json({**inferred, **stated})
+    except UserError:
+        raise
+    # Arrays of other ranks than expected; fields that there are not.
+    except (ValueError, TypeError, LookupError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} holds no {family.name} encoder that can be read ({type(error).__name__}: {error}); download or "
+            "copy it again"
+        ) from error
+
+
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
+    found = len(layers_of(checkpoint.sources))
+    # Every layer is traced, however many a damaged file says: a few that lack are named, a billion are not.
+    if checkpoint.config.num_layers > found + _MAX_LISTED:
+        raise UserError(
+            f"{checkpoint.arrays.path} has arrays of {found} layers, its config says {checkpoint.config.num_layers}; "
+            "give the config that belongs to it, or download it again"
+        )
     apart = checkpoint.config.replaced(scan_layers=False)
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}
