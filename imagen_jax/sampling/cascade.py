@@ -326,6 +326,9 @@ class Cascade:
         programs = prepare(self.stages, request)
         ways = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         batch_size = -(-min(batch_size, len(rows)) // ways) * ways
+        for one in self.stages:
+            if warning := one.stage.untrained_level(one.sampling.aug_level):
+                print(warning, file=sys.stderr)
         self._tell_lost("prompts", [request.prompts[i] for i in rows])
         if request.negative_prompts is not None:
             self._tell_lost("negative prompts", [request.negative_prompts[i] for i in rows])

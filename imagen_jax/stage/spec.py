@@ -129,6 +129,15 @@ class Stage:
         """Ratio of an image's size to its low-resolution input's; 1 for the base stage."""
         return self.image_size // self.low_res_size if self.low_res_size else 1
 
+    def untrained_level(self, aug_level: float) -> str | None:
+        """One line for people about an aug_level that the stage never saw in training; None where it did."""
+        if self.low_res_size is None or aug_level <= self.max_aug_level:
+            return None
+        return (
+            f"warning: aug_level ({aug_level:g}) is above {self.max_aug_level:g}, the largest that stage {self.name!r} "
+            f"is trained to (Stage.max_aug_level): its pictures may come out noisy or blurred; choose at most that"
+        )
+
     def init(self, rng: PRNGKeyArray) -> PyTree:
         """Fresh float32 parameters, boxed with their logical axis names."""
         size = self.image_size

@@ -150,6 +150,8 @@ def _bert_settings(path: str) -> dict[str, bool | None]:
         stated = read_json(file) if os.path.isfile(file) else {}
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); download it again") from error
+    if not isinstance(stated, dict):
+        raise UserError(f"{file} is damaged (no JSON object); download it again")
     defaults = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
     return {name: stated.get(name, default) for name, default in defaults.items()}
 

@@ -213,6 +213,8 @@ def _train(
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
     if start >= end:
         return state
+    if warning := config.stage.untrained_level(config.sampling.aug_level):
+        say(warning)
     batches = open_data(config, setup.mesh, start, position, encoder)
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.

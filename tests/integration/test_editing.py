@@ -372,3 +372,22 @@ def test_the_methods_take_arrays_and_say_what_they_do_not_take(root: Path, files
         cascade.only(last="base").upscale(["a red cube"], image)
     with pytest.raises(UserError, match="comes after"):
         cascade.only(first="sr", last="base")
+
+
+def test_an_aug_level_beyond_the_training_is_said(root: Path, files: Path, capsys) -> None:
+    base, sr = Cascade.load(str(root)).configure(lambda _, s: dataclasses.replace(s, num_steps=1)).stages
+    sr = dataclasses.replace(sr, stage=dataclasses.replace(sr.stage, max_aug_level=0.2))
+    cascade = dataclasses.replace(Cascade.load(str(root)), stages=(base, sr))
+    image = from_uint8(np.asarray(Image.open(files / "plain.png")))[None]
+    # 0.3 unless another is asked for.
+    for settings, beyond in (({}, True), ({"aug_level": 0.2}, False)):
+        cascade.vary(["a red cube"], image, **settings)
+        assert ("aug_level (0.3) is above 0.2, the largest that stage 'sr'" in capsys.readouterr().err) == beyond
+    low_res = image[:, ::4, ::4]
+    cascade.upscale(["a red cube"], low_res, aug_level=0.5)
+    assert capsys.readouterr().err.count("aug_level (0.5) is above 0.2") == 1
+    # The base stage has no low-resolution image.
+    drawing = cascade.configure(lambda _, s: dataclasses.replace(s, aug_level=0.5))
+    drawing.only(first="sr").sample(["a red cube"], low_res=low_res)
+    assert capsys.readouterr().err.count("is above") == 1
+    assert base.stage.untrained_level(1.0) is None

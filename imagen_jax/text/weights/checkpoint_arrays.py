@@ -5,8 +5,8 @@ device needs, and nothing else is held.
 """
 
 import abc
+import dataclasses
 import functools
-import json
 import math
 import os
 import re
@@ -17,17 +17,29 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import tensorstore
-from etils import epath
 from flax import serialization
 from safetensors import SafetensorError, safe_open
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import check_content, read_json, sha256_of_file
+from imagen_jax.files import (
+    AnyPath,
+    absolute,
+    as_path,
+    is_file_name,
+    is_remote,
+    local_copy,
+    read_json,
+    sha256_of_file,
+    size_of,
+)
 
 Index = tuple[slice, ...]
 T5X_INDEX = "checkpoint"
-_HEADER_FORM = {"source": str, "config": dict, "params_sha256": str, "shapes": {...: [int]}, "files": {...: str}}
 COPY_HEADER, COPY_ARRAYS = "encoder.json", "arrays"
+# What files of another shape than expected raise when they are taken apart.
+_DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# Those in which t5x and its successors write.
+_DRIVERS = ("zarr", "zarr3")
 INDEX_FILE, WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 
 
@@ -71,19 +83,19 @@ class T5xArrays(CheckpointArrays):
             content = serialization.msgpack_restore(index.read_bytes())
             self._version = int(content.get("version", 0))
             target = content["optimizer"]["target"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+            self._leaves = {name: _Stored.of(leaf) if _is_spec(leaf) else leaf for name, leaf in _leaves(target)}
+            self.shapes = {name: np.shape(leaf) for name, leaf in self._leaves.items()}
+        except (*_DAMAGES, msgpack.UnpackException) as error:
             raise UserError(
-                f"{index} is no t5x index ({type(error).__name__}: {error}): expected msgpack with optimizer/target; "
-                "copy the checkpoint again"
+                f"{index} is no t5x index ({type(error).__name__}: {_first_line(error)}): expected msgpack with "
+                "optimizer/target; copy the checkpoint again"
             ) from error
-        self._leaves = dict(_leaves(target))
-        self.shapes = {name: _leaf_shape(leaf) for name, leaf in self._leaves.items()}
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""
         leaf = self._leaves[name]
-        if isinstance(leaf, np.ndarray):
-            return leaf[index]
+        if not isinstance(leaf, _Stored):
+            return np.asarray(leaf)[index]
         try:
             value = self._open(name)[index].read().result()
         except ValueError as error:
@@ -96,9 +108,8 @@ class T5xArrays(CheckpointArrays):
 
     @functools.cache  # noqa: B019  An instance lives as long as its checkpoint is read.
     def _open(self, name: str) -> tensorstore.TensorStore:
-        spec = _zarr_spec(self._leaves[name])
-        folder = epath.Path(self.path) / spec["kvstore"]["path"].strip("/").rpartition("/")[2]
-        where = {"driver": spec["driver"], "kvstore": _kvstore(folder)}
+        leaf = self._leaves[name]
+        where = {"driver": leaf.driver, "kvstore": _kvstore(as_path(self.path) / leaf.folder)}
         store: Any = tensorstore.open(where, open=True, read=True).result()
         expected = self.shapes[name]
         if tuple(store.shape) != expected:
@@ -137,7 +148,7 @@ class SafetensorsArrays(CheckpointArrays):
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         index = os.path.join(path, INDEX_FILE)
-        listed = _read_index(index) if os.path.isfile(index) else None
+        listed = _read_index(index) if size_of(index) is not None else None
         files = sorted(set(listed.values())) if listed is not None else [WEIGHTS_FILE]
         for file in files:
             self._read_header(file)
@@ -149,14 +160,15 @@ class SafetensorsArrays(CheckpointArrays):
 
     def _read_header(self, file: str) -> None:
         full = os.path.join(self.path, file)
-        if not os.path.isfile(full):
+        if size_of(full) is None:
             raise UserError(f"{self.path} lacks {file}; download it, or give the folder that holds it")
         try:
-            with safe_open(full, framework="numpy") as tensors:
+            here = local_copy(full)
+            with safe_open(here, framework="numpy") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  Not a mapping.
                     self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-                    self._file_of[name] = full
-        except SafetensorError as error:
+                    self._file_of[name] = here
+        except (SafetensorError, OSError) as error:
             raise UserError(f"{full} is damaged ({error}); download it again") from error
 
     def read(self, name: str, index: Index) -> np.ndarray:
@@ -189,59 +201,77 @@ class OrbaxArrays(CheckpointArrays):
 
     def __init__(self, path: str):
         self.path = path
-        self.header = _copy_header(os.path.join(path, COPY_HEADER))
+        self.header = read_copy_header(path)
         wrong = [name for name, digest in self.header["files"].items() if self._digest(name) != digest]
         if wrong:
             raise UserError(
                 f"the encoder copy {path} is damaged: {', '.join(wrong[:10])} changed or missing; "
                 f"write it again with `imagen_jax import_text --from {self.header['source']} --to {path} --overwrite`"
             )
-        self.shapes = {name: tuple(shape) for name, shape in self.header["shapes"].items()}
+        self.shapes = self.header["shapes"]
 
     def _digest(self, name: str) -> str | None:
         file = os.path.join(self.path, name)
-        return sha256_of_file(file) if os.path.isfile(file) else None
+        return sha256_of_file(file) if size_of(file) is not None else None
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""
-        folder = os.path.abspath(os.path.join(self.path, COPY_ARRAYS))
-        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": f"file://{folder}/", "path": f"{name}/"}}
-        return tensorstore.open(spec, open=True, read=True).result()[index].read().result()
+        folder = absolute(os.path.join(self.path, COPY_ARRAYS))
+        base = f"{folder}/" if is_remote(folder) else f"file://{folder}/"
+        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
+        try:
+            return tensorstore.open(spec, open=True, read=True).result()[index].read().result()
+        except (ValueError, IndexError) as error:
+            raise UserError(
+                f"array {name} of the encoder copy {self.path} cannot be read ({_first_line(error)}); write the copy "
+                "again with `imagen_jax import_text`"
+            ) from error
 
 
-def _copy_header(path: str) -> dict[str, Any]:
-    fix = "copy the encoder again with `imagen_jax import_text`"
+def read_copy_header(path: str) -> dict[str, Any]:
+    """The encoder.json of a copy, its entries of the kinds that `import_text` writes and its shapes tuples.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    file = os.path.join(path, COPY_HEADER)
     try:
-        header = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); {fix}") from error
-    check_content(path, header, _HEADER_FORM, fix)
+        header = read_json(file)
+        header = {"architecture": "t5", **header, "shapes": {n: _shape(s) for n, s in header["shapes"].items()}}
+        kinds = {"architecture": str, "source": str, "params_sha256": str, "config": dict, "files": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(header[name], kind) or not header[name]]
+        # Digests are of files in the copy.
+        wrong += [name for name in header["files"] if os.path.isabs(name) or ".." in name.split("/")]
+    except _DAMAGES as error:
+        wrong = [f"{type(error).__name__}: {error}"]
+    if wrong:
+        raise UserError(f"{file} is damaged ({', '.join(wrong)}); write it again with `imagen_jax import_text`")
     return header
 
 
 def is_copy(path: str) -> bool:
     """Tells if a folder is a copy that `import_text` finished."""
-    return os.path.isfile(os.path.join(path, COPY_HEADER))
+    return size_of(os.path.join(path, COPY_HEADER)) is not None
 
 
 def is_t5x(path: str) -> bool:
     """Tells if a folder is a native t5x checkpoint, or holds some."""
-    folder = epath.Path(path)
+    folder = as_path(path)
     return folder.is_dir() and ((folder / T5X_INDEX).is_file() or bool(_steps(folder)))
 
 
 def is_safetensors(path: str) -> bool:
     """Tells if a folder holds Hugging Face weights."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in (INDEX_FILE, WEIGHTS_FILE))
+    return any(size_of(os.path.join(path, name)) is not None for name in (INDEX_FILE, WEIGHTS_FILE))
 
 
-def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+def _steps(folder: AnyPath) -> dict[int, AnyPath]:
     found = ((re.fullmatch(r"checkpoint_([0-9]+)", child.name), child) for child in folder.iterdir())
     return {int(match[1]): child for match, child in found if match and (child / T5X_INDEX).is_file()}
 
 
-def _newest_step(path: str) -> epath.Path:
-    folder = epath.Path(path)
+def _newest_step(path: str) -> AnyPath:
+    folder = as_path(path)
     if not folder.is_dir():
         raise UserError(f"no t5x checkpoint at {path}: expected a folder with the file {T5X_INDEX}")
     if (folder / T5X_INDEX).is_file():
@@ -263,22 +293,42 @@ def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [(prefix, node)]
 
 
-def _zarr_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """The innermost spec: a driver that casts wraps the one that reads."""
-    while "base" in spec:
-        spec = spec["base"]
-    if "path" in spec:  # tensorstore before 0.1.14
-        spec = {**spec, "kvstore": {**spec.get("kvstore", {}), "path": spec["path"]}}
-    return spec
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """An array in a folder of its own, beside the index.
+
+    Attributes:
+      driver: of tensorstore.
+      folder: its name.
+      shape: as the index says.
+    """
+
+    driver: str
+    folder: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, spec: dict[str, Any]) -> "_Stored":
+        """What a tensorstore spec says; KeyError, TypeError, ValueError or AttributeError where it is none."""
+        while "base" in spec:  # A driver that casts wraps the one that reads.
+            spec = spec["base"]
+        # tensorstore before 0.1.14 had the path beside.
+        path = spec["path"] if "path" in spec else spec["kvstore"]["path"]
+        folder, driver = path.strip("/").rpartition("/")[2], spec["driver"]
+        if not is_file_name(folder) or driver not in _DRIVERS:
+            raise ValueError(f"an array in {path!r} by {driver!r}")
+        return cls(driver, folder, _shape(spec["metadata"]["shape"]))
 
 
-def _leaf_shape(leaf: Any) -> tuple[int, ...]:
-    if not _is_spec(leaf):
-        return np.shape(leaf)
-    return tuple(_zarr_spec(leaf)["metadata"]["shape"])
+def _shape(sizes: Any) -> tuple[int, ...]:
+    """A shape out of a file; ValueError or TypeError where it is none."""
+    shape = tuple(sizes)
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"shape {sizes!r}")
+    return shape
 
 
-def _kvstore(folder: epath.Path) -> dict[str, str]:
+def _kvstore(folder: AnyPath) -> dict[str, str]:
     bucket = re.fullmatch(r"gs://([^/]+)/(.*)", os.fspath(folder))
     if bucket:
         return {"driver": "gcs", "bucket": bucket[1], "path": f"{bucket[2]}/"}
@@ -287,10 +337,16 @@ def _kvstore(folder: epath.Path) -> dict[str, str]:
 
 def _read_index(path: str) -> dict[str, str]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return dict(json.load(file)["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); download it again") from error
+        places = dict(read_json(path)["weight_map"])
+    except _DAMAGES as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from error
+    for name, file in places.items():
+        if not is_file_name(file):
+            raise UserError(
+                f"{path} places {name} in {file!r}; expected the name of a file in the same folder: download the "
+                "folder again"
+            )
+    return places
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,6 @@ values without a word, hence the digests; a copy is verified when it is opened.
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +18,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import read_json, sha256_of_file, write_json
+from imagen_jax.files import (
+    absolute,
+    as_path,
+    files_under,
+    is_remote,
+    make_dirs,
+    remove_tree,
+    sha256_of_file,
+    write_json,
+)
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import ParamsDigest
-from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy
+from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, is_copy, read_copy_header
 from imagen_jax.text.weights.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
 
 FORMAT_VERSION = 1
@@ -95,13 +103,15 @@ def import_text(
     checkpoint = open_checkpoint(source, config)
     config = checkpoint.config.replaced(dtype=dtype, scan_layers=False)
     checkpoint = dataclasses.replace(checkpoint, config=config)
-    final = os.path.abspath(directory)
-    if os.path.exists(final) and not (overwrite and is_copy(final)):
+    final = absolute(directory)
+    there = bool(files_under(final)) if is_remote(final) else os.path.exists(final)
+    if there and not (overwrite and is_copy(final)):
         hint = "set --overwrite to replace it" if is_copy(final) else "it is no encoder copy: choose another"
         raise UserError(f"{directory} exists already; {hint}")
-    partial = final + PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    # In a bucket nothing is renamed: a copy is one once it has its header, which comes last.
+    partial = final if is_remote(final) else final + PARTIAL
+    remove_tree(partial)
+    make_dirs(partial)
     held = held_dtypes(config)
     digest = ParamsDigest()
     with Progress(len(held), "import_text", "parameter") as progress:
@@ -116,9 +126,9 @@ def import_text(
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         try:
             with ocp.Checkpointer(handler) as checkpointer:
-                checkpointer.save(os.path.join(partial, COPY_ARRAYS), args=ocp.args.PyTreeSave(tree))
+                checkpointer.save(as_path(os.path.join(partial, COPY_ARRAYS)), args=ocp.args.PyTreeSave(tree))
         except BaseException as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial)
             if isinstance(error, ValueError | RuntimeError) and not isinstance(error, UserError):
                 # What tensorstore makes of a full disk.
                 raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
@@ -130,24 +140,17 @@ def import_text(
         "config": config.to_json(),
         "params_sha256": digest.hexdigest(),
         "shapes": {path: list(leaf.shape) for path, leaf in held.items()},
-        "files": {name: sha256_of_file(os.path.join(partial, name)) for name in _files(partial)},
+        "files": {name: sha256_of_file(os.path.join(partial, name)) for name in files_under(partial)},
     }
     write_json(os.path.join(partial, COPY_HEADER), header, sync=True)
-    if os.path.exists(final):
-        shutil.rmtree(final)
-    os.rename(partial, final)
-
-
-def _files(directory: str) -> list[str]:
-    found = (
-        os.path.relpath(os.path.join(root, name), directory) for root, _, names in os.walk(directory) for name in names
-    )
-    return sorted(name for name in found if name != COPY_HEADER)
+    if partial != final:
+        remove_tree(final)
+        os.rename(partial, final)
 
 
 def known_sha256(path: str, dtype: str) -> str | None:
     """`params_sha256` of a copy held in its own dtype, without reading it; None for anything else."""
     if not is_copy(path):
         return None
-    header = read_json(os.path.join(path, COPY_HEADER))
-    return header["params_sha256"] if header["config"]["dtype"] == dtype else None
+    header = read_copy_header(path)
+    return header["params_sha256"] if header["config"].get("dtype") == dtype else None

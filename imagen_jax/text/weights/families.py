@@ -26,7 +26,8 @@ class Family:
       model_types: what the config.json of a Hugging Face folder calls it.
       sources: where its parameters are in such a folder, by dotted path; UserError where they are not.
       infer: what the shapes tell of the config.
-      stated: what config.json tells of it; KeyError, TypeError or AttributeError for another network's.
+      stated: what config.json tells of it; KeyError, ValueError, TypeError or AttributeError for another
+        network's.
     """
 
     name: str
@@ -65,8 +66,18 @@ FAMILIES = (T5, CLIP, BERT)
 
 
 def of_architecture(architecture: str) -> Family:
-    """The family whose configs have this architecture."""
-    return next(family for family in FAMILIES if family.config.architecture == architecture)
+    """The family whose configs have this architecture.
+
+    Raises:
+      UserError: there is none.
+    """
+    known = {family.config.architecture: family for family in FAMILIES}
+    if architecture not in known:
+        raise UserError(
+            f"an encoder's architecture is {architecture!r}; expected one of {', '.join(known)}: install a newer "
+            "imagen_jax, or write the copy again with `imagen_jax import_text`"
+        )
+    return known[architecture]
 
 
 def of_folder(path: str) -> tuple[Family, dict[str, Any]]:
@@ -81,7 +92,7 @@ def of_folder(path: str) -> tuple[Family, dict[str, Any]]:
         model_type = content.get("model_type", "t5")
     except FileNotFoundError as error:
         raise UserError(f"{path} lacks config.json; download it beside the weights") from error
-    except (ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is damaged ({error}); download it again") from error
     known = {model_type: family for family in FAMILIES for model_type in family.model_types}
     if not isinstance(model_type, str) or model_type not in known:

@@ -31,7 +31,7 @@ from imagen_jax.text.weights.checkpoint_arrays import (
     is_safetensors,
     is_t5x,
 )
-from imagen_jax.text.weights.sources import Source
+from imagen_jax.text.weights.sources import Source, layers_of
 from imagen_jax.typing import Array, Float, PyTree
 
 
@@ -226,7 +226,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     stated: dict[str, Any] = {}
     if is_copy(path):
         arrays = OrbaxArrays(path)
-        family = families.of_architecture(arrays.header.get("architecture", "t5"))
+        family = families.of_architecture(arrays.header["architecture"])
         sources, stated = {name: Source(name) for name in arrays.shapes}, arrays.header["config"]
     elif is_t5x(path):
         family, arrays = families.T5, T5xArrays(path)
@@ -241,9 +241,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
             "folder with .safetensors files, or a copy written by `imagen_jax import_text`"
         )
     if config is None:
-        inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        _check_stated(path, stated, inferred)
-        config = family.config.from_json({**inferred, **stated})
+        config = _config(path, family, arrays, sources, stated)
     elif not isinstance(config, family.config):
         raise UserError(
             f"{path} holds a {family.name} encoder, but the config is a {type(config).__name__}; give a "
@@ -252,6 +250,28 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     found = EncoderCheckpoint(config, arrays, sources)
     _check(found)
     return found
+
+
+def _config(
+    path: str,
+    family: families.Family,
+    arrays: CheckpointArrays,
+    sources: Mapping[str, Source],
+    stated: Mapping[str, Any],
+) -> EncoderConfig:
+    """The config that a checkpoint states, and its shapes where it is silent."""
+    try:
+        inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        _check_stated(path, stated, inferred)
+        return family.config.from_json({**inferred, **stated})
+    except UserError:
+        raise
+    # Arrays of other ranks than expected; fields that there are not.
+    except (ValueError, TypeError, LookupError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} holds no {family.name} encoder that can be read ({type(error).__name__}: {error}); download or "
+            "copy it again"
+        ) from error
 
 
 def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
@@ -266,6 +286,13 @@ def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, A
 
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
+    found = len(layers_of(checkpoint.sources))
+    # Every layer is traced, however many a damaged file says: a few that lack are named, a billion are not.
+    if checkpoint.config.num_layers > found + _MAX_LISTED:
+        raise UserError(
+            f"{checkpoint.arrays.path} has arrays of {found} layers, its config says {checkpoint.config.num_layers}; "
+            "give the config that belongs to it, or download it again"
+        )
     apart = checkpoint.config.replaced(scan_layers=False)
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}

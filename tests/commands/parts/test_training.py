@@ -15,7 +15,7 @@ from imagen_jax.sharding.rules import unbox
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.encoders.t5 import T5Config
-from imagen_jax.train import loop
+from imagen_jax.train import loop, setup
 from imagen_jax.train.config import PreviewConfig, TrainConfig
 from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.metrics import MetricWriter
@@ -184,6 +184,18 @@ def test_the_text_encoder_leaves_the_device_once_the_captions_are_read(tmp_path,
     np.testing.assert_array_equal(drawn[0], expected)
     # What is asked of it later is answered all the same.
     np.testing.assert_array_equal(encoder.encode(("a", "bb"))[0], expected)
+
+
+def test_a_run_says_that_its_previews_go_beyond_its_training(tmp_path, monkeypatch, capsys):
+    class WithLowRes(tiny_run.TinyBatches):
+        def __next__(self):
+            return super().__next__() | {"low_res": np.zeros((16, 4, 4, 3), np.float32)}
+
+    monkeypatch.setattr(setup, "BatchIterator", WithLowRes)
+    ours = tiny_run.tiny_config(tmp_path, num_steps=1, sampling=SamplingConfig(aug_level=0.4))
+    stage = tiny_run.tiny_stage(low_res_size=4, max_aug_level=0.3)
+    training.run(tiny_run.with_changes(ours, stage=stage, data=dataclasses.replace(ours.data, low_res_size=4)))
+    assert "aug_level (0.4) is above 0.3, the largest that stage 'base'" in capsys.readouterr().err
 
 
 def test_non_finite_parameters_are_not_drawn(tmp_path, monkeypatch):
