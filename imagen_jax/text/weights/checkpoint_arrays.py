@@ -70,14 +70,13 @@ class T5xArrays(CheckpointArrays):
         try:
             content = serialization.msgpack_restore(index.read_bytes())
             self._version = int(content.get("version", 0))
-            target = content["optimizer"]["target"]
-        except (ValueError, KeyError, TypeError, msgpack.UnpackException) as error:
+            self._leaves = dict(_leaves(content["optimizer"]["target"]))
+            self.shapes = {name: _leaf_shape(leaf) for name, leaf in self._leaves.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, msgpack.UnpackException) as error:
             raise UserError(
                 f"{index} is no t5x index ({type(error).__name__}: {error}): expected msgpack with optimizer/target; "
                 "copy the checkpoint again"
             ) from error
-        self._leaves = dict(_leaves(target))
-        self.shapes = {name: _leaf_shape(leaf) for name, leaf in self._leaves.items()}
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""

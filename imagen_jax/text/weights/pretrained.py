@@ -241,9 +241,7 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
             "folder with .safetensors files, or a copy written by `imagen_jax import_text`"
         )
     if config is None:
-        inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        _check_stated(path, stated, inferred)
-        config = family.config.from_json({**inferred, **stated})
+        config = _config(path, family, arrays, sources, stated)
     elif not isinstance(config, family.config):
         raise UserError(
             f"{path} holds a {family.name} encoder, but the config is a {type(config).__name__}; give a "
@@ -262,6 +260,28 @@ def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, A
                 f"{path} states {name} {str(stated[name])[:80]!r} in its config, and the shapes of its arrays say "
                 f"{inferred[name]}; download the folder again"
             )
+
+
+def _config(
+    path: str,
+    family: families.Family,
+    arrays: CheckpointArrays,
+    sources: Mapping[str, Source],
+    stated: Mapping[str, Any],
+) -> EncoderConfig:
+    """The config that a checkpoint states, and its shapes where it is silent."""
+    try:
+        inferred = {} if is_copy(path) else family.infer(arrays, sources)
+        _check_stated(path, stated, inferred)
+        return family.config.from_json({**inferred, **stated})
+    except UserError:
+        raise
+    # Arrays of other ranks than expected; fields that there are not.
+    except (ValueError, TypeError, LookupError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{path} holds no {family.name} encoder that can be read ({type(error).__name__}: {error}); download or "
+            "copy it again"
+        ) from error
 
 
 def _check(checkpoint: EncoderCheckpoint) -> None:
