@@ -115,8 +115,8 @@ def exit_code(program: Callable[[], object]) -> int:
     """Runs a program, which goes on where nobody reads its output any more.
 
     Returns:
-      0, or, told on stderr in plain words, 2 after a UserError or a file that fails, 130 after Ctrl-C, 143 after
-      SIGTERM.
+      0, or, told on stderr in plain words, 2 after a UserError, a file that fails or too little memory, 130 after
+      Ctrl-C, 143 after SIGTERM.
     """
     outlive_readers()
     try:
@@ -130,6 +130,8 @@ def exit_code(program: Callable[[], object]) -> int:
     except Terminated:
         print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
         return TERMINATED
+    except MemoryError as error:
+        problem = f"this machine has too little memory{f' ({error})' if str(error) else ''}; ask for less at a time"
     except OSError as error:
         # A full or read-only disk can strike at any write; whatever was being written has no final name yet.
         problem = f"{error}. Free space or fix the permissions, then run the same command again"

@@ -41,6 +41,12 @@ def test_an_error_is_one_line_whatever_it_quotes(capsys):
     assert capsys.readouterr().err == error
 
 
+def test_a_lack_of_memory_is_told(capsys):
+    assert exit_code(lambda: bytes(1 << 62)) == 2
+    error = capsys.readouterr().err
+    assert error == "error: this machine has too little memory; ask for less at a time\n"
+
+
 def test_parts_of_a_message_are_joined_and_the_first_of_many_named():
     assert listed(["a", "b"]) == "a; b"
     assert listed([str(n) for n in range(12)]) == "0; 1; 2; 3; 4; 5; 6; 7; 8; 9; and 2 more"

@@ -35,6 +35,8 @@ from imagen_jax.typing import PyTree
 RECORD = "stage.json"
 VOCABULARY = "vocabulary"
 SCHEMA = 1
+# The settings that a record holds, by their names in it.
+KINDS: dict[str, type] = {"stage": Stage, "sampling": SamplingConfig, "text": TextConfig}
 UPGRADE = "imagen_jax upgrade_run --run_dir"
 
 
@@ -159,9 +161,8 @@ class StageRecord:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); restore it from a copy") from error
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema!r}, this program reads {SCHEMA}; install a newer imagen_jax")
-        kinds: dict[str, type] = {"stage": Stage, "sampling": SamplingConfig, "text": TextConfig}
-        parts = {name: plain_data.from_data(data.get(name)) for name in kinds}
-        for name, kind in kinds.items():
+        parts = {name: plain_data.from_data(data.get(name)) for name in KINDS}
+        for name, kind in KINDS.items():
             if not isinstance(parts[name], kind):
                 raise UserError(f"{path} has no {kind.__name__} under {name!r}; it is damaged")
         if not isinstance(data.get("text_fingerprint"), dict) or not isinstance(data.get("config_hash"), str):

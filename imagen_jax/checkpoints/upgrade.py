@@ -13,7 +13,7 @@ from typing import Any
 
 from imagen_jax import gin_config
 from imagen_jax.checkpoints import checkpoints, plain_data
-from imagen_jax.checkpoints.trained_stage import RECORD, VOCABULARY, StageRecord
+from imagen_jax.checkpoints.trained_stage import KINDS, RECORD, VOCABULARY, StageRecord
 from imagen_jax.errors import UserError
 from imagen_jax.files import check_content, read_json
 from imagen_jax.text.encoder import TextEncoder
@@ -75,10 +75,15 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
         raise UserError(f"{checkpoint / 'config.gin'} cannot be read ({error}); restore it from a copy") from error
     bindings = gin_config.read_as_data(operative_text)
     train = _fields(bindings, "TrainConfig", ())
-    parts = {name: _value(bindings, train[name], ()) for name in ("stage", "sampling", "text") if name in train}
-    if len(parts) < 3:
-        raise UserError(f"{checkpoint / 'config.gin'} binds no TrainConfig with stage, sampling and text")
-    data = _value(bindings, _fields(bindings, "DataConfig", ()).get("store_dir"), ())
+    try:
+        parts = {name: _value(bindings, train.get(name), ()) for name in KINDS}
+        data = _value(bindings, _fields(bindings, "DataConfig", ()).get("store_dir"), ())
+    except RecursionError as error:
+        raise UserError(f"{checkpoint / 'config.gin'} refers to itself; restore it from a copy") from error
+    if not all(isinstance(parts[name], kind) for name, kind in KINDS.items()):
+        raise UserError(
+            f"{checkpoint / 'config.gin'} binds no TrainConfig with a Stage, a SamplingConfig and a TextConfig"
+        )
     header = Path(data) / HEADER if isinstance(data, str) else None
     store = _store_fingerprint(header) if header is not None and header.is_file() else None
     text = parts["text"]

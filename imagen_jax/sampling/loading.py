@@ -22,6 +22,7 @@ from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import as_path
+from imagen_jax.sampling.request import MAX_SIDE
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.store.format import fingerprint_differences
@@ -126,6 +127,8 @@ def stage_sizes(stages: Sequence[Stage], size: tuple[int, int] | None) -> list[t
         side = stages[0].draw_size * scales[0]
         size = (side, side)
     for name, length in zip(("height", "width"), size, strict=True):
+        if length > MAX_SIDE:
+            raise UserError(f"{name} ({length}) must be at most {MAX_SIDE} pixels")
         if length < 1 or length % unit:
             near = max(length // unit, 1) * unit
             raise UserError(

@@ -12,6 +12,9 @@ from imagen_jax.files import is_unicode
 from imagen_jax.stage.guided import Edit, check_edit
 from imagen_jax.typing import Bool, Float
 
+# Pixels of a picture's side: no memory holds much more, and no size of an array overflows.
+MAX_SIDE = 1 << 16
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EditRequest:
@@ -168,6 +171,9 @@ def with_border(
         raise UserError(f"border {tuple(border)} must be four numbers >= 0: pixels at top, bottom, left and right")
     top, bottom, left, right = border
     check_images("images", images)
+    for name, side, added in (("height", images.shape[1], top + bottom), ("width", images.shape[2], left + right)):
+        if side + added > MAX_SIDE:
+            raise UserError(f"border {tuple(border)} makes the {name} {side + added} pixels; at most {MAX_SIDE} can be")
     canvas = np.pad(images, ((0, 0), (top, bottom), (left, right), (0, 0)), mode="edge")
     masks = np.pad(np.zeros(images.shape[:3], bool), ((0, 0), (top, bottom), (left, right)), constant_values=True)
     return canvas, masks

@@ -75,22 +75,28 @@ def open_vocabulary(path: str) -> HuggingFaceVocabulary:
     if files is None:
         raise UserError(f"no vocabulary in {path!r}: expected tokenizer.json, vocab.json and merges.txt, or vocab.txt")
     full = [os.path.join(path, name) for name in files]
-    digest = sha256_of_file(full[0])
     try:
-        if files == _JSON:
-            tokenizer = Tokenizer.from_file(*full)
-        elif files == _CLIP:
-            tokenizer = _clip(*full)
-            digest = _digest("clip", *map(sha256_of_file, full))
-        else:
-            settings = _bert_settings(path)
-            tokenizer = _bert(full[0], settings)
-            digest = _digest("bert", digest, json.dumps(settings, sort_keys=True))
+        return _opened(path, files, full)
     except UserError:
         raise
-    # The library raises plain Exceptions.
-    except Exception as error:
+    # The library raises plain Exceptions, and its panics are not even those.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"the vocabulary {', '.join(full)} is damaged ({error}); download it again") from error
+
+
+def _opened(path: str, files: tuple[str, ...], full: Sequence[str]) -> HuggingFaceVocabulary:
+    digest = sha256_of_file(full[0])
+    if files == _JSON:
+        tokenizer = Tokenizer.from_file(*full)
+    elif files == _CLIP:
+        tokenizer = _clip(*full)
+        digest = _digest("clip", *map(sha256_of_file, full))
+    else:
+        settings = _bert_settings(path)
+        tokenizer = _bert(full[0], settings)
+        digest = _digest("bert", digest, json.dumps(settings, sort_keys=True))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     prefix, suffix = _frame(tokenizer, path)

@@ -116,7 +116,9 @@ def fuzz(
         except UserError as error:
             if len(str(error).strip().split("\n")) != 1 or not str(error).strip():
                 problem, trace = f"UserError not of one line at {_place(error)}", f"{error}\n"
-        except (Exception, SystemExit, Hang) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit, Hang and the panics of libraries too.
             problem = f"{type(error).__name__} at {_place(error)}"
             trace = "".join(traceback.format_exception(error))[-1500:]
         if _GUARD.found:

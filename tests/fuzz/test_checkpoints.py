@@ -192,6 +192,9 @@ def test_configs_of_old_runs(pytestconfig, tmp_path, state):
             assert not (path / "stage.json").exists()
             checkpoints.verify(path)
             raise
-        StageRecord.read(path)
+        try:
+            StageRecord.read(path)
+        except UserError as error:
+            raise AssertionError("an upgrade that cannot be read") from error
 
     fuzz(pytestconfig, "upgrade_run", make, attempt, writes=path, share=0.2)

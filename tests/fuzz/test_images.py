@@ -125,11 +125,12 @@ def test_images_and_masks_of_sample(pytestconfig, tmp_path):
     """The flags --mode, --image, --mask and their like, up to the programs that would draw."""
     whole, cascade = list(_whole_files()), _cascade()
     image, mask = tmp_path / "image", tmp_path / "mask"
-    numbers = (0, 1, 2, 4, 8, -1)
+    numbers, pixels = (0, 1, 2, 4, 8, -1), (0, 1, 2, 4, 8, 8, 8, -1, 2**31)
+    sides = (8, 16, 24, 32, 0, 1, 17, 2**31, 10**30)
     fractions = (0.0, 0.5, 1.0, 1.5, -1.0, float("nan"), float("inf"), 1e-300)
     flags: dict[str, Callable[[random.Random], Any]] = {
-        "size": lambda chance: (chance.choice((8, 16, 24, 0, 17)), chance.choice((8, 16, 32, 1))),
-        "border": lambda chance: tuple(chance.choice(numbers) for _ in range(chance.choice((4, 4, 4, 3)))),
+        "size": lambda chance: (chance.choice(sides), chance.choice(sides)),
+        "border": lambda chance: tuple(chance.choice(pixels) for _ in range(chance.choice((4, 4, 4, 3)))),
         "strength": lambda chance: chance.choice(fractions),
         "aug_level": lambda chance: chance.choice(fractions),
         "num_resamples": lambda chance: chance.choice(numbers),
@@ -138,14 +139,14 @@ def test_images_and_masks_of_sample(pytestconfig, tmp_path):
     needs = {"inpaint": ("mask",), "outpaint": ("border",)}
 
     def make(chance: random.Random) -> tuple[SampleOptions, bytes, bytes]:
-        image.write_bytes(pixels := _image(chance, whole))
+        image.write_bytes(content := _image(chance, whole))
         mask.write_bytes(marks := _image(chance, whole))
         mode = chance.choice(MODES)
         names = {*needs.get(mode, ()), *chance.sample(sorted(flags), chance.choice((0, 0, 1, 2)))}
         given: dict[str, Any] = {name: flags[name](chance) for name in sorted(names - {"mask"})}
         if "mask" in names or chance.random() < 0.1:
             given["mask"] = str(mask)
-        return SampleOptions(output="out", mode=mode, image=str(image), **given), pixels, marks
+        return SampleOptions(output="out", mode=mode, image=str(image), **given), content, marks
 
     def attempt(case: tuple[SampleOptions, bytes, bytes]) -> None:
         options = case[0]

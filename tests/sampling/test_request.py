@@ -25,6 +25,9 @@ def test_sizes_of_all_stages_follow_from_the_last() -> None:
     assert stage_sizes([BASE], (6, 2)) == [(6, 2)]
     with pytest.raises(UserError, match=r"width \(18\) must be a multiple of 4.*16 or 20"):
         stage_sizes([BASE, WIDER], (12, 18))
+    for side in (1 << 17, 2**31, 10**30):
+        with pytest.raises(UserError, match=rf"width \({side}\) must be at most 65536 pixels"):
+            stage_sizes([BASE, WIDER], (12, side))
 
 
 def test_full_size_is_the_whole_of_what_is_trained_on() -> None:
@@ -92,7 +95,7 @@ def test_a_border_is_what_is_to_be_drawn() -> None:
     assert canvas.shape == (1, 6, 8, 3)
     np.testing.assert_array_equal(canvas[:, :4, 3:7], image)
     assert masks.sum() == 6 * 8 - 16 and not masks[0, :4, 3:7].any()
-    for border in ((0, 0, 0, 0), (1, -1, 0, 0), (1, 2, 3)):
+    for border in ((0, 0, 0, 0), (1, -1, 0, 0), (1, 2, 3), (0, 0, 2**31, 0), (1 << 16, 0, 0, 0)):
         with pytest.raises(UserError, match="border"):
             with_border(image, border)
 

@@ -102,3 +102,10 @@ def test_damaged_and_other_vocabularies_are_refused(tmp_path: Path) -> None:
     (bare / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="ends captions with no special token"):
         Tokenizer(str(bare))
+    frame = only(BERT, tmp_path / "frame", "tokenizer.json")
+    content = json.loads((frame / "tokenizer.json").read_text())
+    del content["post_processor"]["special_tokens"]["[SEP]"]
+    (frame / "tokenizer.json").write_text(json.dumps(content))
+    # The library panics, which is no Exception of Python's.
+    with pytest.raises(UserError, match="tokenizer.json is damaged .no entry found for key.*download it again"):
+        Tokenizer(str(frame))

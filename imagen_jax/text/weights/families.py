@@ -65,14 +65,14 @@ BERT = Family(
 FAMILIES = (T5, CLIP, BERT)
 
 
-def of_architecture(architecture: str) -> Family:
+def of_architecture(architecture: object) -> Family:
     """The family whose configs have this architecture.
 
     Raises:
       UserError: there is none.
     """
     known = {family.config.architecture: family for family in FAMILIES}
-    if architecture not in known:
+    if not isinstance(architecture, str) or architecture not in known:
         raise UserError(
             f"an encoder's architecture is {architecture!r}; expected one of {', '.join(known)}: install a newer "
             "imagen_jax, or write the copy again with `imagen_jax import_text`"

@@ -68,6 +68,15 @@ def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
         load_encoder(tmp_path / "copy")
 
 
+@pytest.mark.parametrize("architecture", [["t5"], "t6", None])
+def test_another_architecture_is_refused(tmp_path: Path, architecture: object) -> None:
+    import_text(str(SOURCES[1]), str(tmp_path / "copy"))
+    header = json.loads((tmp_path / "copy" / "encoder.json").read_text())
+    (tmp_path / "copy" / "encoder.json").write_text(json.dumps(header | {"architecture": architecture}))
+    with pytest.raises(UserError, match="expected (one of t5, clip, bert|a str)"):
+        load_encoder(tmp_path / "copy")
+
+
 def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["import_text", "--from", str(SOURCES[0]), "--to", str(tmp_path / "copy")]
     assert main(command) == 0

@@ -196,6 +196,16 @@ def test_damaged_hugging_face_folders_are_refused(tmp_path: Path) -> None:
         load_encoder(tmp_path / "hf")
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1, 256, 32), (32,)])
+@pytest.mark.parametrize("name", ["shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"])
+def test_arrays_of_other_ranks_are_refused(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    shutil.copy(HUGGING_FACE / "config.json", tmp_path)
+    tensors = load_file(HUGGING_FACE / "model.safetensors")
+    save_file(tensors | {name: np.zeros(shape, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=f"{tmp_path} (holds no T5 encoder|is not an encoder of this config)"):
+        load_encoder(tmp_path)
+
+
 def test_decoders_alone_and_other_folders_are_refused(tmp_path: Path) -> None:
     save_file({"decoder.final_layer_norm.weight": np.zeros(3)}, tmp_path / "model.safetensors")
     shutil.copy(HUGGING_FACE / "config.json", tmp_path)
