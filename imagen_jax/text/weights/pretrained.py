@@ -284,28 +284,6 @@ def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, A
             )
 
 
-def _config(
-    path: str,
-    family: families.Family,
-    arrays: CheckpointArrays,
-    sources: Mapping[str, Source],
-    stated: Mapping[str, Any],
-) -> EncoderConfig:
-    """The config that a checkpoint states, and its shapes where it is silent."""
-    try:
-        inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        _check_stated(path, stated, inferred)
-        return family.config.from_json({**inferred, **stated})
-    except UserError:
-        raise
-    # Arrays of other ranks than expected; fields that there are not.
-    except (ValueError, TypeError, LookupError, ZeroDivisionError) as error:
-        raise UserError(
-            f"{path} holds no {family.name} encoder that can be read ({type(error).__name__}: {error}); download or "
-            "copy it again"
-        ) from error
-
-
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
     found = len(layers_of(checkpoint.sources))
