@@ -14,7 +14,8 @@ import numpy as np
 
 from imagen_jax.array_records.index import ENTRY, SUFFIX, cut, span
 from imagen_jax.errors import UserError
-from imagen_jax.files import copy_place, file_system, local_copy, make_room
+from imagen_jax.files import copy_place, local_copy, make_room
+from imagen_jax.files.ranges import read_ranges
 
 # Bytes read before the room that copies take is looked at again.
 _BETWEEN_LOOKS = 64 << 20
@@ -89,15 +90,11 @@ class RemoteRecords:
     def _fetch(self, wanted: Sequence[Wanted], missing: "list[tuple[int, int, _Copy, np.void]]") -> list[bytes]:
         spans = [span(entry) for _, _, _, entry in missing]
         paths = [wanted[file].path for file, _, _, _ in missing]
-        contents = file_system(paths[0]).cat_ranges(
-            paths, [start for start, _ in spans], [end for _, end in spans], on_error="return"
-        )
+        contents = read_ranges(paths, spans)
         records = []
         for (file, place, copy, entry), content, (start, _) in zip(missing, contents, spans, strict=True):
-            if isinstance(content, FileNotFoundError):
-                raise UserError(f"shard {wanted[file].path} is missing; {self._fix}") from content
-            if isinstance(content, BaseException):
-                raise content
+            if content is None:
+                raise UserError(f"shard {wanted[file].path} is missing; {self._fix}")
             record = cut(content, entry)
             if record is None:
                 raise UserError(
@@ -105,7 +102,7 @@ class RemoteRecords:
                 )
             copy.write(start, content)
             records.append(record)
-        self._look(sum(map(len, contents)))
+        self._look(sum(len(content or b"") for content in contents))
         return records
 
     def _look(self, num_bytes: int) -> None:

@@ -40,7 +40,7 @@ def as_path(path: StrPath) -> AnyPath:
     """
     if not is_remote(path):
         return Path(path)
-    _aim()
+    aim()
     found: Any = epath.Path(path)
     return found
 
@@ -54,7 +54,7 @@ def file_system(path: StrPath) -> Any:
     """The fsspec file system of an address."""
     import fsspec
 
-    _aim()
+    aim()
     return fsspec.filesystem(_scheme(path))
 
 
@@ -153,7 +153,7 @@ def _scheme(path: StrPath) -> str:
     return os.fspath(path).partition("://")[0]
 
 
-def _aim() -> None:
+def aim() -> None:
     """Completes what the libraries need to reach the server that the variables name, before their first use."""
     import fsspec
 

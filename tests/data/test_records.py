@@ -29,7 +29,8 @@ def write_corpus(directory: Path, count: int, per_shard: int) -> dict:
     writer = SplitWriter(directory, "train", per_shard)
     for number in range(count):
         writer.write(_record(number))
-    manifest = {"format_version": FORMAT_VERSION, "image_size": 4, "splits": {"train": writer.finish()}}
+    splits = {"train": writer.finish()}
+    manifest = {"format_version": FORMAT_VERSION, "image_size": 4, "num_rejected": 0, "splits": splits}
     (directory / "corpus.json").write_text(json.dumps(manifest))
     return manifest
 
