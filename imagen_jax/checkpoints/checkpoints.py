@@ -30,24 +30,20 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from imagen_jax.checkpoints.processes import barrier, first_checks
+from imagen_jax.checkpoints.proof import DAMAGED, check_chunks, listed, verify, write_digests
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
-from imagen_jax.files import sha256_of_files, sync_directory, write_bytes, write_json
+from imagen_jax.files import sync_directory, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
-PARTIAL, DAMAGED = ".partial", ".damaged"
-MAX_LISTED = 10
+PARTIAL = ".partial"
 Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
 MIN_SHARED_BYTES = 4 << 20
-
-
-class DamagedCheckpointError(UserError):
-    """A checkpoint whose files are not those that were written."""
 
 
 def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
@@ -73,7 +69,7 @@ def remove_partial(model_dir: str | os.PathLike[str]) -> None:
     if jax.process_index() == 0 and root.is_dir():
         for entry in root.glob(f"checkpoint_*{PARTIAL}"):
             shutil.rmtree(entry)
-    _barrier("remove_partial")
+    barrier("remove_partial")
 
 
 def save(
@@ -104,7 +100,7 @@ def save(
         )
     with _library_silent():
         _write(partial, final, state, position, companions)
-    _barrier("save_done")
+    barrier("save_done")
     if jax.process_index() == 0:
         for old in saved_steps(model_dir)[:-keep]:
             # Renamed first: a directory half-deleted by a kill must not pass for a whole one.
@@ -121,10 +117,11 @@ def _write(
     try:
         if jax.process_index() == 0:
             partial.mkdir(parents=True)
-        _barrier("save_start")
+        barrier("save_start")
         with _saver() as checkpointer:
             items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
             checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
+        first_checks(lambda: _check_chunks(partial, state))
         if jax.process_index() == 0:
             noted = {"step": int(state.step), "position": dict(position)}
             write_json(partial / "position.json", noted, indent=None, sync=True)
@@ -136,11 +133,18 @@ def _write(
     except (OSError, ValueError, RuntimeError) as error:
         _remove_while_written(partial)
         have = saved_steps(final.parent.parent)
+        fix = "Mend that" if isinstance(error, UserError) else "Free space or fix the permissions"
         raise UserError(
             f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
-            f"({', '.join(map(str, have)) or 'none yet'}). Free space or fix the permissions, then run the "
-            f"same command again"
+            f"({', '.join(map(str, have)) or 'none yet'}). {fix}, then run the same command again"
         ) from error
+
+
+def _check_chunks(partial: Path, state: TrainState) -> None:
+    for name in ITEMS:
+        num_arrays = len(jax.tree.leaves(getattr(state, name)))
+        if num_arrays:
+            check_chunks(partial / "arrays" / name, num_arrays)
 
 
 @contextlib.contextmanager
@@ -183,7 +187,7 @@ def restore(
 
 
 def _restored(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    verify(path)
+    first_checks(lambda: verify(path))
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
     items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
@@ -209,7 +213,7 @@ def restore_params(
     item = "ema_params" if ema else "params"
 
     def read(path: Path) -> PyTree:
-        verify(path)
+        first_checks(lambda: verify(path))
         check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
         return _restore_item(path, item, abstract)
 
@@ -274,24 +278,6 @@ def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> s
     return f"{path.name}-{hashlib.sha256((path / 'digests.json').read_bytes()).hexdigest()[:12]}"
 
 
-def verify(path: Path) -> None:
-    """Compares every file of a checkpoint with the digest taken when it was written.
-
-    Raises:
-      UserError: names the files that changed, are missing or are new.
-    """
-    try:
-        expected = json.loads((path / "digests.json").read_text())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path} has no readable digests.json ({error}); {_fix(path)}") from error
-    found = _digests(path)
-    wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
-    wrong += [f"{name} (missing)" for name in expected if name not in found]
-    wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
-    if wrong:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {_listed(wrong)}; {_fix(path)}")
-
-
 def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
     """Raises one UserError, in one line, that names leaves in which a checkpoint differs from what is wanted."""
     ours, theirs = named_leaves(wanted), named_leaves(found)
@@ -308,22 +294,13 @@ def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
         what = "model" if lines[0][0].split(".")[0] != "opt_state" else "optimizer"
         raise UserError(
             f"checkpoint {path} is of another {what}, {len(lines)} leaves differ: "
-            f"{_listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
+            f"{listed([text for _, text in lines])}; use the config that wrote it (config.gin beside it), or start "
             "another model_dir with init_from"
         )
 
 
 def _describe(leaf: Any) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
-
-
-def _fix(path: Path) -> str:
-    return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"
-
-
-def _listed(parts: list[str]) -> str:
-    more = f"; and {len(parts) - MAX_LISTED} more" if len(parts) > MAX_LISTED else ""
-    return "; ".join(parts[:MAX_LISTED]) + more
 
 
 def quarantine(path: Path) -> Path:
@@ -414,23 +391,7 @@ def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
         return checkpointer.restore(path.absolute() / "arrays", args=args)[item]
 
 
-def _digests(path: Path) -> dict[str, str]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    names = [file.relative_to(path).as_posix() for file in files]
-    return dict(zip(names, sha256_of_files(files), strict=True))
-
-
 def write_companion(checkpoint: Path, name: str, content: bytes) -> None:
     """Writes a file beside the arrays of a checkpoint that is not whole yet."""
     (checkpoint / name).parent.mkdir(exist_ok=True)
     write_bytes(checkpoint / name, content, sync=True)
-
-
-def write_digests(checkpoint: Path) -> None:
-    """Writes the digests of all files of a checkpoint, its last file."""
-    write_json(checkpoint / "digests.json", _digests(checkpoint), sync=True)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

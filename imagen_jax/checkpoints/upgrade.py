@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from imagen_jax import gin_config
-from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints import checkpoints, plain_data, proof
 from imagen_jax.checkpoints.trained_stage import RECORD, VOCABULARY, StageRecord
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json
@@ -57,10 +57,10 @@ def _upgrade(path: Path, vocabulary: str | None) -> bool:
     # What an upgrade that was killed has left.
     (path / RECORD).unlink(missing_ok=True)
     shutil.rmtree(path / VOCABULARY, ignore_errors=True)
-    checkpoints.verify(path)
+    proof.verify(path)
     for name, content in record_of(path, vocabulary).files(path).items():
         checkpoints.write_companion(path, name, content)
-    checkpoints.write_digests(path)
+    proof.write_digests(path)
     return True
 
 

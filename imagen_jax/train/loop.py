@@ -35,7 +35,7 @@ from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
-from imagen_jax.train.run_dir import describe_run, only_trainer
+from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.setup import TrainSetup, check_text, global_batches, null_text, open_data, start_state
 from imagen_jax.train.step import Metrics
 
@@ -176,6 +176,7 @@ def train(
     encoder = check_text(config)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir):
+        check_one_folder(config.model_dir)
         return _train(config, setup, encoder, operative_text, stop_at, hooks)
 
 

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import platform
+import secrets
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints.processes import barrier, from_first, those_without
+from imagen_jax.checkpoints.proof import ONE_FOLDER
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_json, write_text
@@ -35,6 +39,8 @@ PACKAGES = (
 
 
 LOCK = "train.lock"
+# A shared file system may show a new file late.
+_SEEN_WITHIN_S = 10
 
 
 @contextlib.contextmanager
@@ -72,6 +78,31 @@ def only_trainer(model_dir: str | os.PathLike[str]) -> Iterator[None]:
             # A run that is refused leaves nothing.
             if os.listdir(model_dir) == [LOCK]:
                 shutil.rmtree(model_dir)
+
+
+def check_one_folder(model_dir: str | os.PathLike[str]) -> None:
+    """Checks that all processes mean one folder, by a file with a random name that the first writes for a moment.
+
+    Raises:
+      UserError: in every process; names those that do not see the file.
+    """
+    if jax.process_count() == 1:
+        return
+    note = Path(model_dir) / f".seen-{from_first(secrets.token_hex(16).encode()).decode()}"
+    if jax.process_index() == 0:
+        note.touch()
+    barrier("note written")
+    end = time.monotonic() + _SEEN_WITHIN_S
+    while not (seen := note.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = those_without(seen)
+    if jax.process_index() == 0:
+        note.unlink()
+    if blind:
+        raise UserError(
+            f"{os.fspath(model_dir)!r}: {ONE_FOLDER}; process {', '.join(map(str, blind))} does not see what process 0 "
+            "writes there: mount one file system on all hosts, and give all the same MODEL_DIR"
+        )
 
 
 def _owner(text: str) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
@@ -124,7 +125,7 @@ def _own_checkpoint(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState,
     while (own := checkpoints.latest_step(config.model_dir)) is not None:
         try:
             state, position = checkpoints.restore(config.model_dir, setup.state, own)
-        except checkpoints.DamagedCheckpointError as error:
+        except DamagedCheckpointError as error:
             # Several processes would have to agree; and the last one is not given up for a start from scratch.
             if jax.process_count() > 1 or len(checkpoints.saved_steps(config.model_dir)) == 1:
                 raise

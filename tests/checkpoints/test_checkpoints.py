@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, proof
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.mesh import MeshConfig
@@ -114,6 +115,71 @@ def test_missing_and_foreign_files_are_named(tmp_path):
     (path / "digests.json").write_text("{")
     with pytest.raises(UserError, match="no readable digests.json"):
         checkpoints.restore(tmp_path, make_state()[1])
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path, make_state()[0])
+    for file in (path / "digests.json", path / "position.json"):
+        aside = file.rename(tmp_path / "aside")
+        file.symlink_to("/proc/self/mem")  # Whose first page nobody can read: an input/output error.
+        with pytest.raises(UserError, match="cannot be read .*its bytes may be sound") as caught:
+            checkpoints.load_params(tmp_path)
+        assert not isinstance(caught.value, proof.DamagedCheckpointError)
+        file.unlink()
+        aside.rename(file)
+    checkpoints.load_params(tmp_path)
+
+    scandir = os.scandir
+
+    def refusing(folder):
+        if Path(folder).name == "vocabulary":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # Tests may run as root, to whom nothing is refused.
+    with pytest.raises(UserError, match="cannot be read .*Permission denied.*vocabulary"):
+        checkpoints.load_params(tmp_path)
+
+
+def test_every_missing_chunk_and_array_is_found(tmp_path):
+    mesh = MeshConfig(fsdp=8).build()
+    state, _ = make_state(mesh=mesh)
+    arrays = save(tmp_path, state) / "arrays"
+    for item in checkpoints.ITEMS:
+        proof.check_chunks(arrays / item, len(jax.tree.leaves(getattr(state, item))))
+    base = {"driver": "file", "path": f"{arrays / 'params'}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    # The kernel's 16 output channels lie on eight devices.
+    store.delete_range(tensorstore.KvStore.KeyRange("Conv_0.kernel/0.0.0.3", "Conv_0.kernel/0.0.0.5")).result()
+    with pytest.raises(UserError, match=r"2 parts of params.*: Conv_0.kernel/0.0.0.3; Conv_0.kernel/0.0.0.4; "):
+        proof.check_chunks(arrays / "params", len(jax.tree.leaves(state.params)))
+    store.delete_range(tensorstore.KvStore.KeyRange("Conv_0.kernel/", "Conv_0.kernel0")).result()
+    with pytest.raises(UserError, match="1 parts of params were not written: 1 arrays"):
+        proof.check_chunks(arrays / "params", len(jax.tree.leaves(state.params)))
+
+
+def test_a_checkpoint_that_lacks_a_chunk_is_not_made(tmp_path, monkeypatch):
+    """Orbax itself writes all; what another process wrote to a disk of its own would be missing like this."""
+    save(tmp_path, make_state(1)[0])
+    saver = checkpoints._saver
+
+    def forgetful():
+        checkpointer = saver()
+        write = checkpointer.save
+
+        def save_and_forget(directory, **arguments):
+            write(directory, **arguments)
+            base = {"driver": "file", "path": f"{directory / 'ema_params'}/"}
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            store.write("Conv_0.bias/0", None).result()
+
+        checkpointer.save = save_and_forget
+        return checkpointer
+
+    monkeypatch.setattr(checkpoints, "_saver", forgetful)
+    with pytest.raises(UserError, match=r"ema_params were not written: Conv_0.bias/0; .*Older .* intact \(1\)"):
+        save(tmp_path, make_state(2)[0])
+    assert os.listdir(tmp_path / "checkpoints") == ["checkpoint_1"]
 
 
 def test_every_leaf_of_another_model_is_named(tmp_path):
