@@ -6,7 +6,11 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 # What commands name by its place in the repository; see imagen_jax.files.shipped_file.
-SHIPPED = sorted(path.as_posix() for folder in ("configs", "data/prompts") for path in Path(folder).rglob("*.[gt]*"))
+SHIPPED = sorted(
+    path.as_posix()
+    for folder, names in (("configs", "*.gin"), ("data/prompts", "*.txt"))
+    for path in Path(folder).rglob(names)
+)
 
 
 class BuildWithShipped(build_py):

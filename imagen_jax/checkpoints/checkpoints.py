@@ -8,84 +8,52 @@
       vocabulary/        its vocabulary
       digests.json       sha256 of every file above
 
-Everything is written to `checkpoint_N.partial` and renamed when the last byte is on disk, so a directory
-named checkpoint_N is whole. orbax returns flipped bytes as values without a word, hence the digests.
-MODEL_DIR must be a (mounted) file system that every process sees.
+A checkpoint is whole or not there (`folders` says how). orbax returns flipped bytes as values without a word, hence the
+digests. MODEL_DIR must be one folder that every process sees: in a bucket, or on a mounted file system.
 """
 
 import contextlib
 import hashlib
-import itertools
 import logging
-import os
-import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from imagen_jax.checkpoints import folders
+from imagen_jax.checkpoints.folders import checkpoint_dir, existing, saved_steps
+from imagen_jax.checkpoints.processes import barrier, first_checks
+from imagen_jax.checkpoints.proof import check_chunks, fix, read_part, verify, write_digests
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError, listed
-from imagen_jax.files import check_content, read_json, sha256_of_files, sync_directory, write_bytes, write_json
+from imagen_jax.files import AnyPath, StrPath, absolute, as_path, make_dirs, remove_tree, write_bytes, write_json
 from imagen_jax.typing import PyTree
 
 ITEMS = ("params", "ema_params", "opt_state")
-PARTIAL, DAMAGED = ".partial", ".damaged"
 Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
 MIN_SHARED_BYTES = 4 << 20
 
 
-class DamagedCheckpointError(UserError):
-    """A checkpoint whose files are not those that were written."""
-
-
-def checkpoint_dir(model_dir: str | os.PathLike[str], step: int) -> Path:
-    """Directory of the checkpoint after `step` updates."""
-    return Path(model_dir) / "checkpoints" / f"checkpoint_{step}"
-
-
-def saved_steps(model_dir: str | os.PathLike[str]) -> list[int]:
-    """Steps of the whole checkpoints of a run, oldest first."""
-    return sorted(map(step_of, _folders(model_dir, "")))
-
-
-def _folders(model_dir: str | os.PathLike[str], suffix: str) -> list[Path]:
-    """Directories that `save` named; what else people keep beside them is theirs."""
-    root, name = Path(model_dir) / "checkpoints", re.compile(f"checkpoint_(0|[1-9][0-9]*){re.escape(suffix)}")
-    entries = list(root.iterdir()) if root.is_dir() else []
-    return [entry for entry in entries if name.fullmatch(entry.name) and entry.is_dir()]
-
-
-def latest_step(model_dir: str | os.PathLike[str]) -> int | None:
-    """Step of the newest whole checkpoint, None when there is none."""
-    return max(saved_steps(model_dir), default=None)
-
-
-def remove_partial(model_dir: str | os.PathLike[str]) -> None:
+def remove_partial(model_dir: StrPath) -> None:
     """Removes what a killed process left half-written."""
     if jax.process_index() == 0:
-        for entry in _folders(model_dir, PARTIAL):
-            if not entry.is_symlink():
-                shutil.rmtree(entry)
-    _barrier("remove_partial")
+        folders.remove_unfinished(model_dir)
+    barrier("remove_partial")
 
 
 def save(
-    model_dir: str | os.PathLike[str],
+    model_dir: StrPath,
     state: TrainState,
     position: Mapping[str, Any],
     companions: Mapping[str, bytes],
     keep: int,
-) -> Path:
+) -> AnyPath:
     """Writes one checkpoint and then removes all but the newest `keep`.
 
     Args:
@@ -100,50 +68,51 @@ def save(
     """
     step = int(state.step)
     final = checkpoint_dir(model_dir, step)
-    partial = final.with_name(final.name + PARTIAL)
-    if final.exists():
+    if folders.is_there(final):
         raise UserError(
             f"{final} exists already and is never overwritten; choose another model_dir, or rename that checkpoint"
         )
     with _library_silent():
-        _write(partial, final, state, position, companions)
-    _barrier("save_done")
+        _write(final, state, position, companions)
+    barrier("save_done")
     if jax.process_index() == 0:
         for old in saved_steps(model_dir)[:-keep]:
-            # Renamed first: a directory half-deleted by a kill must not pass for a whole one.
-            doomed = checkpoint_dir(model_dir, old)
-            gone = doomed.with_name(doomed.name + PARTIAL)
-            os.rename(doomed, gone)
-            shutil.rmtree(gone)
+            folders.remove(checkpoint_dir(model_dir, old))
     return final
 
 
-def _write(
-    partial: Path, final: Path, state: TrainState, position: Mapping[str, Any], companions: Mapping[str, bytes]
-) -> None:
+def _write(final: AnyPath, state: TrainState, position: Mapping[str, Any], companions: Mapping[str, bytes]) -> None:
+    partial = folders.partial_of(final)
     try:
         if jax.process_index() == 0:
-            partial.mkdir(parents=True)
-        _barrier("save_start")
+            folders.begin(final)
+        barrier("save_start")
         with _saver() as checkpointer:
             items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
-            checkpointer.save(partial.absolute() / "arrays", args=ocp.args.Composite(**items))
+            checkpointer.save(_arrays(partial), args=ocp.args.Composite(**items))
+        first_checks(lambda: _check_chunks(partial, state))
         if jax.process_index() == 0:
             noted = {"step": int(state.step), "position": dict(position)}
             write_json(partial / "position.json", noted, indent=None, sync=True)
             for name, content in companions.items():
                 write_companion(partial, name, content)
             write_digests(partial)
-            os.rename(partial, final)
-            sync_directory(final.parent)
+            folders.publish(final)
     except (OSError, ValueError, RuntimeError) as error:
         _remove_while_written(partial)
         have = saved_steps(final.parent.parent)
+        hint = "Mend that" if isinstance(error, UserError) else "Free space or fix the permissions"
         raise UserError(
             f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
-            f"({', '.join(map(str, have)) or 'none yet'}). Free space or fix the permissions, then run the "
-            f"same command again"
+            f"({', '.join(map(str, have)) or 'none yet'}). {hint}, then run the same command again"
         ) from error
+
+
+def _check_chunks(partial: AnyPath, state: TrainState) -> None:
+    for name in ITEMS:
+        num_arrays = len(jax.tree.leaves(getattr(state, name)))
+        if num_arrays:
+            check_chunks(partial / "arrays" / name, num_arrays)
 
 
 @contextlib.contextmanager
@@ -169,9 +138,7 @@ def _library_silent() -> Iterator[None]:
         log.disabled = was
 
 
-def restore(
-    model_dir: str | os.PathLike[str], abstract: TrainState, step: int | None = None
-) -> tuple[TrainState, dict[str, Any]]:
+def restore(model_dir: StrPath, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
     """State and data position of a checkpoint, laid out as `abstract` says (any mesh).
 
     Args:
@@ -185,19 +152,17 @@ def restore(
     return _read(model_dir, step, lambda path: _restored(path, abstract))
 
 
-def _restored(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    verify(path)
+def _restored(path: AnyPath, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    first_checks(lambda: verify(path))
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
     items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
-    saved = _companion(path, "position.json", {"step": int, "position": dict})
+    saved = read_part(path, "position.json", {"step": int, "position": dict})
     number = jax.device_put(jnp.int32(saved["step"]), abstract.step.sharding)
     return TrainState(step=number, **items), saved["position"]
 
 
-def restore_params(
-    model_dir: str | os.PathLike[str], abstract: PyTree, step: int | None = None, ema: bool = True
-) -> PyTree:
+def restore_params(model_dir: StrPath, abstract: PyTree, step: int | None = None, ema: bool = True) -> PyTree:
     """Parameters alone, checked against `abstract` and laid out as it says.
 
     Args:
@@ -211,15 +176,15 @@ def restore_params(
     """
     item = "ema_params" if ema else "params"
 
-    def read(path: Path) -> PyTree:
-        verify(path)
+    def read(path: AnyPath) -> PyTree:
+        first_checks(lambda: verify(path))
         check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
         return _restore_item(path, item, abstract)
 
     return _read(model_dir, step, read)
 
 
-def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema: bool = True) -> PyTree:
+def load_params(model_dir: StrPath, step: int | None = None, ema: bool = True) -> PyTree:
     """Parameters of a run on the host, for sampling; the optimizer state is not read.
 
     Args:
@@ -233,7 +198,7 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     item = "ema_params" if ema else "params"
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
 
-    def read(path: Path) -> PyTree:
+    def read(path: AnyPath) -> PyTree:
         verify(path)
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
@@ -243,11 +208,11 @@ def load_params(model_dir: str | os.PathLike[str], step: int | None = None, ema:
     return _read(model_dir, step, read)
 
 
-def _read(model_dir: str | os.PathLike[str], step: int | None, read: Callable[[Path], Result]) -> Result:
+def _read(model_dir: StrPath, step: int | None, read: Callable[[AnyPath], Result]) -> Result:
     return read_newest(model_dir, read) if step is None else read(existing(model_dir, step))
 
 
-def read_newest(model_dir: str | os.PathLike[str], read: Callable[[Path], Result]) -> Result:
+def read_newest(model_dir: StrPath, read: Callable[[AnyPath], Result]) -> Result:
     """Result of `read` on the newest checkpoint; where a trainer removes that meanwhile, on the one after it.
 
     Args:
@@ -263,57 +228,21 @@ def read_newest(model_dir: str | os.PathLike[str], read: Callable[[Path], Result
         try:
             found = read(path)
         except Exception:
-            if path == before or path.exists():
+            if path == before or folders.is_there(path):
                 raise
         else:
-            # A removal begins with a rename: what is still there was whole all the while.
-            if path == before or path.exists():
+            # What is still there was whole all the while: a removal begins with that.
+            if path == before or folders.is_there(path):
                 return found
 
 
-def fingerprint(model_dir: str | os.PathLike[str], step: int | None = None) -> str:
+def fingerprint(model_dir: StrPath, step: int | None = None) -> str:
     """Step and content of a checkpoint in one word, which no other checkpoint has."""
     path = existing(model_dir, step)
-    return f"{path.name}-{hashlib.sha256((path / 'digests.json').read_bytes()).hexdigest()[:12]}"
+    return f"{path.name}-{hashlib.sha256((path / folders.DIGESTS).read_bytes()).hexdigest()[:12]}"
 
 
-def verify(path: Path) -> None:
-    """Compares every file of a checkpoint with the digest taken when it was written.
-
-    Raises:
-      UserError: names the files that changed, are missing or are new.
-    """
-    expected = read_digests(path)
-    found = _digests(path)
-    wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
-    wrong += [f"{name} (missing)" for name in expected if name not in found]
-    wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
-    if wrong:
-        raise DamagedCheckpointError(f"checkpoint {path} is damaged: {listed(wrong)}; {_fix(path)}")
-
-
-def read_digests(path: Path) -> dict[str, str]:
-    """The digest of every file of a checkpoint, by its name there, when it was written.
-
-    Raises:
-      DamagedCheckpointError: they cannot be read.
-    """
-    return _companion(path, "digests.json", {...: str})
-
-
-def _companion(path: Path, name: str, form: Any) -> Any:
-    """What a JSON file of a checkpoint holds, of the form that `check_content` takes."""
-    try:
-        content = read_json(path / name)
-        check_content(path / name, content, form, _fix(path))
-    except UserError as error:
-        raise DamagedCheckpointError(str(error)) from error
-    except (FileNotFoundError, IsADirectoryError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path} has no readable {name} ({error}); {_fix(path)}") from error
-    return content
-
-
-def check_same(wanted: PyTree, found: PyTree, path: Path) -> None:
+def check_same(wanted: PyTree, found: PyTree, path: AnyPath) -> None:
     """Raises one UserError, in one line, that names leaves in which a checkpoint differs from what is wanted."""
     ours, theirs = named_leaves(wanted), named_leaves(found)
     lines = []
@@ -338,58 +267,24 @@ def _describe(leaf: Any) -> str:
     return f"{jnp.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
 
 
-def _fix(path: Path) -> str:
-    return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"
-
-
-def quarantine(path: Path) -> Path:
-    """Renames a checkpoint, so that nobody takes it for whole; nothing is removed.
-
-    Returns:
-      Its new place.
-    """
-    places = (path.with_name(f"{path.name}{DAMAGED}{number or ''}") for number in itertools.count())
-    place = next(place for place in places if not os.path.lexists(place))
-    os.rename(path, place)
-    sync_directory(path.parent)
-    return place
-
-
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def _remove_while_written(path: Path) -> None:
+def _remove_while_written(path: AnyPath) -> None:
     """Removes a directory to which writes may still be on their way: orbax tells the first failure at once."""
     for _ in range(50):
-        shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove_tree(path)
         time.sleep(0.1)
         if not path.exists():
             return
 
 
-def step_of(path: Path) -> int:
-    """Step of a checkpoint's directory."""
-    return int(path.name.removeprefix("checkpoint_"))
-
-
-def existing(model_dir: str | os.PathLike[str], step: int | None) -> Path:
-    """Directory of a whole checkpoint.
-
-    Args:
-      model_dir: run directory.
-      step: which checkpoint; None is the newest.
-
-    Raises:
-      UserError: there is none.
-    """
-    have = saved_steps(model_dir)
-    if not have:
-        raise UserError(f"no checkpoint under {Path(model_dir) / 'checkpoints'}; train first, or check the path")
-    if step is not None and step not in have:
-        raise UserError(f"no checkpoint of step {step} under {model_dir}; choose from {', '.join(map(str, have))}")
-    return checkpoint_dir(model_dir, have[-1] if step is None else step)
+def _arrays(path: AnyPath) -> AnyPath:
+    """Where orbax writes; it asks for a path from the root on."""
+    return as_path(absolute(path)) / "arrays"
 
 
 def _checkpointer(item: str) -> ocp.Checkpointer:
@@ -420,7 +315,7 @@ def _host_device() -> jax.Device:
 
 
 @contextlib.contextmanager
-def _unreadable(path: Path) -> Iterator[None]:
+def _unreadable(path: AnyPath) -> Iterator[None]:
     """Tells in one line of arrays that are what was written and that orbax cannot read."""
     try:
         yield
@@ -430,38 +325,22 @@ def _unreadable(path: Path) -> Iterator[None]:
         raise UserError(
             f"the arrays of checkpoint {path} cannot be read ({type(error).__name__}: {_first_line(error)[:200]}), "
             "though its files are those that digests.json names; read it with the versions that wrote it "
-            f"(versions.json of the run), or {_fix(path)}"
+            f"(versions.json of the run), or {fix(path)}"
         ) from error
 
 
-def _metadata(path: Path, item: str) -> PyTree:
+def _metadata(path: AnyPath, item: str) -> PyTree:
     with _unreadable(path), _checkpointer(item) as checkpointer:
-        return checkpointer.metadata(path.absolute() / "arrays").item_metadata[item].tree
+        return checkpointer.metadata(_arrays(path)).item_metadata[item].tree
 
 
-def _restore_item(path: Path, item: str, abstract: PyTree) -> PyTree:
+def _restore_item(path: AnyPath, item: str, abstract: PyTree) -> PyTree:
     with _unreadable(path), _checkpointer(item) as checkpointer:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        return checkpointer.restore(path.absolute() / "arrays", args=args)[item]
+        return checkpointer.restore(_arrays(path), args=args)[item]
 
 
-def _digests(path: Path) -> dict[str, str]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file != path / "digests.json")
-    names = [file.relative_to(path).as_posix() for file in files]
-    return dict(zip(names, sha256_of_files(files), strict=True))
-
-
-def write_companion(checkpoint: Path, name: str, content: bytes) -> None:
+def write_companion(checkpoint: AnyPath, name: str, content: bytes) -> None:
     """Writes a file beside the arrays of a checkpoint that is not whole yet."""
-    (checkpoint / name).parent.mkdir(exist_ok=True)
+    make_dirs((checkpoint / name).parent)
     write_bytes(checkpoint / name, content, sync=True)
-
-
-def write_digests(checkpoint: Path) -> None:
-    """Writes the digests of all files of a checkpoint, its last file."""
-    write_json(checkpoint / "digests.json", _digests(checkpoint), sync=True)
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

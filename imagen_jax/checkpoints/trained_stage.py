@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints import checkpoints, folders, plain_data
 from imagen_jax.errors import UserError
-from imagen_jax.files import as_path, is_remote
+from imagen_jax.files import AnyPath, StrPath, as_path, is_remote
 from imagen_jax.sharding import rules
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -48,7 +48,7 @@ class Weights:
       path: checkpoint that they are from.
     """
 
-    def __init__(self, host: PyTree, path: Path):
+    def __init__(self, host: PyTree, path: AnyPath):
         self.host, self._path = host, path
         self._placed: tuple[Mesh | None, PyTree] | None = None
 
@@ -104,7 +104,7 @@ class StageRecord:
             config_hash=hashlib.sha256(operative_text.encode()).hexdigest()[:12],
         )
 
-    def files(self, checkpoint: Path) -> dict[str, bytes]:
+    def files(self, checkpoint: AnyPath) -> dict[str, bytes]:
         """Files of the record by their names inside `checkpoint`: stage.json and the vocabulary.
 
         Args:
@@ -138,7 +138,7 @@ class StageRecord:
         return {RECORD: (json.dumps(data, indent=1, allow_nan=False) + "\n").encode(), **copied}
 
     @classmethod
-    def read(cls, checkpoint: Path, text_encoder: str | None = None) -> "StageRecord":
+    def read(cls, checkpoint: AnyPath, text_encoder: str | None = None) -> "StageRecord":
         """The record of a checkpoint; paths of the text encoder are those found on this machine.
 
         Args:
@@ -171,7 +171,7 @@ class StageRecord:
         return cls(**parts, text_fingerprint=data["text_fingerprint"], config_hash=data["config_hash"])
 
 
-def _placed(text: TextConfig, noted: Any, checkpoint: Path, text_encoder: str | None) -> TextConfig:
+def _placed(text: TextConfig, noted: Any, checkpoint: AnyPath, text_encoder: str | None) -> TextConfig:
     """The text settings with paths of this machine."""
     if text.vocabulary_path != BYTES:
         parts = Path(text.vocabulary_path).parts
@@ -217,7 +217,7 @@ class TrainedStage:
     checkpoint: str
 
     @classmethod
-    def load(cls, model_dir: str | os.PathLike[str], text_encoder: str | None = None) -> "TrainedStage":
+    def load(cls, model_dir: StrPath, text_encoder: str | None = None) -> "TrainedStage":
         """Reads a stage from the newest checkpoint of a run directory.
 
         Args:
@@ -230,15 +230,15 @@ class TrainedStage:
         return checkpoints.read_newest(model_dir, lambda path: cls._of(path, text_encoder))
 
     @classmethod
-    def _of(cls, path: Path, text_encoder: str | None) -> "TrainedStage":
+    def _of(cls, path: AnyPath, text_encoder: str | None) -> "TrainedStage":
         model_dir = path.parent.parent
         record = StageRecord.read(path, text_encoder)
-        step = checkpoints.step_of(path)
+        step = folders.step_of(path)
         host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
         fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         return cls(**fields, weights=Weights(host, path), checkpoint=checkpoints.fingerprint(model_dir, step))
 
 
-def read_record(model_dir: str | os.PathLike[str], text_encoder: str | None = None) -> StageRecord:
+def read_record(model_dir: StrPath, text_encoder: str | None = None) -> StageRecord:
     """The record of a run's newest checkpoint; see `StageRecord.read`."""
     return checkpoints.read_newest(model_dir, lambda path: StageRecord.read(path, text_encoder))

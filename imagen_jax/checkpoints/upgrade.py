@@ -5,17 +5,15 @@ nothing of it is imported or executed.
 """
 
 import dataclasses
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from imagen_jax import gin_config
-from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints import checkpoints, folders, plain_data, proof
 from imagen_jax.checkpoints.trained_stage import KINDS, RECORD, VOCABULARY, StageRecord
 from imagen_jax.errors import UserError
-from imagen_jax.files import check_content, read_json
+from imagen_jax.files import AnyPath, StrPath, as_path, check_content, read_json, remove_files, remove_tree
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.format import HEADER, fingerprint_differences
 from imagen_jax.text.tokenizer import BYTES
@@ -24,7 +22,7 @@ from imagen_jax.text.tokenizer import BYTES
 RENAMED = {("SamplingConfig", "grid"): "times"}
 
 
-def upgrade_run(run_dir: str | os.PathLike[str], vocabulary: str | None = None) -> list[Path]:
+def upgrade_run(run_dir: StrPath, vocabulary: str | None = None) -> list[AnyPath]:
     """Writes the record of every checkpoint under a cascade or run directory that has none.
 
     Args:
@@ -38,28 +36,28 @@ def upgrade_run(run_dir: str | os.PathLike[str], vocabulary: str | None = None) 
       UserError: there is no checkpoint, one is damaged or cannot be read as data, or it cannot be shown that the
         vocabulary is that of the training. Checkpoints before it stay upgraded, it and those after it as they were.
     """
-    root = Path(run_dir)
+    root = as_path(run_dir)
     runs = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
-    found = [checkpoints.checkpoint_dir(run, step) for run in runs for step in checkpoints.saved_steps(run)]
+    found = [folders.checkpoint_dir(run, step) for run in runs for step in folders.saved_steps(run)]
     if not found:
         raise UserError(f"no checkpoint under {root} or the folders in it; check the path")
     return [path for path in found if _upgrade(path, vocabulary)]
 
 
-def _upgrade(path: Path, vocabulary: str | None) -> bool:
-    if RECORD in checkpoints.read_digests(path):
+def _upgrade(path: AnyPath, vocabulary: str | None) -> bool:
+    if RECORD in proof.read_digests(path):
         return False
     # What an upgrade that was killed has left.
-    (path / RECORD).unlink(missing_ok=True)
-    shutil.rmtree(path / VOCABULARY, ignore_errors=True)
-    checkpoints.verify(path)
+    remove_files(path, [RECORD])
+    remove_tree(path / VOCABULARY)
+    proof.verify(path)
     for name, content in record_of(path, vocabulary).files(path).items():
         checkpoints.write_companion(path, name, content)
-    checkpoints.write_digests(path)
+    proof.write_digests(path)
     return True
 
 
-def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
+def record_of(checkpoint: AnyPath, vocabulary: str | None = None) -> StageRecord:
     """The record of a checkpoint of an older version, from its config.gin read as data.
 
     Args:
@@ -105,7 +103,7 @@ def record_of(checkpoint: Path, vocabulary: str | None = None) -> StageRecord:
     return StageRecord.of_run(parts["stage"], parts["sampling"], encoder, operative_text)
 
 
-def _store_fingerprint(header: Path) -> dict[str, Any]:
+def _store_fingerprint(header: AnyPath) -> dict[str, Any]:
     fix = "build the store again, or move it away and add --vocabulary=PATH of the training's vocabulary"
     try:
         content = read_json(header)

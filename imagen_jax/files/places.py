@@ -58,6 +58,15 @@ def file_system(path: StrPath) -> Any:
     return fsspec.filesystem(_scheme(path))
 
 
+def kvstore_spec(folder: StrPath) -> dict[str, str]:
+    """A folder as tensorstore names it."""
+    aim()
+    if not is_remote(folder):
+        return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
+    name = os.fspath(folder).partition("://")[2].partition("/")[2].strip("/")
+    return {"driver": "gcs", "bucket": bucket_of(folder), "path": f"{name}/"}
+
+
 def make_dirs(path: StrPath) -> None:
     """Makes a folder with its parents; nothing in a bucket, where folders are parts of names.
 

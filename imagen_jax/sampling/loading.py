@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import jax
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
@@ -77,17 +77,17 @@ def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage
 
         stages = []
         for source in gin_config.load(CascadeConfig, [path]).stages:
-            if checkpoints.latest_step(source.model_dir) is None:
+            if folders.latest_step(source.model_dir) is None:
                 raise UserError(f"{path} names {source.model_dir!r}, where no checkpoint is; train that stage first")
             one = TrainedStage.load(source.model_dir, text_encoder)
             stages.append(one if source.sampling is None else dataclasses.replace(one, sampling=source.sampling))
         check_chain(stages)
         return stages
-    if checkpoints.latest_step(path) is not None:
+    if folders.latest_step(path) is not None:
         return [TrainedStage.load(path, text_encoder)]
     root = as_path(path)
     runs = [os.fspath(entry) for entry in sorted(root.iterdir())] if root.is_dir() else []
-    stages = [TrainedStage.load(run, text_encoder) for run in runs if checkpoints.latest_step(run) is not None]
+    stages = [TrainedStage.load(run, text_encoder) for run in runs if folders.latest_step(run) is not None]
     if not stages:
         raise UserError(
             f"no trained stage under {path!r}: expected checkpoints/checkpoint_N in it or in its "

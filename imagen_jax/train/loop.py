@@ -18,12 +18,11 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, folders
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
@@ -36,7 +35,7 @@ from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
-from imagen_jax.train.run_dir import describe_run, only_trainer
+from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.setup import (
     TrainSetup,
     check_text,
@@ -88,7 +87,7 @@ class Run:
 def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
     """Files beside the arrays of every checkpoint of a run: its operative config, its record and its vocabulary."""
     record = StageRecord.of_run(config.stage, config.sampling, encoder, operative_text)
-    where = checkpoints.checkpoint_dir(config.model_dir, config.num_steps)
+    where = folders.checkpoint_dir(config.model_dir, config.num_steps)
     return {"config.gin": operative_text.encode(), **record.files(where)}
 
 
@@ -111,7 +110,7 @@ def update_loop(
     period: Period,
     window: Window,
     hooks: Hook,
-    save: Callable[[TrainState], Path],
+    save: Callable[[TrainState], AnyPath],
     stop: Callable[[int], str | None],
 ) -> tuple[TrainState, str | None]:
     """Runs the contract of this module, whatever the objective is.
@@ -188,6 +187,7 @@ def train(
     encoder = check_text(config)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
+        check_one_folder(config.model_dir)
         return _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone)
 
 
@@ -230,7 +230,7 @@ def _train(
     extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
-    def save(state: TrainState) -> Path:
+    def save(state: TrainState) -> AnyPath:
         check_alone()
         writer.send()
         return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)

@@ -5,7 +5,9 @@ import importlib.metadata
 import math
 import os
 import platform
+import secrets
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from imagen_jax.checkpoints.processes import barrier, from_first, those_without
+from imagen_jax.checkpoints.proof import ONE_FOLDER
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
@@ -24,6 +28,7 @@ from imagen_jax.files import (
     is_remote,
     make_dirs,
     remove_tree,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -42,6 +47,8 @@ PACKAGES = (
 
 
 LOCK = "train.lock"
+# A shared file system may show a new file late.
+_SEEN_WITHIN_S = 10
 
 
 @contextlib.contextmanager
@@ -77,6 +84,31 @@ def only_trainer(model_dir: StrPath) -> Iterator[Callable[[], None]]:
         if list(files_under(model_dir)) == [LOCK]:
             remove_tree(model_dir)
         lock.release()
+
+
+def check_one_folder(model_dir: StrPath) -> None:
+    """Checks that all processes mean one folder, by a file with a random name that the first writes for a moment.
+
+    Raises:
+      UserError: in every process; names those that do not see the file.
+    """
+    if jax.process_count() == 1:
+        return
+    note = as_path(model_dir) / f".seen-{from_first(secrets.token_hex(16).encode()).decode()}"
+    if jax.process_index() == 0:
+        write_bytes(note, b"")
+    barrier("note written")
+    end = time.monotonic() + _SEEN_WITHIN_S
+    while not (seen := note.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = those_without(seen)
+    if jax.process_index() == 0:
+        note.unlink()
+    if blind:
+        raise UserError(
+            f"{os.fspath(model_dir)!r}: {ONE_FOLDER}; process {', '.join(map(str, blind))} does not see what process 0 "
+            "writes there: mount one file system on all hosts, and give all the same MODEL_DIR"
+        )
 
 
 def num_parameters(state: TrainState) -> int:

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, folders
+from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
@@ -125,15 +126,15 @@ class TrainSetup:
 def _own_checkpoint(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any], str] | None:
     """Start from the run's own newest whole checkpoint, as `start_state` returns it; damaged ones are set aside."""
     aside: list[str] = []
-    while (own := checkpoints.latest_step(config.model_dir)) is not None:
+    while (own := folders.latest_step(config.model_dir)) is not None:
         try:
             state, position = checkpoints.restore(config.model_dir, setup.state, own)
-        except checkpoints.DamagedCheckpointError as error:
+        except DamagedCheckpointError as error:
             # Several processes would have to agree; and the last one is not given up for a start from scratch.
-            if jax.process_count() > 1 or len(checkpoints.saved_steps(config.model_dir)) == 1:
+            if jax.process_count() > 1 or len(folders.saved_steps(config.model_dir)) == 1:
                 raise
-            place = checkpoints.quarantine(checkpoints.checkpoint_dir(config.model_dir, own))
-            aside.append(f"{str(error).split(';')[0]}; kept as {place.name}")
+            place = folders.quarantine(folders.checkpoint_dir(config.model_dir, own))
+            aside.append(f"{str(error).split(';')[0]}; kept as {place}")
         else:
             return state, position, "; ".join([*aside, f"goes on from its own checkpoint of step {own}"])
     return None

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, folders, proof
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.mesh import MeshConfig
@@ -52,7 +53,7 @@ def test_round_trip_is_exact(tmp_path, optimizer):
     assert tiny_run.leaves_equal(state, restored)
     assert str(jax.tree.structure(state)) == str(jax.tree.structure(restored))
     assert position == {"step": 3}
-    path = checkpoints.checkpoint_dir(tmp_path, 3)
+    path = folders.checkpoint_dir(tmp_path, 3)
     assert (path / "config.gin").read_text() == "# config" and (path / "vocabulary" / "v").read_bytes() == b"x"
 
 
@@ -78,8 +79,8 @@ def test_parameters_load_without_the_optimizer_and_without_the_model(tmp_path):
 def test_newest_checkpoint_is_taken_and_old_ones_are_removed(tmp_path):
     for step in (9, 10, 100):
         save(tmp_path, make_state(step)[0], keep=2)
-    assert checkpoints.saved_steps(tmp_path) == [10, 100]
-    assert checkpoints.latest_step(tmp_path) == 100
+    assert folders.saved_steps(tmp_path) == [10, 100]
+    assert folders.latest_step(tmp_path) == 100
     restored, _ = checkpoints.restore(tmp_path, make_state()[1])
     assert int(restored.step) == 100
     restored, _ = checkpoints.restore(tmp_path, make_state()[1], step=10)
@@ -127,10 +128,10 @@ def test_what_people_keep_beside_checkpoints_is_theirs(tmp_path):
     (beside / "checkpoint_11.partial").symlink_to(path)
     (beside / "checkpoint_3.damaged").symlink_to("nowhere")
     before = {entry.name for entry in beside.iterdir()}
-    assert checkpoints.saved_steps(tmp_path) == [3]
+    assert folders.saved_steps(tmp_path) == [3]
     checkpoints.remove_partial(tmp_path)
     assert {entry.name for entry in beside.iterdir()} == before and (path / "digests.json").exists()
-    assert checkpoints.quarantine(path).name == "checkpoint_3.damaged1"
+    assert folders.quarantine(path).name == "checkpoint_3.damaged1"
 
 
 @pytest.mark.parametrize(
@@ -148,10 +149,75 @@ def test_files_with_digests_of_their_own_are_read_with_care(tmp_path, name, cont
     path = save(tmp_path, make_state()[0])
     (path / name).write_text(content)
     if name != "digests.json":
-        checkpoints.write_digests(path)
+        proof.write_digests(path)
     with pytest.raises(UserError, match=message) as error:
         checkpoints.restore(tmp_path, make_state()[1])
-    assert isinstance(error.value, checkpoints.DamagedCheckpointError) == name.endswith(".json")
+    assert isinstance(error.value, proof.DamagedCheckpointError) == name.endswith(".json")
+
+
+def test_what_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save(tmp_path, make_state()[0])
+    for file in (path / "digests.json", path / "position.json"):
+        aside = file.rename(tmp_path / "aside")
+        file.symlink_to("/proc/self/mem")  # Whose first page nobody can read: an input/output error.
+        with pytest.raises(UserError, match="cannot be read .*its bytes may be sound") as caught:
+            checkpoints.load_params(tmp_path)
+        assert not isinstance(caught.value, proof.DamagedCheckpointError)
+        file.unlink()
+        aside.rename(file)
+    checkpoints.load_params(tmp_path)
+
+    scandir = os.scandir
+
+    def refusing(folder):
+        if Path(folder).name == "vocabulary":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # Tests may run as root, to whom nothing is refused.
+    with pytest.raises(UserError, match="cannot be read .*Permission denied.*vocabulary"):
+        checkpoints.load_params(tmp_path)
+
+
+def test_every_missing_chunk_and_array_is_found(tmp_path):
+    mesh = MeshConfig(fsdp=8).build()
+    state, _ = make_state(mesh=mesh)
+    arrays = save(tmp_path, state) / "arrays"
+    for item in checkpoints.ITEMS:
+        proof.check_chunks(arrays / item, len(jax.tree.leaves(getattr(state, item))))
+    base = {"driver": "file", "path": f"{arrays / 'params'}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    # The kernel's 16 output channels lie on eight devices.
+    store.delete_range(tensorstore.KvStore.KeyRange("Conv_0.kernel/0.0.0.3", "Conv_0.kernel/0.0.0.5")).result()
+    with pytest.raises(UserError, match=r"2 parts of params.*: Conv_0.kernel/0.0.0.3; Conv_0.kernel/0.0.0.4; "):
+        proof.check_chunks(arrays / "params", len(jax.tree.leaves(state.params)))
+    store.delete_range(tensorstore.KvStore.KeyRange("Conv_0.kernel/", "Conv_0.kernel0")).result()
+    with pytest.raises(UserError, match="1 parts of params were not written: 1 arrays"):
+        proof.check_chunks(arrays / "params", len(jax.tree.leaves(state.params)))
+
+
+def test_a_checkpoint_that_lacks_a_chunk_is_not_made(tmp_path, monkeypatch):
+    """Orbax itself writes all; what another process wrote to a disk of its own would be missing like this."""
+    save(tmp_path, make_state(1)[0])
+    saver = checkpoints._saver
+
+    def forgetful():
+        checkpointer = saver()
+        write = checkpointer.save
+
+        def save_and_forget(directory, **arguments):
+            write(directory, **arguments)
+            base = {"driver": "file", "path": f"{directory / 'ema_params'}/"}
+            store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+            store.write("Conv_0.bias/0", None).result()
+
+        checkpointer.save = save_and_forget
+        return checkpointer
+
+    monkeypatch.setattr(checkpoints, "_saver", forgetful)
+    with pytest.raises(UserError, match=r"ema_params were not written: Conv_0.bias/0; .*Older .* intact \(1\)"):
+        save(tmp_path, make_state(2)[0])
+    assert os.listdir(tmp_path / "checkpoints") == ["checkpoint_1"]
 
 
 def test_every_leaf_of_another_model_is_named(tmp_path):
@@ -241,11 +307,11 @@ def test_half_written_directory_is_never_whole_and_is_cleaned_up(tmp_path, monke
             save(tmp_path, make_state(4)[0])
     names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())
     assert names == ["checkpoint_2", "checkpoint_4.partial"]
-    assert checkpoints.saved_steps(tmp_path) == [2]
+    assert folders.saved_steps(tmp_path) == [2]
     checkpoints.remove_partial(tmp_path)
     assert [entry.name for entry in (tmp_path / "checkpoints").iterdir()] == ["checkpoint_2"]
     save(tmp_path, make_state(4)[0])
-    assert checkpoints.latest_step(tmp_path) == 4
+    assert folders.latest_step(tmp_path) == 4
 
 
 FULL_DISK = """
@@ -293,7 +359,7 @@ def test_existing_checkpoint_is_not_overwritten(tmp_path):
 
 
 def test_asking_for_what_is_not_there(tmp_path):
-    assert checkpoints.latest_step(tmp_path) is None
+    assert folders.latest_step(tmp_path) is None
     with pytest.raises(UserError, match="no checkpoint under"):
         checkpoints.load_params(tmp_path)
     save(tmp_path, make_state(3)[0])

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, proof
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.checkpoints.upgrade import upgrade_run
 from imagen_jax.errors import UserError
@@ -42,5 +42,5 @@ def test_what_cannot_be_read_is_told(tmp_path, config, store, message):
     before = json.loads((path / "digests.json").read_text())
     with pytest.raises(UserError, match=message):
         upgrade_run(tmp_path / "run")
-    checkpoints.verify(path)
-    assert checkpoints.read_digests(path) == before
+    proof.verify(path)
+    assert proof.read_digests(path) == before

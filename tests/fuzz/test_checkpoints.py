@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints import checkpoints, folders, plain_data, proof
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.checkpoints.upgrade import upgrade_run
@@ -50,7 +50,7 @@ def run(tmp_path: Path, state: TrainState) -> Path:
     encoder = TextEncoder(TextConfig(encoder=sizes, vocabulary_path=str(tmp_path / "v.model"), max_length=6))
     record = StageRecord.of_run(tiny.BASE, SamplingConfig(), encoder, "")
     for step in _STEPS:
-        files = record.files(checkpoints.checkpoint_dir(tmp_path / "run", step))
+        files = record.files(folders.checkpoint_dir(tmp_path / "run", step))
         checkpoints.save(tmp_path / "run", state.replace(step=state.step + step), {"step": step}, files, keep=2)
     return tmp_path / "run"
 
@@ -70,14 +70,14 @@ def _same(one: Any, two: Any) -> bool:
 @pytest.mark.parametrize("sealed", [False, True])
 def test_what_sampling_loads(pytestconfig, run, state, loved, share, sealed):
     """Damage that the digests tell is refused; that with digests of its own is refused or is what it says."""
-    newest = checkpoints.checkpoint_dir(run, _STEPS[-1])
+    newest = folders.checkpoint_dir(run, _STEPS[-1])
     folder = Folder(newest, loved, 0.7)
     whole = Cascade.load(str(run))
 
     def make(chance: random.Random) -> tuple[str, bytes]:
         case = folder.spoil(chance)
         if sealed:
-            checkpoints.write_digests(newest)
+            proof.write_digests(newest)
         return case
 
     def attempt(case: tuple[str, bytes]) -> None:
@@ -105,7 +105,7 @@ def test_what_training_resumes(pytestconfig, run, setup, state, sealed):
     def make(chance: random.Random) -> tuple[str, bytes]:
         name, content = folder.spoil(chance)
         if sealed:
-            checkpoints.write_digests(run / "checkpoints" / name.split("/")[0])
+            proof.write_digests(run / "checkpoints" / name.split("/")[0])
         return name, content
 
     def attempt(case: tuple[str, bytes]) -> None:
@@ -176,13 +176,13 @@ def test_configs_of_old_runs(pytestconfig, tmp_path, state):
     """Nothing that an old config.gin says is run, and a checkpoint without a record stays as it is when refused."""
     config = _OLD_CONFIG.read_bytes()
     checkpoints.save(tmp_path / "run", state, {"step": 0}, {"config.gin": config}, keep=1)
-    path = checkpoints.checkpoint_dir(tmp_path / "run", 0)
+    path = folders.checkpoint_dir(tmp_path / "run", 0)
     folder = Folder(path, "config.gin", 1.0)
     train_sentencepiece(["a red cube", "zwei blaue Kugeln"], str(tmp_path / "v.model"), 40)
 
     def make(chance: random.Random) -> tuple[str, bytes]:
         case = folder.spoil(chance, lambda chance, content: damaged(chance, content, [b"@", b"os.system", b"None"]))
-        checkpoints.write_digests(path)
+        proof.write_digests(path)
         return case
 
     def attempt(case: tuple[str, bytes]) -> None:
@@ -190,7 +190,7 @@ def test_configs_of_old_runs(pytestconfig, tmp_path, state):
             upgrade_run(tmp_path / "run", str(tmp_path / "v.model"))
         except UserError:
             assert not (path / "stage.json").exists()
-            checkpoints.verify(path)
+            proof.verify(path)
             raise
         try:
             StageRecord.read(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import folders
 from imagen_jax.main import main
 from tests.integration.running import one_error, train_stage
 
@@ -36,7 +36,7 @@ def test_a_checkpoint_of_another_model_names_every_difference(root: Path, capsys
     assert (root / "base" / "config.gin").read_bytes() == config
     error = one_error(capsys)
     assert "params.embedder.noise_in.kernel" in error and "params.embedder.noise_out.bias" in error
-    assert checkpoints.saved_steps(root / "base")[-1] == 4
+    assert folders.saved_steps(root / "base")[-1] == 4
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_named(root: Path, tmp_path: Path, capsys) -> None:

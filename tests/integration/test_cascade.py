@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax import gin_config
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import folders
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -26,7 +26,7 @@ def test_run_directories_hold_what_they_should(root: Path) -> None:
         run = root / stage
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert steps == [2, 4]
-        assert checkpoints.saved_steps(run) == [2, 4]
+        assert folders.saved_steps(run) == [2, 4]
         assert (run / "samples" / "step_4.png").is_file() and (run / "model-info.txt").is_file()
         assert "NUM_STEPS = 4" in (run / "config.gin").read_text()
 

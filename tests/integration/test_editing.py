@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.trained_stage import Weights
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -135,8 +135,8 @@ def test_a_list_goes_on_where_it_stopped(root: Path, tmp_path: Path, monkeypatch
         assert "were drawn otherwise" in one_error(capsys)
     later = tmp_path / "later"
     shutil.copytree(root, later)
-    checkpoints.checkpoint_dir(later / "sr", checkpoints.latest_step(later / "sr") or 0).rename(
-        checkpoints.checkpoint_dir(later / "sr", 999)
+    folders.checkpoint_dir(later / "sr", folders.latest_step(later / "sr") or 0).rename(
+        folders.checkpoint_dir(later / "sr", 999)
     )
     assert _sample(later, tmp_path / "out", *words) == 2
     assert "were drawn otherwise" in one_error(capsys)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import folders, proof
 from imagen_jax.checkpoints.trained_stage import StageRecord, TrainedStage
 from imagen_jax.checkpoints.upgrade import upgrade_run
 from imagen_jax.errors import UserError
@@ -36,25 +36,25 @@ def cascade_dir(root: Path, tmp_path: Path) -> Path:
 
 
 def newest(run: Path) -> Path:
-    return checkpoints.existing(run, None)
+    return folders.existing(run, None)
 
 
 def rewrite(checkpoint: Path, change) -> None:
     """Changes a record as someone who also mends the digests would."""
     path = checkpoint / "stage.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    checkpoints.write_digests(checkpoint)
+    proof.write_digests(checkpoint)
 
 
 def make_old(run: Path, stage: str, store: Path) -> None:
     """Turns the checkpoints of a run into what version 0.1 left."""
-    for step in checkpoints.saved_steps(run):
-        path = checkpoints.checkpoint_dir(run, step)
+    for step in folders.saved_steps(run):
+        path = folders.checkpoint_dir(run, step)
         (path / "stage.json").unlink()
         shutil.rmtree(path / "vocabulary")
         text = (OLD_CONFIGS / f"{stage}.gin").read_text().replace("OLD_STORE", str(store))
         (path / "config.gin").write_text(text.replace("OLD_VOCABULARY", str(store.parent / "corpus/vocabulary.model")))
-        checkpoints.write_digests(path)
+        proof.write_digests(path)
 
 
 def test_a_moved_cascade_draws_the_same_from_another_directory(root, cascade_dir, monkeypatch):
@@ -73,7 +73,7 @@ def test_another_vocabulary_in_its_place_is_refused_by_digest(root, cascade_dir)
     vocabulary.write_bytes(other)
     with pytest.raises(UserError, match=r"vocabulary.model \(changed\)"):
         Cascade.load(str(cascade_dir))
-    checkpoints.write_digests(path)
+    proof.write_digests(path)
     with pytest.raises(UserError, match="not the text encoder that the stages were trained with.*vocabulary: got"):
         Cascade.load(str(cascade_dir)).sample(CAPTION)
 
@@ -83,12 +83,12 @@ def test_what_lies_beside_a_checkpoint_is_never_executed(cascade_dir, tmp_path):
     hostile = f"import os\nos.system.command = 'touch {proof}'\nconfig.TrainConfig.stage = @os.system()\n"
     for run in (cascade_dir / "base", cascade_dir / "sr"):
         (newest(run) / "config.gin").write_text(hostile)
-        checkpoints.write_digests(newest(run))
+        proof.write_digests(newest(run))
     Cascade.load(str(cascade_dir)).sample(CAPTION)
     for run in (cascade_dir / "base", cascade_dir / "sr"):
         shutil.rmtree(newest(run) / "vocabulary")
         (newest(run) / "stage.json").unlink()
-        checkpoints.write_digests(newest(run))
+        proof.write_digests(newest(run))
     with pytest.raises(UserError, match="older version.*upgrade_run --run_dir="):
         Cascade.load(str(cascade_dir))
     with pytest.raises(UserError, match="class 'system'|no TrainConfig|does not know"):
@@ -118,7 +118,7 @@ def test_records_that_cannot_be_right_are_refused(cascade_dir, change, message):
 def test_a_deeply_nested_record_is_one_error(cascade_dir):
     path = newest(cascade_dir / "base")
     (path / "stage.json").write_text('{"schema": 1, "stage": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    checkpoints.write_digests(path)
+    proof.write_digests(path)
     with pytest.raises(UserError, match="is damaged"):
         Cascade.load(str(cascade_dir))
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import checkpoints, plain_data
+from imagen_jax.checkpoints import folders, plain_data
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.diffusion import losses, process
 from imagen_jax.diffusion.guidance import OscillatingGuidance
@@ -227,7 +227,7 @@ def test_a_run_starts_from_its_teacher_and_approaches_it(tmp_path, monkeypatch):
     loop.train(student)
     lines = [line["loss"] for line in loss_lines(student.model_dir)]
     assert len(lines) == 30 and np.mean(lines[-5:]) < 0.7 * lines[0]
-    assert checkpoints.latest_step(student.model_dir) == 60
+    assert folders.latest_step(student.model_dir) == 60
 
 
 def loss_lines(model_dir: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints import checkpoints, folders
 from imagen_jax.errors import UserError
 from imagen_jax.planning.dry_run import dry_run
 from imagen_jax.train import loop
@@ -74,7 +74,7 @@ def start_child(model_dir: Path) -> subprocess.Popen:
 
 def wait_for_step(child: subprocess.Popen, model_dir: Path, step: int) -> None:
     deadline = time.monotonic() + 300
-    while (checkpoints.latest_step(model_dir) or 0) < step:
+    while (folders.latest_step(model_dir) or 0) < step:
         assert child.poll() is None and time.monotonic() < deadline, child.communicate()[1]
         time.sleep(0.002)
 
@@ -95,12 +95,12 @@ def test_sigkill_at_a_random_moment_changes_nothing(tmp_path):
     time.sleep(random.uniform(0, 0.1))
     children[0].kill()
     children[0].communicate()
-    stopped_at = checkpoints.latest_step(killed)
+    stopped_at = folders.latest_step(killed)
     assert stopped_at is not None and stopped_at < 30
     errors = finish(start_child(killed))
     assert f"own checkpoint of step {stopped_at}" in errors
     finish(children[1])
-    assert checkpoints.saved_steps(killed) == checkpoints.saved_steps(whole) == list(range(2, 31, 2))
+    assert folders.saved_steps(killed) == folders.saved_steps(whole) == list(range(2, 31, 2))
     program = loop.TrainSetup.build(tiny_run.tiny_config(tmp_path / "any"))
     for step in (stopped_at + 2, 30):
         # Parameters, averages, optimizer state and, in the position, the order of the data.
@@ -115,7 +115,7 @@ def test_sigterm_saves_at_a_step_boundary_and_exits_zero(tmp_path):
     wait_for_step(child, tmp_path / "run", 3)
     child.send_signal(signal.SIGTERM)
     errors = finish(child)
-    saved = checkpoints.latest_step(tmp_path / "run")
+    saved = folders.latest_step(tmp_path / "run")
     assert saved is not None and saved < 30
     assert f"stopped by SIGTERM, saved at step {saved}; run the same command to go on" in errors
 
@@ -124,7 +124,7 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_pa
     monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
     with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 7 to 8"):
         loop.train(tiny_run.tiny_config(tmp_path))
-    assert checkpoints.latest_step(tmp_path) == 4
+    assert folders.latest_step(tmp_path) == 4
     params = checkpoints.load_params(tmp_path, ema=False)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert lines_of(tmp_path)[-1]["step"] == 6
@@ -134,7 +134,7 @@ def test_non_finite_state_is_not_saved_when_saving_comes_before_logging(tmp_path
     monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
     with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 5 to 8"):
         loop.train(tiny_run.tiny_config(tmp_path, log_every=100))
-    assert checkpoints.saved_steps(tmp_path) == [4]
+    assert folders.saved_steps(tmp_path) == [4]
 
 
 def test_own_checkpoint_then_resume_then_init_from_then_scratch(tmp_path):
@@ -177,29 +177,29 @@ def test_another_corpus_is_refused_by_name_and_an_older_position_names_none(tmp_
     monkeypatch.setattr(tiny_run.TinyBatches, "position", lambda self: {**position(self), "corpus": "dogs"})
     with pytest.raises(UserError, match=r"corpus: got 'dogs', the checkpoint has 'cats'\): set it back, or start"):
         loop.train(config)
-    assert checkpoints.saved_steps(tmp_path) == [4, 6]
+    assert folders.saved_steps(tmp_path) == [4, 6]
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(tmp_path, capfd):
     config = tiny_run.tiny_config(tmp_path / "run")
     loop.train(config, stop_at=8)
-    newest = checkpoints.checkpoint_dir(config.model_dir, 8)
+    newest = folders.checkpoint_dir(config.model_dir, 8)
     (newest / "config.gin").write_text("other")
     resumed = loop.train(config)
     said = capfd.readouterr().err
     assert "config.gin (changed); kept as checkpoint_8.damaged; goes on from its own checkpoint of step 4" in said
     assert (newest.with_name("checkpoint_8.damaged") / "config.gin").read_text() == "other"
-    assert checkpoints.saved_steps(config.model_dir) == [4, 8, 12]
+    assert folders.saved_steps(config.model_dir) == [4, 8, 12]
     assert tiny_run.leaves_equal(resumed, loop.train(tiny_run.tiny_config(tmp_path / "whole")))
 
 
 def test_the_only_checkpoint_is_not_given_up_for_scratch(tmp_path):
     config = tiny_run.tiny_config(tmp_path)
     loop.train(config, stop_at=4)
-    (checkpoints.checkpoint_dir(tmp_path, 4) / "config.gin").write_text("other")
+    (folders.checkpoint_dir(tmp_path, 4) / "config.gin").write_text("other")
     with pytest.raises(UserError, match=r"is damaged: config.gin \(changed\); restore it from a copy"):
         loop.train(config)
-    assert checkpoints.saved_steps(tmp_path) == [4]
+    assert folders.saved_steps(tmp_path) == [4]
 
 
 def test_another_learning_rate_and_a_longer_run_go_on(tmp_path):
@@ -225,7 +225,7 @@ def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
         assert "mfu" not in line
     assert lines[0]["learning_rate"] == pytest.approx(1e-2)
     assert (tmp_path / "config.gin").read_text() == "operative"
-    assert (checkpoints.existing(tmp_path, None) / "config.gin").read_text() == "operative"
+    assert (folders.existing(tmp_path, None) / "config.gin").read_text() == "operative"
     assert json.loads((tmp_path / "versions.json").read_text())["jax"] == jax.__version__
     info = (tmp_path / "model-info.txt").read_text()
     # conv 3x3x3x16 + 16, dense 17x16 + 16, conv 3x3x16x3 + 3
@@ -235,7 +235,7 @@ def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     loop.train(tiny_run.tiny_config(tmp_path, keep_checkpoints=2))
-    assert checkpoints.saved_steps(tmp_path) == [8, 12]
+    assert folders.saved_steps(tmp_path) == [8, 12]
 
 
 def test_finished_run_does_nothing_more(tmp_path):
@@ -362,7 +362,7 @@ def test_a_hook_that_raises_ends_the_run_and_the_next_run_goes_on(tmp_path, even
     # The second hook does not see the event that failed; then both are told.
     assert ("b", event, step) not in [seen[:3] for seen in events]
     assert events[-2:] == [("a", "on_error", step, "a fails"), ("b", "on_error", step, "a fails")]
-    assert checkpoints.saved_steps(config.model_dir) == kept
+    assert folders.saved_steps(config.model_dir) == kept
     resumed = loop.train(config)
     assert tiny_run.leaves_equal(resumed, loop.train(tiny_run.tiny_config(tmp_path / "whole")))
     assert [line["step"] for line in lines_of(tmp_path / "run")] == [2, 4, 6, 8, 10, 12]
@@ -413,4 +413,4 @@ def test_training_imports_nothing_of_sampling(tmp_path):
     command = [sys.executable, "-c", IMPORTS, str(tmp_path / "run")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert checkpoints.latest_step(tmp_path / "run") == 2
+    assert folders.latest_step(tmp_path / "run") == 2

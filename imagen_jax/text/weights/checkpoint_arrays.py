@@ -328,13 +328,6 @@ def _shape(sizes: Any) -> tuple[int, ...]:
     return shape
 
 
-def _kvstore(folder: AnyPath) -> dict[str, str]:
-    bucket = re.fullmatch(r"gs://([^/]+)/(.*)", os.fspath(folder))
-    if bucket:
-        return {"driver": "gcs", "bucket": bucket[1], "path": f"{bucket[2]}/"}
-    return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
-
-
 def _read_index(path: str) -> dict[str, str]:
     try:
         places = dict(read_json(path)["weight_map"])

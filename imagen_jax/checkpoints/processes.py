@@ -1,0 +1,52 @@
+"""Several processes of one run, where they must agree; alone, a process agrees with itself."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from imagen_jax.errors import UserError
+
+_MOST_BYTES = 8192
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def from_first(content: bytes) -> bytes:
+    """Sends what the first process gave to every process; at most 8192 bytes, the last one not zero."""
+    if jax.process_count() == 1:
+        return content
+    sent = np.zeros(_MOST_BYTES, np.uint8)
+    sent[: len(content)] = np.frombuffer(content, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).astype(np.uint8).tobytes().rstrip(b"\0")
+
+
+def those_without(mine: bool) -> list[int]:
+    """Numbers of the processes that gave False, the same list in each."""
+    if jax.process_count() == 1:
+        return [] if mine else [0]
+    return np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.array(mine)), bool)).tolist()
+
+
+def first_checks(check: Callable[[], None]) -> None:
+    """Calls `check` in the first process; a UserError of it is raised in every process, so that none waits for others.
+
+    Raises:
+      UserError: what `check` raised; its class is kept in the first process alone.
+    """
+    failure = None
+    if jax.process_index() == 0:
+        try:
+            check()
+        except UserError as error:
+            failure = error
+    told = from_first(str(failure).encode()[:_MOST_BYTES] if failure is not None else b"")
+    if failure is not None:
+        raise failure
+    if told:
+        raise UserError(told.decode(errors="ignore"))

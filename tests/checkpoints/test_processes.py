@@ -1,0 +1,109 @@
+"""Checkpoints of two processes: both see one folder, one of them verifies, and both end alike."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+# Arguments: port, number of the process, a folder that both see, one of its own. Prints as JSON what happened.
+HOST = """
+import dataclasses, json, sys
+from pathlib import Path
+import jax
+port, index, common, own = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{port}", 2, int(index), heartbeat_timeout_seconds=10)
+from imagen_jax import files
+from imagen_jax.checkpoints import checkpoints
+from imagen_jax.checkpoints.processes import barrier
+from imagen_jax.errors import UserError
+from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.train.loop import train
+from imagen_jax.train.run_dir import check_one_folder, only_trainer
+from tests.checkpoints.test_checkpoints import make_state, save
+from tests.train import tiny_run
+
+state, abstract = make_state(2, mesh=MeshConfig(fsdp=4).build())
+hashed, told = [], {}
+sha256_of_file = files.sha256_of_file
+files.sha256_of_file = lambda path: (hashed.append(path), sha256_of_file(path))[1]
+
+data = dataclasses.replace(tiny_run.tiny_config(own).data, store_dir=None)
+
+def see(folder):
+    with only_trainer(folder):
+        check_one_folder(folder)
+
+def restore(folder):
+    hashed.clear()
+    restored, _ = checkpoints.restore(folder, abstract)
+    mine = [jax.tree.map(lambda leaf: leaf.addressable_data(0), tree) for tree in (state, restored)]
+    return [tiny_run.leaves_equal(*mine), len(hashed)]
+
+def restore_damaged(folder):
+    if index == "0":
+        (Path(folder) / "checkpoints" / "checkpoint_2" / "config.gin").write_text("other")
+    barrier("damaged")
+    restore(folder)
+
+for name, task, folder in (
+    ("see common", see, common),
+    ("train own", lambda folder: train(tiny_run.tiny_config(folder, data=data)), own),
+    ("save own", lambda folder: save(folder, state), own),
+    ("save common", lambda folder: save(folder, state), common),
+    ("restore", restore, common),
+    ("restore damaged", restore_damaged, common),
+):
+    try:
+        result = task(folder)
+        told[name] = result if isinstance(result, list) else None
+    except UserError as error:
+        told[name] = str(error)
+print(json.dumps(told), flush=True)
+"""
+
+
+def on_two_hosts(common: Path, own: list[Path]) -> list[dict]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(port), str(index), str(common), str(folder)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, folder in enumerate(own)
+    ]
+    try:
+        said = [host.communicate(timeout=200) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], said
+    return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_their_checkpoints(tmp_path):
+    common, own = tmp_path / "common", [tmp_path / "one", tmp_path / "two"]
+    one, two = on_two_hosts(common, own)
+    assert one["see common"] is None and two["see common"] is None
+    for said in (one, two):
+        assert "process 1 does not see what process 0 writes" in said["train own"]
+        assert "were not written" in said["save own"] and "one folder that every process sees" in said["save own"]
+    assert not [path for folder in own for path in folder.rglob("checkpoint_2*")]
+
+    assert one["save common"] is None and two["save common"] is None
+    written = json.loads((common / "checkpoints" / "checkpoint_2" / "digests.json").read_text())
+    # The first alone hashes; both have what they wrote.
+    assert one["restore"] == [True, len(written)] and two["restore"] == [True, 0]
+    assert "config.gin (changed)" in one["restore damaged"] and one["restore damaged"] == two["restore damaged"]
