@@ -1,7 +1,8 @@
 """A server of Google Cloud Storage's protocol on loopback, for tests of paths in buckets.
 
 It is gcp-storage-emulator, which keeps objects in memory, behind a front that does what the emulator leaves out: it
-refuses what a generation precondition forbids, serves several requests at once, and is slow or fails when told to.
+refuses what a generation precondition forbids, names the generation of what is read (tensorstore asks for it), serves
+several requests at once, and is slow or fails when told to.
 """
 
 import io
@@ -95,6 +96,7 @@ class Server:
         if status is None or status < 0:
             with self._lock:
                 handler.wfile = answers if status is None else io.BytesIO()
+                handler.generation = self._generation(handler.path) if method == "GET" else None
                 query = urllib.parse.parse_qs(urllib.parse.urlparse(handler.path).query)
                 self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
                 try:
@@ -104,6 +106,14 @@ class Server:
             handler.wfile = answers
         if status is not None:
             handler.refuse(abs(status))
+
+    def _generation(self, path: str) -> str | None:
+        """Generation of the object that a path names, if there is one."""
+        bucket, _, name = urllib.parse.urlparse(path).path.partition("/b/")[2].partition("/o/")
+        try:
+            return self.storage.get_file_obj(bucket, urllib.parse.unquote(name))["generation"]
+        except NotFound:
+            return None
 
     def start(self) -> None:
         """Begins to serve."""
@@ -157,6 +167,7 @@ class _HTTPServer(ThreadingHTTPServer):
 
 class _Handler(emulator.RequestHandler):
     protocol_version = "HTTP/1.1"
+    generation: str | None = None
 
     def __init__(self, server: Server, *args: object):
         self._server = server
@@ -176,6 +187,12 @@ class _Handler(emulator.RequestHandler):
 
     def do_PATCH(self) -> None:
         self._server.answer(self, "PATCH")
+
+    def end_headers(self) -> None:
+        if self.generation is not None:
+            self.send_header("x-goog-generation", self.generation)
+            self.generation = None
+        super().end_headers()
 
     def refuse(self, status: int) -> None:
         """Answers with an error, without a look at the request's body."""

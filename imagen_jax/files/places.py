@@ -105,7 +105,8 @@ def files_under(folder: StrPath) -> dict[str, int]:
     if is_remote(folder):
         root = os.fspath(folder).partition("://")[2].rstrip("/") + "/"
         found = file_system(folder).find(os.fspath(folder), detail=True)
-        return {name.removeprefix(root): found[name]["size"] for name in sorted(found)}
+        # Of an object of that name itself it tells too.
+        return {name.removeprefix(root): found[name]["size"] for name in sorted(found) if name.startswith(root)}
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 

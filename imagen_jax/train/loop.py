@@ -27,6 +27,7 @@ from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
 from imagen_jax.errors import ended_at_once
+from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder

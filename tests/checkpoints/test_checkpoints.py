@@ -131,7 +131,7 @@ def test_what_people_keep_beside_checkpoints_is_theirs(tmp_path):
     assert folders.saved_steps(tmp_path) == [3]
     checkpoints.remove_partial(tmp_path)
     assert {entry.name for entry in beside.iterdir()} == before and (path / "digests.json").exists()
-    assert folders.quarantine(path).name == "checkpoint_3.damaged1"
+    assert folders.quarantine(path) == "checkpoint_3.damaged1"
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_half_written_directory_is_never_whole_and_is_cleaned_up(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, "rename", killed)
+        patch.setattr(folders.os, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, make_state(4)[0])
     names = sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir())

@@ -19,7 +19,7 @@ port, index, common, own = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, int(index), heartbeat_timeout_seconds=10)
-from imagen_jax import files
+from imagen_jax.files import whole
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.processes import barrier
 from imagen_jax.errors import UserError
@@ -31,8 +31,8 @@ from tests.train import tiny_run
 
 state, abstract = make_state(2, mesh=MeshConfig(fsdp=4).build())
 hashed, told = [], {}
-sha256_of_file = files.sha256_of_file
-files.sha256_of_file = lambda path: (hashed.append(path), sha256_of_file(path))[1]
+sha256_of_file = whole.sha256_of_file
+whole.sha256_of_file = lambda path: (hashed.append(path), sha256_of_file(path))[1]
 
 data = dataclasses.replace(tiny_run.tiny_config(own).data, store_dir=None)
 

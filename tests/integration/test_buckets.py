@@ -1,0 +1,116 @@
+"""The whole way with every directory in a bucket: the same numbers and pictures, whatever its server does meanwhile."""
+
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagen_jax.checkpoints import checkpoints, folders
+from imagen_jax.data.corpora import build_shapes
+from imagen_jax.files import as_path, files_under
+from imagen_jax.main import main
+from tests.integration.running import flags_of, train_stage
+
+URL = "gs://bucket-a/cascade"
+pytestmark = pytest.mark.slow
+
+
+def pixels(png: bytes) -> np.ndarray:
+    """The pixels of an image file."""
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def same_parameters(one: object, other: object) -> None:
+    """Checks that the newest checkpoints of two runs hold the same numbers."""
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.load_params(one), checkpoints.load_params(other))
+
+
+def test_from_corpus_to_report_in_a_bucket(bucket, root, tmp_path):
+    """As the same commands did it on this machine (`root`), though every ninth answer is a failure that passes."""
+    answered = [0]
+
+    def every_ninth(method: str, path: str) -> int | None:
+        answered[0] += 1
+        return (429, 500, 503)[answered[0] % 3] if answered[0] % 9 == 0 else None
+
+    place = as_path(URL)
+    build_shapes(place / "corpus", {"train": 48, "val": 4}, seed=0, vocab_size=200)
+    assert main(["cache_text", "--gin_file=tests/integration/tiny_base.gin", *flags_of(place)]) == 0
+    bucket.fault = every_ninth
+    for stage in ("base", "sr"):
+        assert train_stage(place, stage) == 0
+        lines = [(where / stage / "metrics.jsonl").read_text().splitlines() for where in (root, place)]
+        assert [json.loads(line)["loss"] for line in lines[0]] == [json.loads(line)["loss"] for line in lines[1]]
+        same_parameters(root / stage, f"{URL}/{stage}")
+    for cascade, output in ((str(root), str(tmp_path / "samples")), (URL, f"{URL}/samples")):
+        assert main(["sample", "--checkpoint", cascade, "--output", output, "--seed", "3", "a red circle"]) == 0
+    drawn = pixels(bucket.content("cascade/samples/00000.png"))
+    np.testing.assert_array_equal(drawn, pixels((tmp_path / "samples" / "00000.png").read_bytes()))
+    assert main(["report", "--run_dir", URL]) == 0
+    assert b"</html>" in bucket.content("cascade/report.html")
+    assert not any("lock" in name for name in bucket.names())
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_the_undisturbed_one(bucket, root):
+    """SIGKILL at random moments of a run whose corpus and store lie on this machine and all else in a bucket."""
+    command = [
+        *(sys.executable, "-m", "imagen_jax.main", "train", "--gin_file=tests/integration/tiny_base.gin"),
+        *flags_of(root, MODEL_DIR=f"{URL}/killed"),
+    ]
+    rng = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+        # Most of it starts up; the last seconds train, save and end.
+        time.sleep(rng.uniform(8, 20))
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert folders.saved_steps(f"{URL}/killed") == folders.saved_steps(root / "base")
+    same_parameters(root / "base", f"{URL}/killed")
+
+
+def test_a_second_trainer_is_refused_by_the_name_of_the_first(bucket, root, capsys):
+    command = [
+        *(sys.executable, "-m", "imagen_jax.main", "train", "--gin_file=tests/integration/tiny_base.gin"),
+        *flags_of(root, MODEL_DIR=f"{URL}/run", NUM_STEPS=100_000),
+    ]
+    first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while "train.lock" not in files_under(f"{URL}/run"):
+            assert first.poll() is None
+            time.sleep(0.5)
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 2
+    assert f"is being trained by process {first.pid} on host" in second.stderr
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(bucket, root, capsys):
+    place = f"{URL}/run"
+    flags = flags_of(root, MODEL_DIR=place)
+    assert main(["train", "--gin_file=tests/integration/tiny_base.gin", *flags]) == 0
+    name = max(name for name in bucket.names() if "checkpoint_4/arrays" in name and "/d/" in name)
+    content = bytearray(bucket.content(name))
+    content[len(content) // 2] ^= 1
+    bucket.replace(name, bytes(content))
+    assert main(["train", "--gin_file=tests/integration/tiny_base.gin", *flags]) == 0
+    assert "checkpoint_4 is damaged" in (told := capsys.readouterr().err)
+    assert "kept as checkpoint_4/digests.json.damaged" in told
+    assert folders.saved_steps(place) == [2, 4]
+    same_parameters(root / "base", place)
+
+
+def test_nothing_of_a_bucket_lands_in_a_folder_of_that_name(bucket, root):
+    assert not Path("gs:").exists()
