@@ -5,7 +5,6 @@ import random
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,17 +113,16 @@ def draw_at_random(rng: random.Random) -> np.ndarray:
 def test_pictures_or_one_line(seed: int) -> None:
     rng = random.Random(seed)
     drawn = refused = 0
-    with jax.disable_jit():
-        for _ in range(60):
-            try:
-                images = draw_at_random(rng)
-            except UserError as error:
-                assert "\n" not in str(error)
-                refused += 1
-            else:
-                assert np.isfinite(images).all() and np.abs(images).max() <= 1.0
-                drawn += 1
-    assert drawn > 3 and refused > 10
+    for _ in range(30):
+        try:
+            images = draw_at_random(rng)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert np.isfinite(images).all() and np.abs(images).max() <= 1.0
+            drawn += 1
+    assert drawn > 1 and refused > 5
 
 
 def test_previews_that_the_network_cannot_draw_are_refused_before_training(tmp_path) -> None:
