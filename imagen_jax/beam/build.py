@@ -12,7 +12,7 @@ import functools
 import itertools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from imagen_jax.beam.files import WriteLines, load_item, read_lines, read_records, save_items, write_records
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
-from imagen_jax.data.raw import Rejection, Source, prepare_part
+from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
 
@@ -44,7 +44,8 @@ def build_corpus(
     """Writes a corpus directory with Beam.
 
     Args:
-      source: the raw pairs; its parts must pickle.
+      source: the raw pairs. Its parts are functions, or `functools.partial` of functions with arguments that
+        `files.packed` takes: the functions travel with the pipeline, the arguments in a file.
       out_dir: the corpus directory; workers must see it, and the source's files, under these names.
       config: how to build.
       pipeline_args: Beam's options.
@@ -62,8 +63,10 @@ def _write_shards(
 ) -> tuple[dict[str, Any], Counts]:
     with tempfile.TemporaryDirectory(prefix="work-", dir=scratch) as name, Rejects(scratch) as rejects:
         work = Path(name)
-        save_items(work / _PARTS, source.parts)
-        run(functools.partial(_prepare, work=work, config=config, num_parts=len(source.parts)), options)
+        functions, arguments = _taken_apart(source.parts)
+        save_items(work / _PARTS, arguments)
+        prepare = _Prepare(work, config, functions)
+        run(functools.partial(_prepare, prepare=prepare, work=work, num_parts=len(source.parts)), options)
         places = _plan(work, rejects)
         if not places:
             raise rejects.nothing_accepted(config.name)
@@ -81,12 +84,23 @@ def _write_shards(
         return splits, rejects.counts
 
 
-def _prepare(pipeline: beam.Pipeline, work: Path, config: BuildConfig, num_parts: int) -> None:
+def _taken_apart(parts: Sequence[Part]) -> tuple[list[Callable[..., Any]], list[Any]]:
+    """The functions that parts call, few, and for each part [number of its function, arguments, named arguments]."""
+    functions: dict[Callable[..., Any], int] = {}
+    arguments = []
+    for part in parts:
+        whole = part if isinstance(part, functools.partial) else functools.partial(part)
+        number = functions.setdefault(whole.func, len(functions))
+        arguments.append([number, whole.args, whole.keywords])
+    return list(functions), arguments
+
+
+def _prepare(pipeline: beam.Pipeline, prepare: "_Prepare", work: Path, num_parts: int) -> None:
     prepared = (
         pipeline
         | beam.Create(range(num_parts))
         | "one worker a part" >> beam.Reshuffle()
-        | "prepare" >> beam.ParDo(_Prepare(work, config)).with_outputs(_KEYS, main=_OUTCOMES)
+        | "prepare" >> beam.ParDo(prepare).with_outputs(_KEYS, main=_OUTCOMES)
     )
     prepared[_OUTCOMES] | "outcomes" >> WriteLines(work / _OUTCOMES)
     (
@@ -103,14 +117,16 @@ class _Prepare(beam.DoFn):
     An outcome is the refusal, or split, key and repair of what was accepted.
     """
 
-    def __init__(self, work: Path, config: BuildConfig):
-        self._work, self._config = work, config
+    def __init__(self, work: Path, config: BuildConfig, functions: Sequence[Callable[..., Any]]):
+        self._work, self._config, self._functions = work, config, functions
 
     def process(self, part: int) -> Iterator[Any]:
+        number, arguments, named = load_item(self._work / _PARTS, part)
+        taken = functools.partial(self._functions[number], *arguments, **named)
         image_size = self._config.image_size
         outcomes: list[dict[str, str]] = []
         accepted: list[bytes] = []
-        for one in prepare_part(load_item(self._work / _PARTS, part), image_size, self._config.least_side):
+        for one in prepare_part(taken, image_size, self._config.least_side):
             if isinstance(one, Rejection):
                 outcomes.append({"source": one.source, "reason": one.reason})
             else:

@@ -9,7 +9,6 @@ Steps 1 to 3 and step 4 are two pipelines: a store that is not refused is begun 
 """
 
 import functools
-import pickle
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
-from imagen_jax.beam.files import WriteLines, read_lines
+from imagen_jax.beam.files import WriteLines, packed, read_lines, unpacked
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError
@@ -161,7 +160,7 @@ def _save_plan(group: tuple[int, Iterable[Pair]], work: Path) -> tuple[int, int,
         keys_of.setdefault(caption, []).append(key)
     plan, path = plan_shard(keys_of), _plan_of(work, shard)
     with whole_file(path) as file:
-        pickle.dump(plan, file)
+        file.write(packed([list(plan.captions), list(plan.keys), list(plan.rows)]))
     return shard, len(plan.keys), len(plan.captions)
 
 
@@ -192,7 +191,7 @@ class _Encode(beam.DoFn):
 
     def process(self, shard: int) -> None:
         path = _plan_of(self._work, shard)
-        plan: ShardPlan = pickle.loads(path.read_bytes()) if path.exists() else plan_shard({})
+        plan = ShardPlan(*unpacked(path.read_bytes())) if path.exists() else plan_shard({})
         # Another process may be at it, and die.
         while shard in self._writer.missing_shards():
             if not write_if_free(self._writer, shard, plan, self._config, self._encoder):

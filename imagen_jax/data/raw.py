@@ -72,7 +72,8 @@ class Source:
     """Where raw examples come from, cut into parts that worker processes can take one by one.
 
     Args:
-      parts: each yields some examples; to be used with workers they must pickle.
+      parts: each yields some examples. To be used with workers they must pickle; with Beam, they are functions or
+        `functools.partial` of functions with plain data.
       num_examples: how many the parts yield together, for the progress display; 0 if that is not known.
       settings: what tells this source from another one, JSON-able; stored in corpus.json.
     """

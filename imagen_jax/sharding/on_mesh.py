@@ -30,12 +30,12 @@ def on_mesh(network: Callable[..., Array], mesh: Mesh, param_shardings: PyTree, 
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if ways == 1:
         # XLA (jax 0.10.2) cannot partition a `shard_map` over axes of one device.
-        return _over_height(network(params, *_over_height(rows, mesh)), mesh)
+        return _over_height(network(params, *_over_height(rows, mesh, False)), mesh, False)
     whole = jax.tree.leaves(rows)[0].shape[0] % ways != 0
     row = PartitionSpec() if whole else PartitionSpec(BATCH_AXES)
 
     def part(params: PyTree, *rows: Any) -> Array:
-        return _over_height(network(params, *_over_height(rows)))
+        return _over_height(network(params, *_over_height(rows, mesh, True)), mesh, True)
 
     run = jax.shard_map(
         part,
@@ -52,8 +52,19 @@ def _along_batch_axes(sharding: NamedSharding) -> PartitionSpec:
     return PartitionSpec(*(axis if axis in BATCH_AXES else None for axis in sharding.spec))
 
 
-def _over_height(rows: PyTree, mesh: Mesh | None = None) -> PyTree:
-    """Images lie over `spatial` by their height; what is between them follows. `mesh`: outside of `shard_map`."""
+def _over_height(rows: PyTree, mesh: Mesh, inside: bool) -> PyTree:
+    """Images lie over `spatial` by their height, where it divides; what is between them follows.
+
+    Args:
+      rows: trees of arrays.
+      mesh: the mesh.
+      inside: of `jax.shard_map`, which knows the mesh.
+    """
     spec = PartitionSpec(None, "spatial")
-    height = spec if mesh is None else NamedSharding(mesh, spec)
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, height) if x.ndim == 4 else x, rows)
+    height = spec if inside else NamedSharding(mesh, spec)
+
+    def placed(x: Array) -> Array:
+        divides = x.ndim == 4 and x.shape[1] % mesh.shape["spatial"] == 0
+        return jax.lax.with_sharding_constraint(x, height) if divides else x
+
+    return jax.tree.map(placed, rows)

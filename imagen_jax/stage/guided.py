@@ -82,8 +82,9 @@ def lay_out_steps(
       edit: images to be changed, for when the steps begin and how often they are repeated; None: drawn from noise.
 
     Raises:
-      UserError: the schedule has fewer steps, or none after the begin.
+      UserError: the schedule has fewer steps, or none after the begin; or the network cannot take the sizes.
     """
+    check_sizes(stage, config, size)
     repeats = {} if edit is None else {"num_resamples": edit.num_resamples, "jump_length": edit.jump_length}
     table = make_step_table(
         config.schedule or stage.schedule,
@@ -102,6 +103,21 @@ def lay_out_steps(
         guided="never" if off.all() else "sometimes" if off.any() else "always",
         goes_back=bool((table.log_snr_next != table.log_snr_s).any()),
     )
+
+
+def check_sizes(stage: Stage, config: SamplingConfig, size: tuple[int, int]) -> None:
+    """Raises UserError for images or tiles that the network's down-samplings do not divide."""
+    factor, tile = stage.model.size_factor, config.tile_size
+    sides = {"height": size[0], "width": size[1]}
+    if tile is not None:
+        sides |= {"tile_size": min(tile, max(size))}
+    for name, length in sides.items():
+        if length < 1 or length % factor:
+            near = max(length // factor, 1) * factor
+            raise UserError(
+                f"{name} ({length}) must be a multiple of {factor}, the product of the down-samplings of stage "
+                f"{stage.name!r}; choose {near} or {near + factor}"
+            )
 
 
 def _paired(cond: Array, null: Array) -> Array:

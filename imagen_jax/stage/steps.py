@@ -57,13 +57,18 @@ def make_step_table(
       jump_length: steps of such a stretch.
 
     Raises:
-      UserError: a discrete schedule has fewer times, or none is left from t_start on.
+      UserError: a discrete schedule has fewer times, or none is left from t_start on; or a log-SNR is not finite.
     """
     check_steps(schedule, num_steps)
     times = grid.times(num_steps, t_start)
     if len(times) < 2:
         raise UserError(f"strength ({t_start}) leaves no step of {num_steps}; choose a larger one, or more steps")
-    log_snrs = np.asarray(_log_snrs(schedule, jnp.asarray(times, jnp.float32)), np.float32)
+    try:
+        log_snrs = np.asarray(_log_snrs(schedule, jnp.asarray(times, jnp.float32)), np.float32)
+    except ArithmeticError:
+        log_snrs = np.full(len(times), np.nan, np.float32)
+    if not np.isfinite(log_snrs).all():
+        raise UserError(f"{schedule} gives no finite log-SNR at some of {num_steps} steps; choose less extreme values")
     weights = guidance_schedule.weights(guidance_weight, times[:-1])
     last = len(times) - 2
     order, following = visits(last, num_resamples, jump_length)

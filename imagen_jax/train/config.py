@@ -6,8 +6,10 @@ from imagen_jax.checks import check_count, check_path
 from imagen_jax.data.config import DataConfig
 from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
+from imagen_jax.diffusion.time_grids import check_steps
 from imagen_jax.errors import UserError
 from imagen_jax.sharding.mesh import MeshConfig
+from imagen_jax.stage.guided import check_sizes
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
@@ -153,6 +155,9 @@ class TrainConfig:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
+        # Previews come late in a run.
+        check_sizes(self.stage, self.sampling, (self.stage.image_size, self.stage.image_size))
+        check_steps(self.sampling.schedule or self.stage.schedule, self.sampling.num_steps)
         for name in ("image_size", "low_res_size", "max_text_length"):
             ours, theirs = getattr(self.stage, name), getattr(self.data, name)
             if ours != theirs:

@@ -1,15 +1,19 @@
 """The search over meshes."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
 
+from imagen_jax.cost import topologies
 from imagen_jax.errors import UserError
 from imagen_jax.planning import search as plan_search
 from imagen_jax.planning.plan import PlanOptions, run
 from imagen_jax.planning.search import search, splits
 from imagen_jax.sharding.mesh import MeshConfig
-from tests.train.tiny_run import tiny_config
+from tests import tiny
+from tests.train.tiny_run import text_config, tiny_config
 
 
 def test_splits_use_every_device_once():
@@ -72,3 +76,22 @@ def test_local_devices_are_searched(tmp_path, monkeypatch, capsys):
     work = [one["hardware_flops"] for one in found["search"]]
     assert work == sorted(work)
     assert "tensor" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_mesh_of_two_local_devices_compiles(tmp_path, monkeypatch):
+    monkeypatch.setattr(topologies, "devices", lambda *_: jax.devices()[:2])
+    ours = tiny_config(tmp_path)
+    config = tiny_config(
+        tmp_path,
+        stage=tiny.BASE,
+        text=text_config(tiny.BASE.text_embed_dim, tiny.BASE.max_text_length),
+        data=dataclasses.replace(ours.data, max_text_length=tiny.BASE.max_text_length),
+    )
+    found = search(config, PlanOptions())
+    assert {(one["mesh"]["data"], one["mesh"]["fsdp"], one["mesh"]["tensor"]) for one in found} == {
+        (2, 1, 1),
+        (1, 2, 1),
+        (1, 1, 2),
+    }
+    assert all(one["fits"] and one["hardware_flops"] > 0 for one in found)
