@@ -302,7 +302,7 @@ def read_digests(path: Path) -> dict[str, str]:
 
 
 def _companion(path: Path, name: str, form: Any) -> Any:
-    """What a JSON file of a checkpoint holds, of the form that `check_content` takes."""
+    """Content of a JSON file of a checkpoint, of the form that `check_content` takes."""
     try:
         content = read_json(path / name)
         check_content(path / name, content, form, _fix(path))

@@ -129,7 +129,10 @@ def fuzz(
     if kinds:
         lines = [f"{problem} ({len(cases)} cases), first {cases[0]}" for problem, cases in kinds.items()]
         total = sum(map(len, kinds.values()))
-        pytest.fail(f"{door}: {total} of {len(numbers)} cases; alone: --case N\n" + "\n".join(lines), pytrace=False)
+        unchecked = "UNCHECKED_TYPES=1 " if "UNCHECKED_TYPES" in os.environ else ""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        again = f"one alone: {unchecked}.venv/bin/python -m pytest '{test}' --case N"
+        pytest.fail(f"{door}: {total} of {len(numbers)} cases; {again}\n" + "\n".join(lines), pytrace=False)
 
 
 def _place(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+MAX_SIZE = 2**31 - 1
 _JSON_TYPES = (int, float, bool, str)
 
 
@@ -87,10 +88,14 @@ class EncoderConfig(abc.ABC):
 
 
 def check_positive(config: EncoderConfig, *names: str) -> None:
-    """Refuses fields that are no positive integers.
+    """Refuses fields that are no positive integers, or no sizes of an array.
 
     Raises:
       UserError: names the first.
     """
     for name in names:
         check_count(f"{type(config).__name__}.{name}", getattr(config, name))
+        if getattr(config, name) > MAX_SIZE:
+            raise UserError(
+                f"{type(config).__name__}.{name} ({getattr(config, name)}) must be at most {MAX_SIZE}; mend the config"
+            )

@@ -31,7 +31,7 @@ from imagen_jax.text.weights.checkpoint_arrays import (
     is_safetensors,
     is_t5x,
 )
-from imagen_jax.text.weights.sources import Source
+from imagen_jax.text.weights.sources import Source, layers_of
 from imagen_jax.typing import Array, Float, PyTree
 
 
@@ -252,16 +252,6 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
     return found
 
 
-def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
-    """Refuses sizes that the shapes contradict, before a network of these sizes is traced: it might have no end."""
-    for name in stated.keys() & inferred.keys():
-        if isinstance(inferred[name], int) and stated[name] != inferred[name]:
-            raise UserError(
-                f"{path} states {name} {str(stated[name])[:80]!r} in its config, and the shapes of its arrays say "
-                f"{inferred[name]}; download the folder again"
-            )
-
-
 def _config(
     path: str,
     family: families.Family,
@@ -272,7 +262,6 @@ def _config(
     """The config that a checkpoint states, and its shapes where it is silent."""
     try:
         inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        _check_stated(path, stated, inferred)
         return family.config.from_json({**inferred, **stated})
     except UserError:
         raise
@@ -286,6 +275,13 @@ def _config(
 
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
+    found = len(layers_of(checkpoint.sources))
+    # Every layer is traced, however many a damaged file says; the last of CLIP's is not read.
+    if checkpoint.config.num_layers > found + 1:
+        raise UserError(
+            f"{checkpoint.arrays.path} has arrays of {found} layers, its config says {checkpoint.config.num_layers}; "
+            "give the config that belongs to it, or download it again"
+        )
     apart = checkpoint.config.replaced(scan_layers=False)
     wanted = {path: leaf.shape for path, leaf in held_dtypes(apart).items()}
     got = {path: source.shape(checkpoint.arrays) for path, source in checkpoint.sources.items()}

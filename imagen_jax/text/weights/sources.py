@@ -79,10 +79,15 @@ def norm_rows(theirs: str, ours: str) -> Table:
     )
 
 
-def num_layers(sources: Iterable[str]) -> int:
-    """Layers that the dotted paths name."""
+def layers_of(sources: Iterable[str]) -> set[int]:
+    """Numbers of the layers that the dotted paths name."""
     found = (re.match(r"encoder\.layers_(\d+)\.", path) for path in sources)
-    return max((int(layer[1]) + 1 for layer in found if layer), default=0)
+    return {int(layer[1]) for layer in found if layer}
+
+
+def num_layers(sources: Iterable[str]) -> int:
+    """Layers up to the last one that the dotted paths name."""
+    return max(layers_of(sources), default=-1) + 1
 
 
 def refuse_without(
