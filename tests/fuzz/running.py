@@ -100,8 +100,8 @@ def fuzz(
       share: cases of this door for each of --cases, for a door that is slow.
 
     Raises:
-      pytest.fail.Exception: lists the cases that raise anything else, tell an error in several lines, hang, fill the
-        memory, or touch a file elsewhere; one of each kind with its number, its input and its traceback.
+      pytest.fail.Exception: lists the cases that raise anything else, hang, fill the memory, or touch a file elsewhere;
+        one of each kind with its number, its input and its traceback.
     """
     alone = config.getoption("--case")
     numbers = [alone] if alone is not None else range(max(1, round(config.getoption("--cases") * share)))
@@ -114,8 +114,7 @@ def fuzz(
             with _guarded(allowed):
                 attempt(case)
         except UserError as error:
-            if len(str(error).strip().split("\n")) != 1 or not str(error).strip():
-                problem, trace = f"UserError not of one line at {_place(error)}", f"{error}\n"
+            problem = "" if str(error).strip() else f"UserError without a message at {_place(error)}"
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit, Hang and the panics of libraries too.
@@ -130,7 +129,10 @@ def fuzz(
     if kinds:
         lines = [f"{problem} ({len(cases)} cases), first {cases[0]}" for problem, cases in kinds.items()]
         total = sum(map(len, kinds.values()))
-        pytest.fail(f"{door}: {total} of {len(numbers)} cases; alone: --case N\n" + "\n".join(lines), pytrace=False)
+        unchecked = "UNCHECKED_TYPES=1 " if "UNCHECKED_TYPES" in os.environ else ""
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        again = f"one alone: {unchecked}.venv/bin/python -m pytest '{test}' --case N"
+        pytest.fail(f"{door}: {total} of {len(numbers)} cases; {again}\n" + "\n".join(lines), pytrace=False)
 
 
 def _place(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from imagen_jax import gin_config
 from imagen_jax.data import builder  # noqa: F401  Some of its libraries write a cache when they are loaded first.
+from imagen_jax.errors import UserError
 from imagen_jax.main import main
 from imagen_jax.text.store.cache import CacheConfig
 from imagen_jax.train.config import TrainConfig
@@ -74,6 +75,8 @@ def test_the_command_ends_with_a_word_and_a_code(pytestconfig, tmp_path, monkeyp
                 code = main(words)
         except SystemExit as ended:
             code = ended.code
+        except UserError as error:
+            raise AssertionError("an error that nobody told") from error
         finally:
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
         assert code in (0, 2)

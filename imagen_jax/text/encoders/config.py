@@ -16,6 +16,7 @@ from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 
 DTYPES = ("float32", "bfloat16")
+MAX_SIZE = 2**31 - 1
 _JSON_TYPES = (int, float, bool, str)
 MAX_SIZE = 2**31 - 1
 

@@ -262,7 +262,6 @@ def _config(
     """The config that a checkpoint states, and its shapes where it is silent."""
     try:
         inferred = {} if is_copy(path) else family.infer(arrays, sources)
-        _check_stated(path, stated, inferred)
         return family.config.from_json({**inferred, **stated})
     except UserError:
         raise
@@ -287,8 +286,8 @@ def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, A
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
     found = len(layers_of(checkpoint.sources))
-    # Every layer is traced, however many a damaged file says: a few that lack are named, a billion are not.
-    if checkpoint.config.num_layers > found + _MAX_LISTED:
+    # Every layer is traced, however many a damaged file says; the last of CLIP's is not read.
+    if checkpoint.config.num_layers > found + 1:
         raise UserError(
             f"{checkpoint.arrays.path} has arrays of {found} layers, its config says {checkpoint.config.num_layers}; "
             "give the config that belongs to it, or download it again"
