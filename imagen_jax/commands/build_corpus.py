@@ -1,7 +1,6 @@
 """`imagen_jax build_corpus`: raw pairs of image and caption to a corpus directory."""
 
 import argparse
-import os
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
@@ -15,7 +14,8 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         type=user_path,
         required=True,
         metavar="PATH",
-        help="folder of images with captions beside them, or a .csv, .jsonl or .parquet list",
+        help="folder of images with captions beside them, a .csv, .jsonl or .parquet list, or img2dataset's .tar files "
+        "(one, their folder, or a pattern in quotes)",
     )
     sub.add_argument("--output", type=user_path, required=True, metavar="DIR", help="corpus directory to write")
     sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
@@ -35,7 +35,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
     """Builds the Source and the BuildConfig that the flags name."""
     from imagen_jax.data.builder import BuildConfig
-    from imagen_jax.data.sources import folder_source, list_source
+    from imagen_jax.data.opening import open_source
 
     config = BuildConfig(
         name=args.name,
@@ -44,7 +44,6 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
         seed=args.seed,
         vocab_size=args.vocab_size,
     )
-    open_source = list_source if os.path.isfile(args.images) else folder_source
     return open_source(args.images, val_fraction=args.val_fraction, seed=args.seed), config
 
 

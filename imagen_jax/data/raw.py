@@ -4,6 +4,7 @@ No TensorFlow here: worker processes import this module, and TensorFlow alone wo
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from imagen_jax.errors import UserError
 from imagen_jax.image_files import DECODE_ERRORS, decode_and_tell
 
 # A quarter of the time of Pillow's default level for files 1 to 5 % larger.
@@ -80,6 +82,18 @@ class Source:
     parts: Sequence[Part]
     num_examples: int
     settings: Mapping[str, Any]
+
+
+def check_val_fraction(val_fraction: float) -> None:
+    """Refuses a part of the images that is none."""
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction ({val_fraction}) must be in [0, 1)")
+
+
+def split_of(text: str, val_fraction: float) -> str:
+    """Draws "val" or "train" by a hash of a text that names seed and image."""
+    drawn = int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    return "val" if drawn < val_fraction else "train"
 
 
 def encode_png(image: Image.Image) -> bytes:

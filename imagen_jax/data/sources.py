@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagen_jax.checks import check_path
 from imagen_jax.data.lists import LIST_SUFFIXES, held_image, read_list, row_groups
-from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.raw import RawExample, Rejection, Source, check_val_fraction, split_of
 from imagen_jax.errors import UserError
 from imagen_jax.files import sha256_of_file
 
@@ -209,8 +209,7 @@ def _held_part(path: str, group: int, examples: Sequence[RawExample | Rejection]
 
 
 def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: float, seed: int) -> Source:
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction ({val_fraction}) must be in [0, 1)")
+    check_val_fraction(val_fraction)
     digest = hashlib.sha256()
     seen: Counter[str] = Counter()
     examples: list[RawExample | Rejection] = []
@@ -223,7 +222,7 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
             digest.update(sha256_of_file(row.path).encode())
         key = f"{row.name}#{seen[row.name]}" if seen[row.name] else row.name
         seen[row.name] += 1
-        split = "val" if _unit_hash(f"{seed}/{row.name}") < val_fraction else "train"
+        split = split_of(f"{seed}/{row.name}", val_fraction)
         examples.append(RawExample(key=key, image=row.path, caption=row.caption, split=split))
     parts = [
         functools.partial(iter, examples[start : start + _EXAMPLES_PER_PART])
@@ -231,11 +230,6 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
     ]
     settings = {"kind": kind, "digest": digest.hexdigest(), "val_fraction": val_fraction, "seed": seed}
     return Source(parts=parts, num_examples=len(examples), settings=settings)
-
-
-def _unit_hash(text: str) -> float:
-    """A fixed number in [0, 1) for a text."""
-    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def task_source(task_name: str, splits: Sequence[str]) -> Source:
