@@ -129,9 +129,8 @@ def test_a_tar_that_is_cut_keeps_its_whole_examples(tmp_path, place):
     told = [reason for where, reason in found if where == "a.tar"]
     assert len(told) == 1 and "the tar is cut or damaged at byte" in told[0]
     if place == "picture of the last":
-        assert [reason for where, reason in found if where == "a.tar: 2"] == [
-            "its .png cannot be read (unexpected end of data)"
-        ] or any("no caption" in reason for where, reason in found if where == "a.tar: 2")
+        (lost,) = (reason for where, reason in found if where == "a.tar: 2")
+        assert lost.startswith("no caption")
 
 
 def test_a_damaged_header_in_the_middle_is_no_silent_end(tmp_path):
@@ -153,7 +152,7 @@ def test_what_is_no_tar_is_counted(tmp_path, content):
 
 
 def test_members_that_are_no_plain_files_of_the_tar_are_counted(tmp_path):
-    outside = tmp_path / "outside.png"
+    outside = tmp_path / "outside"
     outside.write_bytes(_picture())
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("../x.png", "/abs/x.png", "a/../../x.png"):
