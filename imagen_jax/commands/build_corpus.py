@@ -14,9 +14,11 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         type=user_path,
         required=True,
         metavar="PATH",
-        help="folder of images with captions beside them, a .csv, .jsonl or .parquet list, or img2dataset's .tar files "
-        "(one, their folder, or a pattern in quotes)",
+        help="folder of images with captions beside them; a .csv, .jsonl or .parquet list; img2dataset's .tar files "
+        "(one, their folder, or a pattern in quotes); a folder of the library datasets",
     )
+    sub.add_argument("--image_column", metavar="NAME", help="column of the images in a list or dataset (default image)")
+    sub.add_argument("--caption_column", metavar="NAME", help="column of the captions (default caption, or text)")
     sub.add_argument("--output", type=user_path, required=True, metavar="DIR", help="corpus directory to write")
     sub.add_argument("--image_size", type=int, required=True, metavar="N", help="side of the squares, in pixels")
     sub.add_argument(
@@ -44,7 +46,14 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
         seed=args.seed,
         vocab_size=args.vocab_size,
     )
-    return open_source(args.images, val_fraction=args.val_fraction, seed=args.seed), config
+    source = open_source(
+        args.images,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        image_column=args.image_column,
+        caption_column=args.caption_column,
+    )
+    return source, config
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Facts that come with a picture, under one name each whatever the corpus calls them."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ ALIASES = {
 # The caption is kept by itself, and the rest tells of the download and not of the picture.
 _LEFT_OUT = frozenset(("caption", "captions", "key", "status", "error_message", "exif"))
 _LONGEST = 2000
+# No more than that: 007 and 1_000 are names.
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
 def kept_facts(found: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
@@ -45,6 +48,39 @@ def kept_facts(found: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     return dict(sorted(facts.items()))
 
 
+def captions_of(value: Any) -> list[tuple[str, dict[str, float | int]]]:
+    """The captions that a value states, each with its weight if it states one: {"weight": …}, or {}.
+
+    Args:
+      value: a text, or a list of texts and objects {"caption": text, "weight": number}. A text that recurs counts once.
+
+    Raises:
+      ValueError: it is none of these; the message says what it is.
+    """
+    if not isinstance(value, list):
+        return [_caption(value)]
+    found: dict[str, dict[str, float | int]] = {}
+    for one in value:
+        caption, weight = _caption(one)
+        found.setdefault(caption, weight)
+    if not found:
+        raise ValueError("an empty list of captions")
+    return list(found.items())
+
+
+def _caption(value: Any) -> tuple[str, dict[str, float | int]]:
+    if isinstance(value, str):
+        return value, {}
+    if not isinstance(value, Mapping) or not isinstance(value.get("caption"), str):
+        raise ValueError(f"caption is not text ({value!r:.60})")
+    weight = value.get("weight")
+    if weight is None:
+        return value["caption"], {}
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"weight of a caption is no number above 0 ({weight!r:.60})")
+    return value["caption"], {"weight": weight}
+
+
 def numbers_in(texts: Mapping[str, str]) -> dict[str, str | float | int]:
     """The same facts, those numbers that were written as text."""
     return {name: _number(text) for name, text in texts.items()}
@@ -65,9 +101,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _number(text: str) -> str | float | int:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    found = _NUMBER.fullmatch(text)
+    if found is None:
+        return text
+    return float(text) if found[1] or found[2] else int(text)

@@ -4,7 +4,6 @@ Nothing is unpacked. A member's key is its name up to the first dot of its last 
 tar is one part of the source, so that workers share the tars; one in a bucket is copied here first.
 """
 
-import base64
 import dataclasses
 import functools
 import glob
@@ -15,11 +14,12 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from imagen_jax.checks import check_path
+from imagen_jax.data.digests import md5_of
 from imagen_jax.data.lists import LIST_SUFFIXES
-from imagen_jax.data.metadata import kept_facts
+from imagen_jax.data.metadata import captions_of, kept_facts
 from imagen_jax.data.raw import RawExample, Rejection, Source, check_val_fraction, split_of
 from imagen_jax.data.sources import image_suffixes
 from imagen_jax.errors import UserError
@@ -71,7 +71,7 @@ def tar_source(place: StrPath, *, val_fraction: float = 0.0, seed: int = 0) -> S
     tars = _tars_at(os.fspath(place))
     digest = hashlib.sha256()
     for tar in tars:
-        digest.update(repr((tar.folder, os.path.basename(tar.path), _md5(tar.path))).encode())
+        digest.update(repr((tar.folder, os.path.basename(tar.path), md5_of(tar.path))).encode())
     return Source(
         parts=[functools.partial(_tar_part, tar, val_fraction, seed) for tar in tars],
         num_examples=0,  # only reading them tells
@@ -137,22 +137,6 @@ def _matching(pattern: str) -> list[str]:
         return sorted(glob.glob(pattern))
     scheme = pattern.partition("://")[0]
     return sorted(f"{scheme}://{name}" for name in file_system(pattern).glob(pattern))
-
-
-def _md5(path: str) -> str:
-    """The MD5 of a file: a bucket keeps it, which spares reading the whole file. It tells files apart, no more."""
-    if is_remote(path):
-        try:
-            known = file_system(path).info(path).get("md5Hash")
-        except FileNotFoundError:
-            return ""
-        if known:
-            return str(known)
-    elif not os.path.isfile(path):
-        return ""
-    with open(local_copy(path), "rb") as file:
-        found = hashlib.file_digest(cast(Any, file), functools.partial(hashlib.md5, usedforsecurity=False))
-        return base64.b64encode(found.digest()).decode()
 
 
 def _tar_part(tar: _Tar, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
@@ -243,12 +227,14 @@ def _key_and_kind(name: str) -> tuple[str, str]:
 
 def _examples(tar: tarfile.TarFile, members: _Group, key: str, split: str) -> Iterator[RawExample]:
     facts = _facts(tar, members)
-    caption = _caption(tar, members, facts)
-    image = next((kind for kind in members if kind in IMAGE_KINDS), None)
-    if image is None:
+    captions = _captions(tar, members, facts)
+    kind = next((kind for kind in members if kind in IMAGE_KINDS), None)
+    if kind is None:
         raise _UnusableError(f"no image ({', '.join(IMAGE_KINDS)}), only {', '.join(members)}")
-    yield RawExample(key=key, image=_content(tar, members[image]), caption=caption, split=split,
-                     meta=kept_facts(facts) or None)  # fmt: skip
+    image, kept = _content(tar, members[kind]), kept_facts(facts)
+    for number, (caption, weight) in enumerate(captions):
+        name = f"{key}#{number}" if number else key
+        yield RawExample(key=name, image=image, caption=caption, split=split, meta={**kept, **weight} or None)
 
 
 def _facts(tar: tarfile.TarFile, members: _Group) -> dict[str, Any]:
@@ -265,16 +251,20 @@ def _facts(tar: tarfile.TarFile, members: _Group) -> dict[str, Any]:
     return facts
 
 
-def _caption(tar: tarfile.TarFile, members: _Group, facts: dict[str, Any]) -> str:
-    if "txt" not in members:
-        caption = facts.get("caption")
-        if isinstance(caption, str):
-            return caption
-        raise _UnusableError("no caption: neither a .txt nor a text named caption in a .json")
+def _captions(tar: tarfile.TarFile, members: _Group, facts: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The captions with their weights: those listed in the .json, or the .txt, or the one in the .json."""
     try:
-        return _content(tar, members["txt"]).decode("utf-8-sig")
+        if "captions" in facts:
+            return captions_of(facts["captions"])
+        if "txt" in members:
+            return captions_of(_content(tar, members["txt"]).decode("utf-8-sig"))
+        if isinstance(facts.get("caption"), str):
+            return captions_of(facts["caption"])
     except UnicodeDecodeError as error:
         raise _UnusableError(f"its .txt is not UTF-8 ({error})") from error
+    except ValueError as error:
+        raise _UnusableError(str(error)) from error
+    raise _UnusableError("no caption: neither a .txt nor a text named caption in a .json")
 
 
 def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
