@@ -21,6 +21,15 @@ class Decoded(NamedTuple):
     problem: str
 
 
+def opened_image(image: str | os.PathLike[str] | bytes) -> Image.Image:
+    """An image file of which only the header was read.
+
+    Raises:
+      OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be read.
+    """
+    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
+
+
 def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Image:
     """The image of `decode_and_tell`."""
     return decode_and_tell(image).image
@@ -39,7 +48,7 @@ def decode_and_tell(image: str | os.PathLike[str] | bytes | np.ndarray) -> Decod
             raise ValueError(f"pixels are {image.dtype} {image.shape}; expected uint8 [h, w], [h, w, 3] or [h, w, 4]")
         opened = Image.fromarray(image)
     else:
-        opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
+        opened = opened_image(image)
         opened.load()
     opened, problem = _upright(opened)
     if opened.mode.startswith("I"):

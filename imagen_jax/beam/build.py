@@ -8,6 +8,7 @@
 The records of step 1 are files until step 4 has copied them, so a build needs room for two corpora.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -112,7 +113,7 @@ class _Prepare(beam.DoFn):
         accepted: list[bytes] = []
         for one in prepare_part(load_item(self._work / _PARTS, part), image_size, self._config.least_side):
             if isinstance(one, Rejection):
-                outcomes.append({"source": one.source, "reason": one.reason})
+                outcomes.append(dataclasses.asdict(one))
             else:
                 yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
                 outcomes.append({"split": one.split, "key": one.key, "repair": one.repair})

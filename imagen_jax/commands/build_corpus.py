@@ -29,6 +29,13 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
     )
     sub.add_argument("--seed", type=int, default=0, help="fixes which images those are (default 0)")
+    sub.add_argument(
+        "--filter",
+        metavar="EXPRESSION",
+        help="keep what it holds for, e.g. 'similarity >= 0.28 and punsafe < 0.1 and min(width, height) >= 256'",
+    )
+    sub.add_argument("--min_caption", type=int, metavar="N", help="least length of a caption, in characters")
+    sub.add_argument("--max_caption", type=int, metavar="N", help="greatest length of a caption, in characters")
     sub.add_argument("--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces")
     sub.add_argument("--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)")
     sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
@@ -37,6 +44,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
     """Builds the Source and the BuildConfig that the flags name."""
     from imagen_jax.data.builder import BuildConfig
+    from imagen_jax.data.filters import filtered
     from imagen_jax.data.opening import open_source
 
     config = BuildConfig(
@@ -53,7 +61,9 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
         image_column=args.image_column,
         caption_column=args.caption_column,
     )
-    return source, config
+    bounds = {"min_caption": ">=", "max_caption": "<="}
+    lengths = [f"caption_length {sign} {getattr(args, flag)}" for flag, sign in bounds.items() if getattr(args, flag)]
+    return filtered(source, [*lengths, *([args.filter] if args.filter is not None else [])]), config
 
 
 def run(args: argparse.Namespace) -> None:

@@ -70,19 +70,23 @@ class BuildReport:
       num_examples: accepted examples by split.
       num_rejected: refused inputs; rejects.jsonl names each.
       num_repaired: accepted inputs of which a part could not be used; repairs.jsonl names each.
+      num_dropped: refused inputs by the condition of a filter, or the like, that dropped them.
       reused: the directory already held this corpus, whole, and was left as it is.
     """
 
     num_examples: Mapping[str, int]
     num_rejected: int
     num_repaired: int
+    num_dropped: Mapping[str, int]
     reused: bool
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count}" for split, count in self.num_examples.items())
         kept = " (already built; --overwrite builds it again)" if self.reused else ""
         repaired = f"; repaired: {self.num_repaired} (repairs.jsonl)" if self.num_repaired else ""
-        return f"examples: {splits}; rejected: {self.num_rejected}{repaired}{kept}"
+        dropped = ", ".join(f"{count} by {what}" for what, count in self.num_dropped.items())
+        dropped = f", of these dropped {dropped}" if dropped else ""
+        return f"examples: {splits}; rejected: {self.num_rejected}{dropped}{repaired}{kept}"
 
 
 # Writes the shards, rejects.jsonl and repairs.jsonl of a source into a directory; returns the manifest's "splits".
@@ -158,6 +162,7 @@ def assemble(
             "seed": config.seed,
             "num_rejected": counts.rejected,
             "num_repaired": counts.repaired,
+            **({"num_dropped": counts.dropped} if counts.dropped else {}),
             "splits": splits,
             "extra": dict(extra or {}),
             "settings": settings,
@@ -167,7 +172,13 @@ def assemble(
     finally:
         shutil.rmtree(scratch)
     examples = {split: entry["num_examples"] for split, entry in splits.items()}
-    return BuildReport(num_examples=examples, num_rejected=counts.rejected, num_repaired=counts.repaired, reused=False)
+    return BuildReport(
+        num_examples=examples,
+        num_rejected=counts.rejected,
+        num_repaired=counts.repaired,
+        num_dropped=counts.dropped,
+        reused=False,
+    )
 
 
 def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
@@ -194,6 +205,7 @@ def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
         num_examples=counts,
         num_rejected=manifest["num_rejected"],
         num_repaired=manifest.get("num_repaired", 0),
+        num_dropped=manifest.get("num_dropped", {}),
         reused=True,
     )
 

@@ -60,10 +60,17 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """One refused input: where it came from and why."""
+    """One refused input.
+
+    Args:
+      source: where it came from.
+      reason: why it is refused.
+      dropped_by: what dropped it, such as a condition of a filter, if it was sound; these are counted one by one.
+    """
 
     source: str
     reason: str
+    dropped_by: str = ""
 
 
 Part = Callable[[], Iterable[RawExample | Rejection]]
