@@ -1,6 +1,7 @@
 """`imagen_jax build_corpus`: raw pairs of image and caption to a corpus directory."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
@@ -36,6 +37,15 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--min_caption", type=int, metavar="N", help="least length of a caption, in characters")
     sub.add_argument("--max_caption", type=int, metavar="N", help="greatest length of a caption, in characters")
+    sub.add_argument("--dedupe", action="store_true", help="drop pictures that look like an earlier one")
+    sub.add_argument(
+        "--exclude",
+        type=user_path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="drop the captions and pictures of a corpus, of pairs as for --images, or the lines of a .txt; repeatable",
+    )
     sub.add_argument("--vocab_size", type=int, metavar="N", help="also train a vocabulary of at most N pieces")
     sub.add_argument("--num_workers", type=int, default=0, metavar="N", help="decoding processes (default none)")
     sub.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
@@ -44,8 +54,10 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
     """Builds the Source and the BuildConfig that the flags name."""
     from imagen_jax.data.builder import BuildConfig
+    from imagen_jax.data.exclusion import excluded
     from imagen_jax.data.filters import filtered
     from imagen_jax.data.opening import open_source
+    from imagen_jax.data.raw import screened
 
     config = BuildConfig(
         name=args.name,
@@ -63,7 +75,9 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
     )
     bounds = {"min_caption": ">=", "max_caption": "<="}
     lengths = [f"caption_length {sign} {getattr(args, flag)}" for flag, sign in bounds.items() if getattr(args, flag)]
-    return filtered(source, [*lengths, *([args.filter] if args.filter is not None else [])]), config
+    source = filtered(source, [*lengths, *([args.filter] if args.filter is not None else [])])
+    screen = dataclasses.replace(excluded(args.exclude, args.image_size), dedupe=args.dedupe)
+    return screened(source, screen), config
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data import records
+from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
@@ -241,6 +242,7 @@ def _write_shards(
 ) -> tuple[dict[str, Any], Counts]:
     writers: dict[str, records.SplitWriter] = {}
     keys: set[str] = set()
+    screened = Screened(source.screen)
     with Rejects(scratch) as rejects, Progress(source.num_examples, f"build {config.name}", "image") as progress:
         for number, one in enumerate(_prepared(source, config, num_workers), start=1):
             if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
@@ -249,6 +251,8 @@ def _write_shards(
                 rejects.add(one)
             elif one.key in keys:
                 rejects.add_recurring(one.key)
+            elif problem := screened.problem(one.key, one.picture_mark, one.caption_mark):
+                rejects.add_dropped(one.key, problem)
             else:
                 keys.add(one.key)
                 rejects.add_repair(one.key, one.repair)

@@ -10,6 +10,7 @@ further than they must.
 """
 
 import ast
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -70,8 +71,7 @@ def filtered(source: Source, filters: Sequence[str]) -> Source:
     if not filters:
         return source
     parts = [functools.partial(_filtered_part, part, tuple(filters)) for part in source.parts]
-    settings = {**source.settings, "filters": list(filters)}
-    return Source(parts=parts, num_examples=source.num_examples, settings=settings)
+    return dataclasses.replace(source, parts=parts, settings={**source.settings, "filters": list(filters)})
 
 
 def _filtered_part(part: Part, filters: Sequence[str]) -> Iterator[RawExample | Rejection]:

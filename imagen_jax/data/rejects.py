@@ -67,6 +67,10 @@ class Rejects:
         """Writes the line of an example whose key an earlier one has."""
         self.add(Rejection(source=key, reason="another example has the same key"))
 
+    def add_dropped(self, key: str, problem: tuple[str, str]) -> None:
+        """Writes the line of an example that a screen drops, with the reason and by what."""
+        self.add(Rejection(source=key, reason=problem[0], dropped_by=problem[1]))
+
     def nothing_accepted(self, name: str) -> UserError:
         """Makes the error for a corpus `name` of which every input was refused."""
         return UserError(
