@@ -13,6 +13,7 @@ from typing import Any
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data import records
+from imagen_jax.data.card import CARD_FACTS, CARD_PAGE
 from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
@@ -286,7 +287,8 @@ def _move_into_place(scratch: Path, out: AnyPath) -> None:
         except UserError:
             old_splits = {}  # an unreadable manifest cannot say which files were its own
         manifest.unlink()
-        (out / VOCABULARY).unlink(missing_ok=True)
+        for name in (VOCABULARY, CARD_FACTS, CARD_PAGE):
+            (out / name).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
                 for file in (shard["file"], shard.get("index", {}).get("file")):
