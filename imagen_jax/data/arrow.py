@@ -120,20 +120,18 @@ def _streams(folder: AnyPath, split: str, prefix: str) -> list[_Stream]:
 
 def _columns(stream: _Stream, image: str, caption: str | None) -> Columns:
     """The columns to read, which the first stream is found to have."""
-    import pyarrow
-
     try:
         with _opened(local_copy(stream.path)) as reader:
-            schema = reader.schema
-    except (pyarrow.ArrowException, OSError) as error:
+            names = reader.schema.names
+            kind = reader.schema.field(image).type if image in names else None
+            fits = _holds_images(kind)
+    except _damage() as error:
         raise UserError(f"{stream.path} is not an Arrow stream ({error}); copy or save the dataset again") from error
     if caption is None:
-        caption = "text" if "text" in schema.names and "caption" not in schema.names else "caption"
+        caption = "text" if "text" in names and "caption" not in names else "caption"
     columns = Columns(image=image, caption=caption)
-    require_columns(stream.path, columns, schema.names)
-    kind = schema.field(image).type
-    is_path = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
-    if not (is_path or _is_image(kind)):
+    require_columns(stream.path, columns, names)
+    if not fits:
         raise UserError(
             f"column {image} of {stream.path} holds {kind}; expected images (structs of bytes and path), bytes or "
             "paths; name another by --image_column, or cast it to datasets.Image()"
@@ -141,23 +139,31 @@ def _columns(stream: _Stream, image: str, caption: str | None) -> Columns:
     return columns
 
 
-def _is_image(kind: Any) -> bool:
+def _holds_images(kind: Any) -> bool:
     import pyarrow
 
-    if pyarrow.types.is_struct(kind):
-        return bool({"bytes", "path"} & {kind.field(i).name for i in range(kind.num_fields)})
-    return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+    kinds = pyarrow.types
+    if kind is None or not kinds.is_struct(kind):
+        simple = (kinds.is_binary, kinds.is_large_binary, kinds.is_string, kinds.is_large_string)
+        return kind is not None and any(is_kind(kind) for is_kind in simple)
+    return bool({"bytes", "path"} & {kind.field(i).name for i in range(kind.num_fields)})
 
 
 def _opened(path: str) -> Any:
     import pyarrow
 
-    return pyarrow.ipc.open_stream(pyarrow.memory_map(path))
+    # Read, not mapped: what a damaged file says to lie behind its end would end the process.
+    return pyarrow.ipc.open_stream(pyarrow.OSFile(path))
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What reading a damaged file raises: names that are no text or stand there twice, too, are no columns."""
+    import pyarrow
+
+    return pyarrow.ArrowException, OSError, ValueError, LookupError
 
 
 def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
-    import pyarrow
-
     path, row = local_copy(stream.path), 0
     stem = stream.prefix + Path(stream.path).stem
     try:
@@ -170,7 +176,7 @@ def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: i
                     row += 1
                     for one in _row_examples(wanted.slice(number, 1), f"{stem}-{row:08d}", columns, stream):
                         yield one if isinstance(one, Rejection) else _with_split(one, stream.split, val_fraction, seed)
-    except (pyarrow.ArrowException, OSError) as error:
+    except _damage() as error:
         reason = f"the file is damaged behind row {row} ({error}); copy it again"
         yield Rejection(source=stem, reason=reason)
         return
@@ -181,15 +187,19 @@ def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: i
 
 
 def _row_examples(batch: Any, key: str, columns: Columns, stream: _Stream) -> Iterator[RawExample | Rejection]:
+    import pyarrow
+
     try:
+        # Without it, a damaged offset would end the process.
+        batch.validate(full=True)
         (row,) = batch.to_pylist()
         image = image_in(row.pop(columns.image), os.path.dirname(stream.path))
         if image is None:
             yield Rejection(source=key, reason="no image: neither bytes nor a path")
             return
         captions = captions_of(row.pop(columns.caption))
-    except UnicodeDecodeError as error:
-        yield Rejection(source=key, reason=f"a text is not UTF-8 ({error})")
+    except pyarrow.ArrowInvalid as error:
+        yield Rejection(source=key, reason=f"the row is damaged ({error})")
         return
     except ValueError as error:
         yield Rejection(source=key, reason=str(error))

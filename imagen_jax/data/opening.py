@@ -2,13 +2,14 @@
 
 import os
 
+from imagen_jax.checks import check_path
 from imagen_jax.data.arrow import arrow_source, holds_arrow
 from imagen_jax.data.lists import Columns
 from imagen_jax.data.raw import Source
 from imagen_jax.data.sources import folder_source, list_source
 from imagen_jax.data.webdataset import holds_tars, tar_source
 from imagen_jax.errors import UserError
-from imagen_jax.files import StrPath
+from imagen_jax.files import StrPath, as_path
 
 
 def open_source(
@@ -30,6 +31,7 @@ def open_source(
     Raises:
       UserError: there is nothing of the kind, or it cannot be read.
     """
+    check_path("the images", place)
     if holds_arrow(place):
         return arrow_source(
             place,
@@ -44,5 +46,5 @@ def open_source(
         if columns is not None:
             raise UserError(f"columns are named, but {os.fspath(place)!r} is tar files; leave out the names")
         return tar_source(place, val_fraction=val_fraction, seed=seed)
-    opened = list_source if os.path.isfile(place) else folder_source
+    opened = list_source if as_path(place).is_file() else folder_source
     return opened(place, val_fraction=val_fraction, seed=seed, columns=columns)

@@ -156,7 +156,7 @@ def _tar_part(tar: _Tar, val_fraction: float, seed: int) -> Iterator[RawExample 
             try:
                 yield from _examples(opened, members, name, split_of(f"{seed}/{name}", val_fraction))
             except _UnusableError as error:
-                yield Rejection(source=_shown(f"{tar.name}: {key}"), reason=str(error))
+                yield Rejection(source=_shown(f"{tar.name}: {key}"), reason=_shown(str(error)))
 
 
 class _UnusableError(ValueError):

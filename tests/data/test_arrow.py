@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
@@ -170,7 +171,26 @@ def test_a_text_that_is_not_utf_8_is_counted(tmp_path):
     (path,) = tmp_path.glob("*.arrow")
     path.write_bytes(path.read_bytes().replace(b"number 1", b"\xffumber 1"))
     found = _told(arrow_source(tmp_path))
-    assert found[0][1] == "number 0" and "a text is not UTF-8" in found[1][1]
+    assert found[0][1] == "number 0" and "the row is damaged" in found[1][1] and "UTF8" in found[1][1]
+
+
+def test_damage_ends_neither_the_process_nor_the_build(tmp_path):
+    """Bytes turned at random: rows are counted or the folder is refused; some of these files crashed pyarrow."""
+    _save(tmp_path, [_rows(range(6))])
+    (path,) = tmp_path.glob("*.arrow")
+    whole, draw = path.read_bytes(), np.random.default_rng(0)
+    kept = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for place in draw.integers(0, len(whole), draw.integers(1, 12)):
+            damaged[place] = draw.integers(256)
+        path.write_bytes(damaged)
+        try:
+            found = _all(arrow_source(tmp_path))
+        except UserError:
+            continue
+        kept += sum(isinstance(one, RawExample) for one in found)
+    assert kept > 100
 
 
 def test_folders_that_are_not_whole_are_refused(tmp_path):
