@@ -14,7 +14,7 @@ from typing import Any
 
 from imagen_jax.checks import check_path
 from imagen_jax.data.digests import md5_of
-from imagen_jax.data.lists import Columns, fact_columns, image_in, require_columns
+from imagen_jax.data.lists import Columns, arrow_damage, fact_columns, image_in, require_columns
 from imagen_jax.data.metadata import captions_of, kept_facts
 from imagen_jax.data.raw import RawExample, Rejection, Source, check_val_fraction, split_of
 from imagen_jax.errors import UserError
@@ -125,7 +125,7 @@ def _columns(stream: _Stream, image: str, caption: str | None) -> Columns:
             names = reader.schema.names
             kind = reader.schema.field(image).type if image in names else None
             fits = _holds_images(kind)
-    except _damage() as error:
+    except arrow_damage() as error:
         raise UserError(f"{stream.path} is not an Arrow stream ({error}); copy or save the dataset again") from error
     if caption is None:
         caption = "text" if "text" in names and "caption" not in names else "caption"
@@ -156,13 +156,6 @@ def _opened(path: str) -> Any:
     return pyarrow.ipc.open_stream(pyarrow.OSFile(path))
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What reading a damaged file raises: names that are no text or stand there twice, too, are no columns."""
-    import pyarrow
-
-    return pyarrow.ArrowException, OSError, ValueError, LookupError
-
-
 def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
     path, row = local_copy(stream.path), 0
     stem = stream.prefix + Path(stream.path).stem
@@ -176,7 +169,7 @@ def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: i
                     row += 1
                     for one in _row_examples(wanted.slice(number, 1), f"{stem}-{row:08d}", columns, stream):
                         yield one if isinstance(one, Rejection) else _with_split(one, stream.split, val_fraction, seed)
-    except _damage() as error:
+    except arrow_damage() as error:
         reason = f"the file is damaged behind row {row} ({error}); copy it again"
         yield Rejection(source=stem, reason=reason)
         return

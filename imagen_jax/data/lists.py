@@ -172,7 +172,6 @@ def _read_jsonl(path: Path, columns: Columns) -> Iterator[ListRow]:
 
 
 def _read_parquet(path: Path, columns: Columns) -> Iterator[ListRow]:
-    import pyarrow
     import pyarrow.parquet
 
     try:
@@ -183,8 +182,10 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[ListRow]:
         image = f"{columns.image}.path" if held else columns.image
         with pyarrow.parquet.ParquetFile(path) as file:
             rows = file.read(columns=[columns.caption, image, *fact_columns(schema, columns)]).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UserError(f"list {str(path)!r} is not a Parquet file ({error})") from error
+    except UserError:
+        raise
+    except arrow_damage() as error:
+        raise UserError(f"list {str(path)!r} is not a Parquet file ({error}); copy it again") from error
     for number, row in enumerate(rows):
         where = f"{path.name} row {number + 1}"
         name = row.get(columns.image)
@@ -214,6 +215,13 @@ def holds_bytes(kind: Any) -> bool:
     if pyarrow.types.is_struct(kind):
         return "bytes" in [kind.field(i).name for i in range(kind.num_fields)]
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
+
+
+def arrow_damage() -> tuple[type[Exception], ...]:
+    """The errors that reading a damaged Arrow or Parquet file raises; its columns' names may be no text, or recur."""
+    import pyarrow
+
+    return pyarrow.ArrowException, OSError, ValueError, LookupError
 
 
 @functools.lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.checks import check_path
-from imagen_jax.data.lists import LIST_SUFFIXES, Columns, held_image, read_list, row_groups
+from imagen_jax.data.lists import LIST_SUFFIXES, Columns, arrow_damage, held_image, read_list, row_groups
 from imagen_jax.data.raw import RawExample, Rejection, Source, check_val_fraction, split_of
 from imagen_jax.errors import UserError
 from imagen_jax.files import sha256_of_file
@@ -218,7 +218,11 @@ def _held_part(
         if isinstance(one, Rejection):
             yield one
             continue
-        image = held_image(path, group, row, column)
+        try:
+            image = held_image(path, group, row, column)
+        except arrow_damage() as error:
+            yield Rejection(source=one.key, reason=f"row group {group} of the file is damaged ({error})")
+            continue
         if image is None:
             yield Rejection(source=one.key, reason="no image: neither bytes nor a path")
         else:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from imagen_jax.data.arrow import arrow_source, holds_arrow
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.data.records import Corpus
+from imagen_jax.data.sources import list_source
 from imagen_jax.errors import UserError
 from imagen_jax.files import as_path, files_under, write_bytes
 from imagen_jax.image_files import decode_image
@@ -191,6 +193,22 @@ def test_damage_ends_neither_the_process_nor_the_build(tmp_path):
             continue
         kept += sum(isinstance(one, RawExample) for one in found)
     assert kept > 100
+
+
+def test_damaged_images_of_a_parquet_list_are_counted_row_by_row(tmp_path):
+    path = tmp_path / "list.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_rows(range(6))), path, row_group_size=2)
+    group = pyarrow.parquet.read_metadata(path).row_group(1)
+    (column,) = (group.column(i) for i in range(group.num_columns) if group.column(i).path_in_schema == "image.bytes")
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    found = _told(list_source(path))
+    assert [caption for _, caption in (*found[:2], *found[4:])] == [f"number {i}" for i in (0, 1, 4, 5)]
+    assert [where for where, reason in found if "row group 1 of the file is damaged" in reason] == [
+        "list-00000003", "list-00000004"
+    ]  # fmt: skip
 
 
 def test_folders_that_are_not_whole_are_refused(tmp_path):
