@@ -6,7 +6,7 @@ import struct
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagen_jax.files import local_copy
 
@@ -27,7 +27,11 @@ def opened_image(image: str | os.PathLike[str] | bytes) -> Image.Image:
     Raises:
       OSError, SyntaxError, ValueError, EOFError, struct.error, DecompressionBombError: it cannot be read.
     """
-    return Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
+    try:
+        return Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a place in memory, or that of a copy: another one each time.
+        raise UnidentifiedImageError("cannot identify image file") from error
 
 
 def decode_image(image: str | os.PathLike[str] | bytes | np.ndarray) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Pairs in a folder that the library `datasets` wrote by `save_to_disk`, read without that library.
+"""Pairs in a folder that the library `datasets` wrote by save_to_disk, read without that library.
 
 A Dataset is a folder of Arrow streams with state.json, which names them; a DatasetDict is a folder of such folders with
 dataset_dict.json. Each stream is one part of the source; one in a bucket is copied here first.
@@ -35,7 +35,7 @@ class _Stream:
 
 
 def holds_arrow(folder: StrPath) -> bool:
-    """Tells if a folder is one of `save_to_disk`."""
+    """Tells if a folder is one of save_to_disk."""
     return any((as_path(folder) / name).is_file() for name in (_STATE, _DICT))
 
 
@@ -53,7 +53,7 @@ def arrow_source(
     captions (see `metadata.captions_of`) is as many examples. Numbers and texts in other columns are kept as meta.
 
     Args:
-      folder: the one that `save_to_disk` was given.
+      folder: the one that save_to_disk was given.
       image_column: structs of bytes and path, or bytes, or paths from the folder on.
       caption_column: None takes "caption" if there is one, "text" otherwise.
       val_fraction: part of the images of split "train", in [0, 1), that goes to split "val", chosen by a hash of the

@@ -130,7 +130,7 @@ class _Tally:
                 numbers.append(facts[name])
 
     def facts(self) -> dict[str, Any]:
-        """What was counted."""
+        """The counts, JSON-able."""
         lengths = Counter(_bin_of(length, _CAPTION_BINS) for length in self._captions)
         return {
             "num_described": len(self._captions),

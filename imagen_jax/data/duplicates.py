@@ -44,14 +44,14 @@ def picture_mark(square: Image.Image) -> str:
 
 
 def caption_mark(caption: str) -> str:
-    """What captions of equal words have in common, whatever their case and punctuation; empty if there are no words."""
+    """A digest of the words of a caption, whatever their case and punctuation; empty if there are none."""
     words = " ".join(_WORD.findall(caption.casefold()))
     return hashlib.sha256(words.encode(errors="surrogatepass")).hexdigest()[:16] if words else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Screen:
-    """What an accepted example is compared with before it is written.
+    """Comparisons of an accepted example before it is written.
 
     Args:
       dedupe: drop a picture that looks like an earlier one of the corpus.
@@ -64,7 +64,7 @@ class Screen:
     pictures: Set[str] = frozenset()
 
     def settings(self) -> Mapping[str, Any]:
-        """What tells this screen from another one, JSON-able; empty if it drops nothing."""
+        """The identity of this screen, JSON-able; empty if it drops nothing."""
         found: dict[str, Any] = {"dedupe": True} if self.dedupe else {}
         if self.captions or self.pictures:
             marks = repr((sorted(self.captions), sorted(self.pictures))).encode()

@@ -1,4 +1,4 @@
-"""What must not be trained on, such as the captions and pictures of an evaluation: corpora, sources and texts."""
+"""Captions and pictures that must not be trained on, such as those of an evaluation: corpora, sources and texts."""
 
 from collections.abc import Iterator, Sequence
 
