@@ -24,9 +24,11 @@ def main() -> None:
         pipeline_args.append(f"--num_workers={options.num_workers}")
 
     from imagen_jax.beam.build import build_corpus
+    from imagen_jax.commands.parts.corpus_card import write_card
 
     source, config = build_inputs(options)
     report = build_corpus(source, options.output, config, pipeline_args, overwrite=options.overwrite)
+    write_card(options.output)
     print(f"{options.output}: {report}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagen_jax.files import local_copy
 
@@ -34,8 +34,8 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def open_image(image: ImageSource) -> Image.Image:
-    """The image of a file, its pixels read.
+def header_of(image: ImageSource) -> Image.Image:
+    """The image of a file, of which only the header was read.
 
     PostScript is refused: Pillow would have another program run it.
 
@@ -45,13 +45,30 @@ def open_image(image: ImageSource) -> Image.Image:
     try:
         with _without_warnings():
             opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else local_copy(image))
-            if opened.format == "EPS":
-                opened.close()
-                raise ValueError("PostScript is a program, not a picture; save it as PNG")
-            opened.load()
-            return opened
+    except UnidentifiedImageError as error:
+        # Pillow's own message names a place in memory, or that of a copy: another one each time.
+        raise ImageError("cannot identify image file") from error
     except Exception as error:  # Each format raises what its decoder happens to raise.
         raise ImageError(str(error) or type(error).__name__) from error
+    if opened.format == "EPS":
+        opened.close()
+        raise ImageError("PostScript is a program, not a picture; save it as PNG")
+    return opened
+
+
+def open_image(image: ImageSource) -> Image.Image:
+    """The image of a file, its pixels read.
+
+    Raises:
+      ImageError: as `header_of`.
+    """
+    opened = header_of(image)
+    try:
+        with _without_warnings():
+            opened.load()
+    except Exception as error:  # Each format raises what its decoder happens to raise.
+        raise ImageError(str(error) or type(error).__name__) from error
+    return opened
 
 
 def decode_image(image: ImageSource | np.ndarray) -> Image.Image:

@@ -2,12 +2,13 @@
 
     1. parallel     parts of the source → decoded, filtered, resized records and the list of what became of each input
     2. by key       all but the first example of a key are refused, in the order of the source
-    3. here         where each record belongs; rejects.jsonl
+    3. here         what the screen drops; where each record belongs; rejects.jsonl
     4. parallel     records → shards
 
 The records of step 1 are files until step 4 has copied them, so a build needs room for two corpora.
 """
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -22,11 +23,15 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from imagen_jax.beam.files import WriteLines, load_item, read_lines, read_records, save_items, write_records
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
+from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
+
+# Of an accepted example, for those steps that do not see its record.
+_KEPT = ("split", "key", "repair", "picture_mark", "caption_mark")
 
 # Number of a part of the source, number of a record among those of the part.
 Place = tuple[int, int]
@@ -67,7 +72,7 @@ def _write_shards(
         save_items(work / _PARTS, arguments)
         prepare = _Prepare(work, config, functions)
         run(functools.partial(_prepare, prepare=prepare, work=work, num_parts=len(source.parts)), options)
-        places = _plan(work, rejects)
+        places = _plan(work, rejects, Screened(source.screen))
         if not places:
             raise rejects.nothing_accepted(config.name)
         shards = list(_shards(places, config.examples_per_shard))
@@ -114,7 +119,7 @@ def _prepare(pipeline: beam.Pipeline, prepare: "_Prepare", work: Path, num_parts
 class _Prepare(beam.DoFn):
     """Part → its records as a file, (part, [outcome of each input]), and (key, place) of each record.
 
-    An outcome is the refusal, or split, key and repair of what was accepted.
+    An outcome is the refusal, or what _KEPT names of what was accepted.
     """
 
     def __init__(self, work: Path, config: BuildConfig, functions: Sequence[Callable[..., Any]]):
@@ -128,10 +133,10 @@ class _Prepare(beam.DoFn):
         accepted: list[bytes] = []
         for one in prepare_part(taken, image_size, self._config.least_side):
             if isinstance(one, Rejection):
-                outcomes.append({"source": one.source, "reason": one.reason})
+                outcomes.append(dataclasses.asdict(one))
             else:
                 yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
-                outcomes.append({"split": one.split, "key": one.key, "repair": one.repair})
+                outcomes.append({field: getattr(one, field) for field in _KEPT})
                 accepted.append(serialized(one, image_size))
         write_records(_records_of(self._work, part), accepted)
         yield part, outcomes
@@ -147,7 +152,7 @@ def _all_but_the_first(key_places: tuple[str, Iterable[Place]]) -> Iterator[tupl
         yield key, place
 
 
-def _plan(work: Path, rejects: Rejects) -> dict[str, list[Place]]:
+def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Place]]:
     """Records of each split in the order of the source; the refused inputs go to `rejects`."""
     recurring = {tuple(place): key for key, place in read_lines(work / _RECURRING)}
     places: dict[str, list[Place]] = {}
@@ -160,6 +165,10 @@ def _plan(work: Path, rejects: Rejects) -> dict[str, list[Place]]:
             place = part, next(record)
             if place in recurring:
                 rejects.add_recurring(recurring[place])
+                continue
+            problem = screened.problem(outcome["key"], outcome["picture_mark"], outcome["caption_mark"])
+            if problem:
+                rejects.add_dropped(outcome["key"], problem)
                 continue
             split = outcome["split"]
             rejects.add_repair(outcome["key"], outcome["repair"])

@@ -14,6 +14,8 @@ from typing import Any
 from imagen_jax.array_records import SUFFIX
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data import records
+from imagen_jax.data.card import CARD_FACTS, CARD_PAGE
+from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
 from imagen_jax.errors import UserError
@@ -80,19 +82,23 @@ class BuildReport:
       num_examples: accepted examples by split.
       num_rejected: refused inputs; rejects.jsonl names each.
       num_repaired: accepted inputs of which a part could not be used; repairs.jsonl names each.
+      num_dropped: refused inputs by the condition of a filter, or the like, that dropped them.
       reused: the directory already held this corpus, whole, and was left as it is.
     """
 
     num_examples: Mapping[str, int]
     num_rejected: int
     num_repaired: int
+    num_dropped: Mapping[str, int]
     reused: bool
 
     def __str__(self) -> str:
         splits = ", ".join(f"{split} {count}" for split, count in self.num_examples.items())
         kept = " (already built; --overwrite builds it again)" if self.reused else ""
         repaired = f"; repaired: {self.num_repaired} (repairs.jsonl)" if self.num_repaired else ""
-        return f"examples: {splits}; rejected: {self.num_rejected}{repaired}{kept}"
+        dropped = ", ".join(f"{count} by {what}" for what, count in self.num_dropped.items())
+        dropped = f", of these dropped {dropped}" if dropped else ""
+        return f"examples: {splits}; rejected: {self.num_rejected}{dropped}{repaired}{kept}"
 
 
 # Writes the shards, rejects.jsonl and repairs.jsonl of a source into a directory; returns the manifest's "splits".
@@ -168,6 +174,7 @@ def assemble(
             "seed": config.seed,
             "num_rejected": counts.rejected,
             "num_repaired": counts.repaired,
+            **({"num_dropped": counts.dropped} if counts.dropped else {}),
             "splits": splits,
             "extra": dict(extra or {}),
             "settings": settings,
@@ -177,7 +184,13 @@ def assemble(
     finally:
         shutil.rmtree(scratch)
     examples = {split: entry["num_examples"] for split, entry in splits.items()}
-    return BuildReport(num_examples=examples, num_rejected=counts.rejected, num_repaired=counts.repaired, reused=False)
+    return BuildReport(
+        num_examples=examples,
+        num_rejected=counts.rejected,
+        num_repaired=counts.repaired,
+        num_dropped=counts.dropped,
+        reused=False,
+    )
 
 
 def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
@@ -207,6 +220,7 @@ def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
         num_examples=counts,
         num_rejected=manifest["num_rejected"],
         num_repaired=repaired,
+        num_dropped=manifest.get("num_dropped", {}),
         reused=True,
     )
 
@@ -242,6 +256,7 @@ def _write_shards(
 ) -> tuple[dict[str, Any], Counts]:
     writers: dict[str, records.SplitWriter] = {}
     keys: set[str] = set()
+    screened = Screened(source.screen)
     with Rejects(scratch) as rejects, Progress(source.num_examples, f"build {config.name}", "image") as progress:
         for number, one in enumerate(_prepared(source, config, num_workers), start=1):
             if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
@@ -250,6 +265,8 @@ def _write_shards(
                 rejects.add(one)
             elif one.key in keys:
                 rejects.add_recurring(one.key)
+            elif problem := screened.problem(one.key, one.picture_mark, one.caption_mark):
+                rejects.add_dropped(one.key, problem)
             else:
                 keys.add(one.key)
                 rejects.add_repair(one.key, one.repair)
@@ -283,7 +300,8 @@ def _move_into_place(scratch: Path, out: AnyPath) -> None:
         except UserError:
             old_splits = {}  # What an unreadable manifest calls its own may be anybody's.
         manifest.unlink()
-        (out / VOCABULARY).unlink(missing_ok=True)
+        for name in (VOCABULARY, CARD_FACTS, CARD_PAGE):
+            (out / name).unlink(missing_ok=True)
         for entry in old_splits.values():
             for shard in entry["shards"]:
                 for suffix in ("", SUFFIX):

@@ -13,18 +13,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from imagen_jax.data.metadata import captions_of, kept_facts, numbers_in
 from imagen_jax.errors import UserError
-from imagen_jax.files import AnyPath, local_copy
+from imagen_jax.files import AnyPath, StrPath, local_copy
 
 LIST_SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = ("image", "caption")
 # Python's own is 131 072 characters: a caption may be longer, a column that swallowed its neighbours is longer still.
 _MAX_FIELD = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Names of the columns with the image and with what it shows."""
+
+    image: str = "image"
+    caption: str = "caption"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ListRow:
-    """One row of a list.
+    """One row of a list, or one of the captions in it.
 
     Attributes:
       where: where it stands, for messages.
@@ -32,6 +40,8 @@ class ListRow:
       caption: what the image shows.
       problem: why the row cannot be used; empty if it can.
       held: the list holds the bytes of the image.
+      number: of the row, from 0, in a list that may hold images.
+      facts: what else the row tells of the image or the caption.
     """
 
     where: str
@@ -39,15 +49,17 @@ class ListRow:
     caption: str = ""
     problem: str = ""
     held: bool = False
+    number: int = 0
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_list(path: AnyPath) -> list[ListRow]:
-    """The rows of a list.
+def read_list(path: AnyPath, columns: Columns) -> list[ListRow]:
+    """The rows of a list; one with several captions is as many rows.
 
     Raises:
       UserError: the list is missing, unreadable or empty, or lacks a column.
     """
-    readers: Mapping[str, Callable[[Path], Iterator[ListRow]]] = {
+    readers: Mapping[str, Callable[[Path, Columns], Iterator[ListRow]]] = {
         ".csv": _read_csv,
         ".jsonl": _read_jsonl,
         ".parquet": _read_parquet,
@@ -58,7 +70,7 @@ def read_list(path: AnyPath) -> list[ListRow]:
         raise UserError(f"list {str(path)!r} does not exist; check the path")
     try:
         here = Path(local_copy(path))
-        rows = list(readers[path.suffix](here))
+        rows = list(readers[path.suffix](here, columns))
     except UserError as error:
         raise UserError(str(error).replace(str(here), os.fspath(path))) from error
     except OSError as error:
@@ -66,36 +78,52 @@ def read_list(path: AnyPath) -> list[ListRow]:
     except UnicodeDecodeError as error:
         raise UserError(f"list {str(path)!r} is not UTF-8 ({error}); save it as UTF-8") from error
     if not rows:
-        raise UserError(f"list {str(path)!r} has no rows; expected columns {', '.join(COLUMNS)}")
+        raise UserError(f"list {str(path)!r} has no rows; expected columns {columns.image}, {columns.caption}")
     return rows
 
 
-def _row(where: str, image: Any, caption: Any) -> ListRow:
+def _rows(where: str, image: Any, caption: Any, found: Mapping[str, Any]) -> Iterator[ListRow]:
     if not isinstance(image, str) or not image:
-        return ListRow(where=where, problem="no image path")
-    if not isinstance(caption, str):
-        return ListRow(where=where, problem=f"caption of {image} is not text ({caption!r})")
-    return ListRow(where=where, image=image, caption=caption)
+        yield ListRow(where=where, problem="no image path")
+        return
+    try:
+        captions = captions_of(caption)
+    except ValueError as error:
+        yield ListRow(where=where, problem=f"{error}, of {image}")
+        return
+    facts = kept_facts(found)
+    for text, weight in captions:
+        yield ListRow(where=where, image=image, caption=text, facts={**facts, **weight})
 
 
-def _require_columns(path: Path, columns: Sequence[str]) -> None:
-    missing = [column for column in COLUMNS if column not in columns]
+def require_columns(path: StrPath, columns: Columns, there: Sequence[str]) -> None:
+    """Refuses a list, or a file of rows, that lacks a column.
+
+    Raises:
+      UserError: names the columns that it has.
+    """
+    wanted = (columns.image, columns.caption)
+    missing = [column for column in wanted if column not in there]
     if missing:
         raise UserError(
             f"list {str(path)!r} lacks column {' and '.join(missing)}; "
-            f"it has {', '.join(map(str, columns)) or 'none'}; name the columns {' and '.join(COLUMNS)}"
+            f"it has {', '.join(map(str, there)) or 'none'}; name the columns {' and '.join(wanted)}, "
+            "or say by --image_column and --caption_column how they are named"
         )
 
 
-def _read_csv(path: Path) -> Iterator[ListRow]:
+def _others(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in (columns.image, columns.caption)}
+
+
+def _read_csv(path: Path, columns: Columns) -> Iterator[ListRow]:
     before = csv.field_size_limit(_MAX_FIELD)
     line = 1
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = next(reader, [])
-            _require_columns(path, header)
-            image, caption = (header.index(column) for column in COLUMNS)
+            require_columns(path, columns, header)
             while True:
                 line = reader.line_num + 1
                 fields = next(reader, None)
@@ -105,7 +133,11 @@ def _read_csv(path: Path) -> Iterator[ListRow]:
                     continue
                 where = f"{path.name} line {line}"
                 if len(fields) == len(header):
-                    yield _row(where, fields[image], fields[caption])
+                    row: dict[str, str] = {}
+                    for name, field in zip(header, fields, strict=True):
+                        row.setdefault(name, field)
+                    facts = numbers_in(_others(row, columns))
+                    yield from _rows(where, row[columns.image], row[columns.caption], facts)
                 else:
                     problem = f"{len(fields)} fields, the header has {len(header)}; put a text with commas in quotes"
                     yield ListRow(where=where, problem=problem)
@@ -118,7 +150,7 @@ def _read_csv(path: Path) -> Iterator[ListRow]:
         csv.field_size_limit(before)
 
 
-def _read_jsonl(path: Path) -> Iterator[ListRow]:
+def _read_jsonl(path: Path, columns: Columns) -> Iterator[ListRow]:
     first = True
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
@@ -133,43 +165,54 @@ def _read_jsonl(path: Path) -> Iterator[ListRow]:
                 raise UserError(f"list {str(path)!r}, line {number} is not a JSON object; mend that line")
             # The first row stands for a header: where it lacks a column, all will.
             if first:
-                _require_columns(path, tuple(row))
+                require_columns(path, columns, tuple(row))
                 first = False
-            missing = [column for column in COLUMNS if column not in row]
+            missing = [column for column in (columns.image, columns.caption) if column not in row]
             if missing:
                 yield ListRow(where=where, problem=f"no {' and no '.join(missing)}")
             else:
-                yield _row(where, row["image"], row["caption"])
+                yield from _rows(where, row[columns.image], row[columns.caption], _others(row, columns))
 
 
-def _read_parquet(path: Path) -> Iterator[ListRow]:
-    import pyarrow
+def _read_parquet(path: Path, columns: Columns) -> Iterator[ListRow]:
     import pyarrow.parquet
 
     try:
         schema = pyarrow.parquet.read_schema(path)
-        _require_columns(path, schema.names)
-        kind = schema.field("image").type
-        held = _holds_bytes(kind)
+        require_columns(path, columns, schema.names)
+        held = holds_bytes(schema.field(columns.image).type)
         # Bytes are read where they are needed, a row group at a time; of a column that is all bytes there is no path.
-        columns = ["caption", "image.path" if held else "image"]
+        image = f"{columns.image}.path" if held else columns.image
         with pyarrow.parquet.ParquetFile(path) as file:
-            table = file.read(columns=columns)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"list {str(path)!r} is not a Parquet file ({error})") from error
-    captions = table.column("caption").to_pylist()
-    images = table.column("image").to_pylist() if "image" in table.column_names else [None] * len(captions)
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True), start=1):
-        where = f"{path.name} row {number}"
-        if not held:
-            yield _row(where, image, caption)
-            continue
-        name = (image or {}).get("path") or f"{path.stem}-{number:08d}"
-        yield dataclasses.replace(_row(where, name, caption), held=True)
+            rows = file.read(columns=[columns.caption, image, *fact_columns(schema, columns)]).to_pylist()
+    except UserError:
+        raise
+    except arrow_damage() as error:
+        raise UserError(f"list {str(path)!r} is not a Parquet file ({error}); copy it again") from error
+    for number, row in enumerate(rows):
+        where = f"{path.name} row {number + 1}"
+        name = row.get(columns.image)
+        if held:
+            name = (name or {}).get("path") or f"{path.stem}-{number + 1:08d}"
+        for one in _rows(where, name, row[columns.caption], _others(row, columns)):
+            yield dataclasses.replace(one, held=held, number=number)
 
 
-def _holds_bytes(kind: Any) -> bool:
-    """Tells if a Parquet column holds images themselves: bytes, or structs of bytes and path as `datasets` writes."""
+def fact_columns(schema: Any, columns: Columns) -> list[str]:
+    """Names of the other columns of an Arrow schema that hold numbers, texts or truth values."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    simple = (kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_string, kinds.is_large_string)
+    return [
+        field.name
+        for field in schema
+        if field.name not in (columns.image, columns.caption) and any(is_kind(field.type) for is_kind in simple)
+    ]
+
+
+def holds_bytes(kind: Any) -> bool:
+    """Tells if a column holds images themselves: bytes, or structs of bytes and path as `datasets` writes."""
     import pyarrow
 
     if pyarrow.types.is_struct(kind):
@@ -177,12 +220,19 @@ def _holds_bytes(kind: Any) -> bool:
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
+def arrow_damage() -> tuple[type[Exception], ...]:
+    """The errors that reading a damaged Arrow or Parquet file raises; its columns' names may be no text, or recur."""
+    import pyarrow
+
+    return pyarrow.ArrowException, OSError, ValueError, LookupError
+
+
 @functools.lru_cache(maxsize=1)
-def _group_of(path: str, group: int) -> list[Any]:
+def _group_of(path: str, group: int, column: str) -> list[Any]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(local_copy(path)) as file:
-        return file.read_row_group(group, columns=["image"]).column("image").to_pylist()
+        return file.read_row_group(group, columns=[column]).column(column).to_pylist()
 
 
 def row_groups(path: AnyPath) -> list[tuple[int, int]]:
@@ -196,11 +246,15 @@ def row_groups(path: AnyPath) -> list[tuple[int, int]]:
     return list(zip(ends[:-1], ends[1:], strict=True))
 
 
-def held_image(path: str, group: int, row: int) -> bytes | str | None:
+def held_image(path: str, group: int, row: int, column: str) -> bytes | str | None:
     """The image of a row of a row group: its bytes, or the path of a file where the row has no bytes; None: neither."""
-    value = _group_of(path, group)[row]
+    return image_in(_group_of(path, group, column)[row], os.path.dirname(path))
+
+
+def image_in(value: Any, folder: str) -> bytes | str | None:
+    """The image that a cell holds: its bytes, or the path of a file in `folder`; None: neither."""
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return os.path.join(os.path.dirname(path), value)
+    if isinstance(value, str) and value:
+        return os.path.join(folder, value)
     return value or None

@@ -4,6 +4,7 @@ No TensorFlow here: worker processes import this module, and TensorFlow alone wo
 """
 
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from imagen_jax.data.duplicates import Screen, caption_mark, picture_mark
+from imagen_jax.errors import UserError
 from imagen_jax.image_files import ImageError, decode_and_tell
 
 # A quarter of the time of Pillow's default level for files 1 to 5 % larger.
@@ -46,6 +49,7 @@ class Prepared:
 
     Attributes:
       repair: what about the input could not be used and was done without; empty if all was well.
+      picture_mark, caption_mark: tell pictures that look alike and captions of equal words; see `duplicates`.
     """
 
     key: str
@@ -54,14 +58,23 @@ class Prepared:
     split: str
     meta: str
     repair: str = ""
+    picture_mark: str = ""
+    caption_mark: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """One refused input: where it came from and why."""
+    """One refused input.
+
+    Args:
+      source: where it came from.
+      reason: why it is refused.
+      dropped_by: what dropped it, such as a condition of a filter, if it was sound; these are counted one by one.
+    """
 
     source: str
     reason: str
+    dropped_by: str = ""
 
 
 Part = Callable[[], Iterable[RawExample | Rejection]]
@@ -76,11 +89,33 @@ class Source:
         `functools.partial` of functions with plain data.
       num_examples: how many the parts yield together, for the progress display; 0 if that is not known.
       settings: what tells this source from another one, JSON-able; stored in corpus.json.
+      screen: what accepted examples are compared with as they are written; its settings are among `settings`.
     """
 
     parts: Sequence[Part]
     num_examples: int
     settings: Mapping[str, Any]
+    screen: Screen | None = None
+
+
+def screened(source: Source, screen: Screen) -> Source:
+    """The source whose examples are compared with others as they are written."""
+    settings = screen.settings()
+    if not settings:
+        return source
+    return dataclasses.replace(source, settings={**source.settings, **settings}, screen=screen)
+
+
+def check_val_fraction(val_fraction: float) -> None:
+    """Refuses a part of the images that is none."""
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction ({val_fraction}) must be in [0, 1)")
+
+
+def split_of(text: str, val_fraction: float) -> str:
+    """Draws "val" or "train" by a hash of a text that names seed and image."""
+    drawn = int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
+    return "val" if drawn < val_fraction else "train"
 
 
 def encode_png(image: Image.Image) -> bytes:
@@ -88,6 +123,11 @@ def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
     return buffer.getvalue()
+
+
+def centre_square(image: Image.Image, image_size: int) -> Image.Image:
+    """The centre square of an image, scaled to a side of `image_size` pixels, antialiased."""
+    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
 
 
 def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejection:
@@ -117,10 +157,19 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
             source=raw.key,
             reason=f"image is {width}x{height}; the shorter side must be at least {min_size} pixels",
         )
-    square = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
+    square = centre_square(image, image_size)
     meta = "" if raw.meta is None else json.dumps(raw.meta, sort_keys=True)
     png = encode_png(square)
-    return Prepared(key=raw.key, png=png, caption=caption, split=raw.split, meta=meta, repair=repair)
+    return Prepared(
+        key=raw.key,
+        png=png,
+        caption=caption,
+        split=raw.split,
+        meta=meta,
+        repair=repair,
+        picture_mark=picture_mark(square),
+        caption_mark=caption_mark(caption),
+    )
 
 
 def prepare_part(part: Part, image_size: int, min_size: int) -> Iterator[Prepared | Rejection]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ _FIRST_REASONS = 3
 
 
 class Counts(NamedTuple):
-    """Refused inputs, and accepted ones of which a part could not be used."""
+    """Refused inputs, accepted ones of which a part could not be used, and the refused ones by what dropped them."""
 
     rejected: int
     repaired: int
+    dropped: dict[str, int]
 
 
 class Rejects:
@@ -29,6 +31,7 @@ class Rejects:
     def __init__(self, scratch: Path):
         self._files = {name: (scratch / name).open("w") for name in (REJECTS, REPAIRS)}
         self._counts, self._first = dict.fromkeys(self._files, 0), list[str]()
+        self._dropped: Counter[str] = Counter()
 
     def __enter__(self) -> "Rejects":
         return self
@@ -39,16 +42,19 @@ class Rejects:
 
     @property
     def counts(self) -> Counts:
-        """Numbers of both so far."""
-        return Counts(self._counts[REJECTS], self._counts[REPAIRS])
+        """Numbers so far."""
+        return Counts(self._counts[REJECTS], self._counts[REPAIRS], dict(sorted(self._dropped.items())))
 
     def _write(self, name: str, one: Rejection) -> None:
         self._counts[name] += 1
-        self._files[name].write(json.dumps(dataclasses.asdict(one)) + "\n")
+        fields = {field: value for field, value in dataclasses.asdict(one).items() if value or field != "dropped_by"}
+        self._files[name].write(json.dumps(fields) + "\n")
 
     def add(self, one: Rejection) -> None:
         """Writes the line of a refused input."""
         self._write(REJECTS, one)
+        if one.dropped_by:
+            self._dropped[one.dropped_by] += 1
         if self.counts.rejected <= _FIRST_REASONS:
             self._first.append(f"{one.source}: {one.reason}")
 
@@ -61,10 +67,14 @@ class Rejects:
         """Writes the line of an example whose key an earlier one has."""
         self.add(Rejection(source=key, reason="another example has the same key"))
 
+    def add_dropped(self, key: str, problem: tuple[str, str]) -> None:
+        """Writes the line of an example that a screen drops, with the reason and by what."""
+        self.add(Rejection(source=key, reason=problem[0], dropped_by=problem[1]))
+
     def nothing_accepted(self, name: str) -> UserError:
         """Makes the error for a corpus `name` of which every input was refused."""
         return UserError(
             f"no usable example among {self.counts.rejected} for corpus {name!r}; nothing was written. "
-            "Check captions, files and min_size. "
+            "Check captions, files, min_size and filters. "
             f"First refusals: {listed(self._first) or 'none, the source is empty'}"
         )

@@ -1,5 +1,6 @@
 """Where raw image-caption pairs come from: drawn shapes, a folder, a list file, or any seqio task."""
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.checks import check_path
-from imagen_jax.data.lists import LIST_SUFFIXES, held_image, read_list, row_groups
-from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.lists import LIST_SUFFIXES, Columns, arrow_damage, held_image, read_list, row_groups
+from imagen_jax.data.raw import RawExample, Rejection, Source, check_val_fraction, split_of
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     AnyPath,
@@ -81,14 +82,17 @@ def _shapes_part(
 
 @dataclasses.dataclass(frozen=True)
 class _Row:
-    """One line of a list: the image as written there, where that is, and its caption."""
+    """One line of a list: the image as written there, where that is, its caption, and what else it says."""
 
     name: str
     path: str
     caption: str
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0) -> Source:
+def folder_source(
+    folder: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0, columns: Columns | None = None
+) -> Source:
     """The user's own folder, read recursively.
 
     Either it holds captions.csv, captions.jsonl or captions.parquet (see `list_source`), or every image has a
@@ -98,6 +102,7 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
       folder: the directory.
       val_fraction: part of the images, in [0, 1), that goes to split "val", chosen by a hash of the path.
       seed: of that choice.
+      columns: of a list in the folder, if they are named otherwise.
 
     Raises:
       UserError: the folder is missing, unreadable or holds no images, or the list is unusable.
@@ -110,7 +115,9 @@ def folder_source(folder: str | os.PathLike[str], *, val_fraction: float = 0.0, 
     if len(lists) > 1:
         raise UserError(f"{str(folder)!r} holds {' and '.join(p.name for p in lists)}; keep one of them")
     if lists:
-        return list_source(lists[0], val_fraction=val_fraction, seed=seed)
+        return list_source(lists[0], val_fraction=val_fraction, seed=seed, columns=columns)
+    if columns is not None:
+        raise UserError(f"columns are named, but {str(folder)!r} holds no list; leave out the names")
     rows = _rows_in_bucket(folder) if is_remote(folder) else _rows_below(Path(folder))
     if not rows:
         raise UserError(f"image folder {str(folder)!r} holds no images (.png, .jpg, .webp, …); check the path")
@@ -187,51 +194,65 @@ def _images_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield from _images_below(path, here)
 
 
-def list_source(path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0) -> Source:
-    """A list of images with columns `image` and `caption`.
+def list_source(
+    path: str | os.PathLike[str], *, val_fraction: float = 0.0, seed: int = 0, columns: Columns | None = None
+) -> Source:
+    """A list of images with columns `image` and `caption`; numbers and texts in other columns are kept as meta.
 
     `image` is a path, relative to the list's directory. In a Parquet file it may be the image itself: its bytes, or a
     struct of bytes and path as the library `datasets` writes it; examples without a path are called STEM-NUMBER.
-    Several captions of one image may stand in several rows; the later ones get the keys image#1, image#2, ….
+    Several captions of one image may stand in several rows, or as a list in one (see `metadata.captions_of`); the later
+    ones get the keys image#1, image#2, ….
 
     Args:
       path: a .csv file with a header, a .jsonl file of one object a line, or a .parquet file.
       val_fraction, seed: as for `folder_source`; all captions of an image go to the same split.
+      columns: their names, if they are others.
 
     Raises:
       UserError: the list is missing, unreadable or empty, or lacks a column. A row that cannot be used is a rejection.
     """
     check_path("the list", path)
     file = as_path(path)
-    found = read_list(file)
+    columns = columns or Columns()
+    found = read_list(file, columns)
     rows: list[_Row | Rejection] = []
     for row in found:
         if row.problem:
             rows.append(Rejection(source=row.where, reason=row.problem))
         else:
             name = Path(os.path.normpath(row.image)).as_posix()
-            rows.append(_Row(name, "" if row.held else os.fspath(file.parent / row.image), row.caption))
+            rows.append(_Row(name, "" if row.held else os.fspath(file.parent / row.image), row.caption, row.facts))
     source = _rows_source(rows, "list", val_fraction, seed)
-    return _with_held_images(source, file) if any(row.held for row in found) else source
+    if not any(row.held for row in found):
+        return source
+    return _with_held_images(source, file, columns.image, [row.number for row in found])
 
 
-def _with_held_images(source: Source, file: AnyPath) -> Source:
-    """The same, its images taken from the Parquet file itself, a row group a part."""
-    examples = [example for part in source.parts for example in part()]
-    parts = [
-        functools.partial(_held_part, absolute(file), group, examples[start:stop])
-        for group, (start, stop) in enumerate(row_groups(file))
-    ]
+def _with_held_images(source: Source, file: AnyPath, column: str, numbers: Sequence[int]) -> Source:
+    """The same, its images taken from the Parquet file itself, a row group a part; `numbers` are the examples' rows."""
+    examples = list(zip(numbers, (example for part in source.parts for example in part()), strict=True))
+    parts = []
+    for group, (start, stop) in enumerate(row_groups(file)):
+        first, last = (bisect.bisect_left(numbers, row) for row in (start, stop))
+        mine = [(number - start, example) for number, example in examples[first:last]]
+        parts.append(functools.partial(_held_part, absolute(file), group, column, mine))
     settings = {**source.settings, "sha256": sha256_of_file(file)}
     return dataclasses.replace(source, parts=parts, settings=settings)
 
 
-def _held_part(path: str, group: int, examples: Sequence[RawExample | Rejection]) -> Iterator[RawExample | Rejection]:
-    for row, one in enumerate(examples):
+def _held_part(
+    path: str, group: int, column: str, examples: Sequence[tuple[int, RawExample | Rejection]]
+) -> Iterator[RawExample | Rejection]:
+    for row, one in examples:
         if isinstance(one, Rejection):
             yield one
             continue
-        image = held_image(path, group, row)
+        try:
+            image = held_image(path, group, row, column)
+        except arrow_damage() as error:
+            yield Rejection(source=one.key, reason=f"row group {group} of the file is damaged ({error})")
+            continue
         if image is None:
             yield Rejection(source=one.key, reason="no image: neither bytes nor a path")
         else:
@@ -239,8 +260,7 @@ def _held_part(path: str, group: int, examples: Sequence[RawExample | Rejection]
 
 
 def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: float, seed: int) -> Source:
-    if not 0 <= val_fraction < 1:
-        raise UserError(f"val_fraction ({val_fraction}) must be in [0, 1)")
+    check_val_fraction(val_fraction)
     digest = hashlib.sha256()
     seen: Counter[str] = Counter()
     examples: list[RawExample | Rejection] = []
@@ -253,13 +273,16 @@ def _rows_source(rows: Sequence[_Row | Rejection], kind: str, val_fraction: floa
         if isinstance(row, Rejection):
             examples.append(row)
             continue
+        if row.facts:
+            digest.update(repr(row.facts).encode())
         place = copies.get(row.path, row.path)
         if place is not None and os.path.isfile(place) and os.access(place, os.R_OK):
             digest.update(sha256_of_file(place).encode())
         key = f"{row.name}#{seen[row.name]}" if seen[row.name] else row.name
         seen[row.name] += 1
-        split = "val" if _unit_hash(f"{seed}/{row.name}") < val_fraction else "train"
-        examples.append(RawExample(key=key, image=row.path, caption=row.caption, split=split))
+        split = split_of(f"{seed}/{row.name}", val_fraction)
+        meta = row.facts or None
+        examples.append(RawExample(key=key, image=row.path, caption=row.caption, split=split, meta=meta))
     parts = [
         functools.partial(iter, examples[start : start + _EXAMPLES_PER_PART])
         for start in range(0, len(examples), _EXAMPLES_PER_PART)
@@ -273,11 +296,6 @@ def _copy_or_none(path: str) -> str | None:
         return local_copy(path)
     except FileNotFoundError:
         return None
-
-
-def _unit_hash(text: str) -> float:
-    """A fixed number in [0, 1) for a text."""
-    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def task_source(task_name: str, splits: Sequence[str]) -> Source:

@@ -14,7 +14,9 @@ pytest.importorskip("apache_beam")
 from imagen_jax.beam.build import build_corpus
 from imagen_jax.data import builder
 from imagen_jax.data.builder import BuildConfig
-from imagen_jax.data.raw import RawExample, Rejection, Source
+from imagen_jax.data.duplicates import Screen, caption_mark
+from imagen_jax.data.filters import filtered
+from imagen_jax.data.raw import RawExample, Rejection, Source, screened
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.sources import shapes_source
 from imagen_jax.main import main
@@ -49,6 +51,24 @@ def test_bytes_are_the_serial_builders(tmp_path: Path) -> None:
     assert refused == ["k1", "lonely.png", "mute", "k2"]
     Corpus(tmp_path / "beam").verify()
     assert build_corpus(_source(*parts), tmp_path / "serial", CONFIG, TWO_WORKERS).reused
+
+
+def test_what_is_dropped_is_what_the_serial_builder_drops(tmp_path: Path) -> None:
+    """Pictures of keys of one length are alike; the first stands in another part than those that look like it."""
+    parts = [
+        [_example("k", meta={"n": 1}), _example("kk", meta={"n": 2})],
+        [_example("j", meta={"n": 1}), _example("jjj", meta={"n": 3}), _example("jjjjj", caption="Out!")],
+        [_example("k", meta={"n": 9}), _example("kkkk"), _example("kk#1", meta={"n": 1}, split="val")],
+    ]
+    source = filtered(_source(*parts), ["n < 3 or caption == 'Out!'"])
+    source = screened(source, Screen(dedupe=True, captions=frozenset({caption_mark("out")})))
+    serial = builder.build_corpus(source, tmp_path / "serial", CONFIG)
+    report = build_corpus(source, tmp_path / "beam", CONFIG, TWO_WORKERS)
+    assert report == serial and serial.num_examples == {"train": 2, "val": 1}
+    assert serial.num_dropped == {
+        "excluded caption": 1, "n < 3 or caption == 'Out!'": 2, "near-duplicate": 1, "no n": 1
+    }  # fmt: skip
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
 
 
 def test_a_folder_by_the_script(tmp_path: Path, run_script, capsys) -> None:
