@@ -14,7 +14,7 @@ carries them (NFS, Lustre, Filestore; not an object store).
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from imagen_jax.text.store.format import (
     NULL_TEXT,
     PLAN,
     STORE_DTYPES,
+    file_entries,
     fingerprint_differences,
     is_whole,
     pack,
@@ -88,14 +89,20 @@ class StoreWriter:
                 f"{directory!r} holds a finished embedding store; set overwrite or point STORE_DIR elsewhere"
             )
         os.makedirs(directory, exist_ok=True)
-        with _locked(self._path("plan.lock")):
-            # Held for as long as this object lives.
-            self._alive = open(self._path("writers.lock"), "a+b")  # noqa: SIM115
-            try:
-                self._join(overwrite)
-            except BaseException:
-                self._alive.close()
-                raise
+        with contextlib.ExitStack() as verifying:
+            with _locked(self._path("plan.lock")):
+                # Held for as long as this object lives.
+                self._alive = open(self._path("writers.lock"), "a+b")  # noqa: SIM115
+                try:
+                    resumes = self._join(overwrite)
+                except BaseException:
+                    self._alive.close()
+                    raise
+                if resumes:
+                    verifying.enter_context(_locked(self._path("finish.lock")))
+            # Others may join and write what is missing meanwhile; `missing_shards` has them wait before they finish.
+            if resumes:
+                self._remove_damaged()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.directory, name)
@@ -103,7 +110,8 @@ class StoreWriter:
     def _beside(self, shard: int, kind: str = "array_record") -> str:
         return self._path(shard_name(shard, self.num_shards, kind))
 
-    def _join(self, overwrite: bool) -> None:
+    def _join(self, overwrite: bool) -> bool:
+        """Agrees with other writers on the plan; True: there are none, and shards of killed ones may be damaged."""
         alone = _lock(self._alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
         finished, begun = os.path.exists(self._path(HEADER)), os.path.exists(self._path(PLAN))
         lines = fingerprint_differences(read_json(self._path(PLAN)), self._plan) if begun else []
@@ -120,10 +128,9 @@ class StoreWriter:
                     "it or stop it, or point STORE_DIR elsewhere"
                 )
             remove_store(self.directory)
-        elif alone:
-            self._remove_damaged()
         write_json(self._path(PLAN), self._plan, sync=True)
         _lock(self._alive, fcntl.LOCK_SH)
+        return alone and begun and not lines
 
     def _remove_damaged(self) -> None:
         for shard in range(self.num_shards):
@@ -132,19 +139,30 @@ class StoreWriter:
                 os.remove(note)
 
     def missing_shards(self) -> list[int]:
-        """Shards that nobody has finished yet, in order."""
+        """Shards that nobody has finished yet, in order; none is said when those of killed writers are verified too."""
+        if missing := self._not_noted():
+            return missing
+        with contextlib.suppress(FileNotFoundError), open(self._path("finish.lock"), "rb") as file:
+            _lock(file, fcntl.LOCK_SH)
+        return self._not_noted()
+
+    def _not_noted(self) -> list[int]:
         if os.path.exists(self._path(HEADER)):
             return []
-        return [i for i in range(self.num_shards) if not os.path.exists(self._beside(i, "json"))]
+        return [shard for shard in range(self.num_shards) if not os.path.exists(self._beside(shard, "json"))]
+
+    def is_missing(self, shard: int) -> bool:
+        """Tells if nobody has finished a shard yet."""
+        return not os.path.exists(self._beside(shard, "json")) and not os.path.exists(self._path(HEADER))
 
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Claims the shard for this process; True if it was not finished and no other process is at it."""
-        if os.path.exists(self._path(HEADER)):
+        if not self.is_missing(shard):
             yield False
             return
         with _locked(self._beside(shard, "lock"), wait=False) as free:
-            yield free and shard in self.missing_shards()
+            yield free and self.is_missing(shard)
 
     def write_shard(
         self,
@@ -217,8 +235,8 @@ class StoreWriter:
         with _locked(self._path("finish.lock")):
             if os.path.exists(self._path(HEADER)):
                 return
-            if self.missing_shards():
-                raise ValueError(f"shards {self.missing_shards()} are not written")
+            if missing := self._not_noted():
+                raise ValueError(f"shards {missing} are not written")
             shards = [read_json(self._beside(i, "json")) for i in range(self.num_shards)]
             index = self._write_index(shards)
             null = self._write_file(NULL_TEXT, null_text.astype(np.float32))
@@ -257,24 +275,31 @@ class StoreWriter:
         return {"file": name, "num_bytes": os.path.getsize(path), "sha256": sha256_of_file(path)}
 
 
-def reopen(directory: str) -> None:
+def reopen(directory: str, damaged: Collection[str]) -> None:
     """Turns a finished store into one that lacks its damaged shards, for `StoreWriter` to finish again.
 
     The example keys of the whole shards are read from the index; where that is damaged too, every shard counts as
-    missing.
+    missing. Where another process did the same meanwhile, nothing is left to do.
+
+    Args:
+      directory: the store.
+      damaged: names of its damaged files.
     """
     with _locked(os.path.join(directory, "plan.lock")):
+        if not os.path.exists(os.path.join(directory, HEADER)):
+            return
         header = read_json(os.path.join(directory, HEADER))
-        index, shards, num_shards = header["index"], header["shards"], header["num_shards"]
-        whole_index = all(is_whole(directory, index[part]) for part in ("keys", "rows"))
+        if all(is_whole(directory, entry) for entry in file_entries(header) if entry["file"] in damaged):
+            return
+        shards, num_shards = header["shards"], header["num_shards"]
         plan = {name: header[name] for name in ("format_version", "fingerprint", "embed_dim", "num_shards", "corpus")}
         write_json(os.path.join(directory, PLAN), plan, sync=True)
-        if whole_index:
+        if not {INDEX_KEYS, INDEX_ROWS} & set(damaged):
             keys = np.load(os.path.join(directory, INDEX_KEYS), mmap_mode="r")
             rows = np.load(os.path.join(directory, INDEX_ROWS), mmap_mode="r")
             starts = np.cumsum([0, *(entry["num_embeddings"] for entry in shards)])
             for shard, entry in enumerate(shards):
-                if not is_whole(directory, entry):
+                if entry["file"] in damaged:
                     continue
                 mine = np.flatnonzero((rows >= starts[shard]) & (rows < starts[shard + 1]))
                 kept = {"keys": keys[mine], "rows": rows[mine].astype(np.int64) - starts[shard]}
