@@ -193,6 +193,6 @@ class _Encode(beam.DoFn):
         path = _plan_of(self._work, shard)
         plan = ShardPlan(*unpacked(path.read_bytes())) if path.exists() else plan_shard({})
         # Another process may be at it, and die.
-        while shard in self._writer.missing_shards():
+        while self._writer.is_missing(shard):
             if not write_if_free(self._writer, shard, plan, self._config, self._encoder):
                 time.sleep(_WAIT_S)

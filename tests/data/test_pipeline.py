@@ -101,6 +101,16 @@ def test_a_batch_may_hold_several_epochs(config):
     assert all(numbers.count(number) == 3 for number in range(NUM_EXAMPLES))
 
 
+def test_one_grey_picture_fills_every_row(tmp_path, source_of, numbered_store):
+    picture = RawExample(key="example-000", image=np.full((8, 8), 90, np.uint8), caption="grey", split="train")
+    build_corpus(source_of([picture]), tmp_path / "one", BuildConfig(name="one", image_size=8))
+    one = DataConfig(corpus_dir=str(tmp_path / "one"), store_dir=numbered_store(1), image_size=8, max_text_length=3)
+    for batch in _batches(one, 3, batch_size=5):
+        assert batch["x0"].shape == (5, 8, 8, 3)
+        np.testing.assert_allclose(batch["x0"], 90 / 127.5 - 1, atol=1e-6)
+        assert batch["text_mask"].tolist() == [[True, False, False]] * 5
+
+
 def test_a_host_reads_its_rows_of_the_global_batch(config):
     whole = _batches(config(crop="random", image_size=4, low_res_size=2), 5)
     size = len(whole[0]["x0"])

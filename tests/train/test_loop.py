@@ -16,6 +16,7 @@ import pytest
 from imagen_jax.checkpoints import checkpoints, folders
 from imagen_jax.errors import UserError
 from imagen_jax.planning.dry_run import dry_run
+from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train import loop
 from imagen_jax.train.hooks import Hook
 from imagen_jax.train.optimizer import OptimizerConfig
@@ -46,6 +47,24 @@ def test_stopped_and_resumed_run_equals_the_undisturbed_one_bit_for_bit(tmp_path
     assert int(resumed.step) == 12
     assert tiny_run.leaves_equal(whole, resumed)
     assert not tiny_run.leaves_equal(whole.params, part.params)
+
+
+def test_a_run_goes_on_with_another_number_of_devices_and_back(tmp_path, monkeypatch):
+    build = MeshConfig.build
+    alone = loop.train(tiny_run.tiny_config(tmp_path / "alone"))
+    order = list(tiny_run.TinyBatches.steps_read)
+    tiny_run.TinyBatches.steps_read.clear()
+    config = tiny_run.tiny_config(tmp_path / "moved")
+    for num_devices, stop_at in ((1, 4), (4, 8), (1, None)):
+        used = jax.devices()[:num_devices]
+        with monkeypatch.context() as patch:
+            patch.setattr(MeshConfig, "build", lambda self, devices=None, used=used: build(self, devices or used))
+            moved = loop.train(config, stop_at=stop_at)
+        assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(moved.params)} == {num_devices}
+    assert tiny_run.TinyBatches.steps_read == order == list(range(12))
+    # Gradients are summed in another order on four devices.
+    for one, other in zip(jax.tree.leaves(alone.params), jax.tree.leaves(moved.params), strict=True):
+        np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4)
 
 
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(tmp_path):

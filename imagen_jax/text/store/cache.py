@@ -165,6 +165,8 @@ def cache_text(
     if is_done(config, wanted):
         return
     plans = _plans(config, examples, num_examples)
+    if is_done(config, wanted):  # By another process, while the captions were read.
+        return
     writer = StoreWriter(
         config.store_dir,
         fingerprint=wanted["fingerprint"],
@@ -235,7 +237,7 @@ def is_done(config: CacheConfig, wanted: Mapping[str, Any]) -> bool:
         print(f"cache_text: {config.store_dir} is whole already: {header['num_keys']} captions", flush=True)
         return True
     print(f"cache_text: {config.store_dir} is damaged: {', '.join(damaged)}; making them again", flush=True)
-    reopen(config.store_dir)
+    reopen(config.store_dir, damaged)
     return False
 
 

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ class StoreWriter:
                     raise
                 if check:
                     checking.enter_context(locked(self._path(_CHECK_LOCK), math.inf))
-            # Hours for a large store: others may begin meanwhile, but none finishes.
+            # Others may join and write what is missing meanwhile; `missing_shards` has them wait before they finish.
             if check:
                 self._remove_damaged()
 
@@ -168,7 +168,7 @@ class StoreWriter:
         return fingerprint_differences(plan, self._plan)
 
     def _remove_damaged(self) -> None:
-        noted = set(range(self.num_shards)) - set(self.missing_shards())
+        noted = set(range(self.num_shards)) - set(self._not_noted())
         damaged = [shard for shard in sorted(noted) if not self._is_noted_whole(shard)]
         remove_files(self.directory, [shard_name(shard, self.num_shards, "json") for shard in damaged])
 
@@ -188,20 +188,31 @@ class StoreWriter:
         return bool(fits and own and inside) and is_whole(self.directory, note)
 
     def missing_shards(self) -> list[int]:
-        """Shards that nobody has finished yet, in order."""
+        """Shards that nobody has finished yet, in order; none is said when those of killed writers are checked too."""
+        missing = self._not_noted()
+        if not missing and not self._has(HEADER):
+            with locked(self._path(_CHECK_LOCK), math.inf):
+                missing = self._not_noted()
+        return missing
+
+    def _not_noted(self) -> list[int]:
         names = files_under(self.directory)
         if HEADER in names:
             return []
         return [i for i in range(self.num_shards) if shard_name(i, self.num_shards, "json") not in names]
 
+    def is_missing(self, shard: int) -> bool:
+        """Tells if nobody has finished a shard yet."""
+        return not self._has(shard_name(shard, self.num_shards, "json")) and not self._has(HEADER)
+
     @contextlib.contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Claims the shard for this process; True if it was not finished and no other process is at it."""
-        if self._has(HEADER):
+        if not self.is_missing(shard):
             yield False
             return
         with locked(self._beside(shard, "lock")) as free:
-            yield free and not self._has(shard_name(shard, self.num_shards, "json")) and not self._has(HEADER)
+            yield free and self.is_missing(shard)
 
     def write_shard(
         self,
@@ -281,8 +292,8 @@ class StoreWriter:
         with locked(self._path(_FINISH_LOCK), math.inf), locked(self._path(_CHECK_LOCK), math.inf):
             if self._has(HEADER):
                 return
-            if self.missing_shards():
-                raise ValueError(f"shards {self.missing_shards()} are not written")
+            if missing := self._not_noted():
+                raise ValueError(f"shards {missing} are not written")
             shards = [read_json(self._beside(i, "json")) for i in range(self.num_shards)]
             index = self._write_index(shards)
             null = self._write_file(NULL_TEXT, null_text.astype(np.float32))
@@ -330,24 +341,31 @@ class StoreWriter:
         return tempfile.TemporaryDirectory(dir=None if is_remote(self.directory) else self.directory, prefix=_SCRATCH)
 
 
-def reopen(directory: str) -> None:
+def reopen(directory: str, damaged: Collection[str]) -> None:
     """Turns a finished store into one that lacks its damaged shards, for `StoreWriter` to finish again.
 
     The example keys of the whole shards are read from the index; where that is damaged too, every shard counts as
-    missing.
+    missing. Where another process did the same meanwhile, nothing is left to do.
+
+    Args:
+      directory: the store.
+      damaged: names of its damaged files.
     """
     with locked(os.path.join(directory, _PLAN_LOCK), math.inf):
+        if size_of(os.path.join(directory, HEADER)) is None:
+            return
         header = read_json(os.path.join(directory, HEADER))
-        index, shards, num_shards = header["index"], header["shards"], header["num_shards"]
-        whole_index = all(is_whole(directory, index[part]) for part in ("keys", "rows"))
+        if all(is_whole(directory, entry) for entry in file_entries(header) if entry["file"] in damaged):
+            return
+        shards, num_shards = header["shards"], header["num_shards"]
         plan = {name: header[name] for name in ("format_version", "fingerprint", "embed_dim", "num_shards", "corpus")}
         write_json(os.path.join(directory, PLAN), plan, sync=True)
-        if whole_index:
+        if not {INDEX_KEYS, INDEX_ROWS} & set(damaged):
             keys = np.load(local_copy(os.path.join(directory, INDEX_KEYS)), mmap_mode="r")
             rows = np.load(local_copy(os.path.join(directory, INDEX_ROWS)), mmap_mode="r")
             starts = np.cumsum([0, *(entry["num_embeddings"] for entry in shards)])
             for shard, entry in enumerate(shards):
-                if not is_whole(directory, entry):
+                if entry["file"] in damaged:
                     continue
                 mine = np.flatnonzero((rows >= starts[shard]) & (rows < starts[shard + 1]))
                 kept = {"keys": keys[mine], "rows": rows[mine].astype(np.int64) - starts[shard]}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -13,6 +14,7 @@ import pytest
 
 from imagen_jax.errors import UserError
 from imagen_jax.text.store import reader as store_module
+from imagen_jax.text.store import writer as store_writer
 from imagen_jax.text.store.reader import EmbeddingStore, StoreWriter
 from imagen_jax.text.store.writer import reopen
 from tests.full_disk import files_up_to
@@ -183,6 +185,64 @@ def test_two_writers_share_the_shards_and_one_of_other_settings_is_refused(tmp_p
     assert same_files(tmp_path / "alone", together)
 
 
+@pytest.mark.parametrize("num_shards", [8, 32])
+def test_work_on_files_grows_with_the_shards_not_with_their_square(tmp_path, monkeypatch, num_shards: int) -> None:
+    looked: list[str] = []
+    listed: list[str] = []
+    size_of, files_under = store_writer.size_of, store_writer.files_under
+    monkeypatch.setattr(store_writer, "size_of", lambda path: (looked.append(path), size_of(path))[1])
+    monkeypatch.setattr(store_writer, "files_under", lambda path: (listed.append(path), files_under(path))[1])
+    values, keys = embeddings(num_shards), [f"{i:03d}".encode() for i in range(num_shards)]
+    writer = StoreWriter(str(tmp_path), **plan_of(num_shards))
+    for shard in writer.missing_shards():
+        with writer.claim(shard) as mine:
+            assert mine
+            writer.write_shard(shard, values[shard : shard + 1], keys[shard : shard + 1], [0])
+    assert writer.missing_shards() == []
+    writer.finish(NULL)
+    assert num_shards < len(looked) < 10 * num_shards
+    assert 0 < len(listed) < 8
+
+
+def test_whole_shards_are_hashed_once_while_others_join_and_none_finishes_before(tmp_path, monkeypatch) -> None:
+    values = embeddings(30)
+    first = StoreWriter(str(tmp_path / "store"), **plan_of())
+    write_shards(first, range(5), values, KEYS, range(30))
+    del first
+    damaged = tmp_path / "store" / "text-00001-of-00005.array_record"
+    damaged.write_bytes(damaged.read_bytes()[::-1])
+    hashed, joined, begun, goes_on = [], [], threading.Event(), threading.Event()
+    is_whole = store_writer.is_whole
+
+    def slowly(directory, entry):
+        begun.set()
+        assert goes_on.wait(60)
+        hashed.append(entry["file"])
+        return is_whole(directory, entry)
+
+    monkeypatch.setattr(store_writer, "is_whole", slowly)
+
+    def join() -> None:
+        joined.append(StoreWriter(str(tmp_path / "store"), **plan_of()))
+
+    def wait_for_missing() -> None:
+        found.append(joined[0].missing_shards())
+
+    found: list[list[int]] = []
+    verifying = threading.Thread(target=join)
+    verifying.start()
+    assert begun.wait(60)
+    join()  # Needs not wait for the hashing.
+    waiting = threading.Thread(target=wait_for_missing)
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive() and not hashed
+    goes_on.set()
+    for thread in (verifying, waiting):
+        thread.join(60)
+    assert found == [[1]] and len(hashed) == len(set(hashed)) == 5
+
+
 def test_locks_of_a_killed_writer_are_free(tmp_path) -> None:
     program = (
         "import sys, time\nfrom imagen_jax.text.store.reader import StoreWriter\n"
@@ -206,7 +266,8 @@ def test_reopened_store_lacks_its_damaged_shards_alone(tmp_path, damaged: str) -
     shutil.copytree(tmp_path / "whole", tmp_path / "store")
     path = tmp_path / "store" / damaged
     path.write_bytes(path.read_bytes()[:-3])
-    reopen(str(tmp_path / "store"))
+    reopen(str(tmp_path / "store"), [damaged])
+    reopen(str(tmp_path / "store"), [damaged])  # As another process that found the same would.
     with pytest.raises(UserError, match="is not finished"):
         EmbeddingStore.open(str(tmp_path / "store"))
     writer = StoreWriter(str(tmp_path / "store"), **plan_of())
