@@ -115,7 +115,7 @@ class RemoteRecords:
 
 
 class _Copy:
-    """What of one file is on this machine."""
+    """A copy of a part of one file on this machine."""
 
     def __init__(self, wanted: Wanted):
         self._place = copy_place(wanted.path)

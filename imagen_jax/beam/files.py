@@ -67,7 +67,7 @@ def packed(item: Any) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """What `packed` was given.
+    """Contents of what `packed` made.
 
     Raises:
       UserError: these are other bytes.

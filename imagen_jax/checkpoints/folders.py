@@ -2,7 +2,7 @@
 
 On a disk a checkpoint is written as `checkpoint_N.partial` and renamed when its last byte is there, so that a folder
 named checkpoint_N is whole. In a bucket nothing is renamed: the last file, digests.json, makes a checkpoint of what
-lies under `checkpoint_N/`, and it is the first to go.
+lies under checkpoint_N, and it is the first to go.
 """
 
 import itertools

@@ -147,7 +147,7 @@ def _chunks(name: str, zarray: dict[str, Any]) -> set[str]:
 
 
 def fix(path: AnyPath) -> str:
-    """What to do about a damaged checkpoint, the end of a message."""
+    """Advice about a damaged checkpoint, the end of a message."""
     if is_remote(path):
         return f"restore it from a copy, or rename its {DIGESTS} to {DIGESTS}{DAMAGED} to use the checkpoint before it"
     return f"restore it from a copy, or rename it to {path.name}{DAMAGED} to use the checkpoint before it"

@@ -1,4 +1,4 @@
-"""Which source each example of a run comes from, as arithmetic of (seed, example), and which of its examples it is.
+"""The source that each example of a run comes from and its number there, as arithmetic of (seed, example).
 
     block, place = divmod(g, BLOCK)              g = number of the example in the run
     p      = shuffled(place; seed, block)        a permutation of the block
@@ -117,7 +117,7 @@ class Order:
         return source, shuffled(own % size, size, seed, own // size, source)
 
     def drawn(self, number: int) -> np.ndarray:
-        """How many examples of each source lie before example `number`, to within a block: int64 [sources]."""
+        """Counts the examples of each source that lie before example `number`, to within a block: int64 [sources]."""
         if len(self.sizes) == 1:
             return np.array([number], np.int64)
         starts, parts, _ = self._tables()

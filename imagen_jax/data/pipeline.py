@@ -144,7 +144,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         return tuple(one.name for one in self._sources) if len(self._sources) > 1 else ()
 
     def epochs(self, step: int) -> dict[str, float]:
-        """How often each source of a mixture was gone through before a step."""
+        """Epochs of each source of a mixture before a step."""
         drawn = self._order.drawn(step * self._batch_size)
         pairs = zip(self.source_names, drawn, self._order.sizes, strict=False)
         return {name: float(count / size) for name, count, size in pairs}

@@ -1,4 +1,4 @@
-"""What libraries raise where a bucket cannot be read or written, in words for people."""
+"""Errors of buckets that cannot be read or written, in words for people."""
 
 import contextlib
 import os
