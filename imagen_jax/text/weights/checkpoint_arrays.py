@@ -309,7 +309,7 @@ class _Stored:
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> "_Stored":
-        """The array that a tensorstore spec states; KeyError, TypeError, ValueError or AttributeError where it is none."""
+        """The array of a tensorstore spec; KeyError, TypeError, ValueError or AttributeError where it is none."""
         while "base" in spec:  # A driver that casts wraps the one that reads.
             spec = spec["base"]
         # tensorstore before 0.1.14 had the path beside.
