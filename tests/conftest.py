@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # TensorFlow and jax both look for one.
@@ -26,7 +27,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
-from tests import gcs
+if TYPE_CHECKING:
+    from tests import gcs
 
 # Meshes of up to eight devices are tested on one machine.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -77,14 +79,16 @@ def keep_compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def bucket_server() -> Iterator[gcs.Server]:
+def bucket_server() -> "Iterator[gcs.Server]":
     """One server for all tests of a process: libraries ask once where it is."""
+    from tests import gcs  # Beam's environment has no such server.
+
     with gcs.running() as server:
         yield server
 
 
 @pytest.fixture
-def bucket(bucket_server: gcs.Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> gcs.Server:
+def bucket(bucket_server: "gcs.Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "gcs.Server":
     """An empty bucket at gs://bucket-a, whose files have their copies in tmp_path/copies."""
     bucket_server.forget()
     monkeypatch.setenv("IMAGEN_JAX_CACHE_DIR", str(tmp_path / "copies"))
