@@ -44,6 +44,7 @@ _MANIFEST_FORM = {
 
 # Images are compressed already, and single-record groups make random access cheap.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
+_READ_AT_ONCE = 256
 _FIX = "copy it again or rebuild the corpus"
 
 PARSE_SPEC = {
@@ -212,6 +213,10 @@ class Corpus:
         self.directory = as_path(directory)
         self.manifest: Mapping[str, Any] = read_manifest(directory)
         self._files = RecordFiles(_FIX)
+        self._ends = {
+            split: list(itertools.accumulate(shard["num_examples"] for shard in self._shards(split)))
+            for split in self.splits
+        }
         # One listing: a question a shard takes minutes where there are thousands of them in a bucket.
         sizes = files_under(self.directory)
         for shard in itertools.chain.from_iterable(self._shards(split) for split in self.splits):
@@ -257,7 +262,7 @@ class Corpus:
           UserError: no such split, or a shard that is damaged or cannot be opened (the message names it).
         """
         shards = self._shards(split)
-        ends = list(itertools.accumulate(shard["num_examples"] for shard in shards))
+        ends = self._ends[split]
         places: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             if not 0 <= index < ends[-1]:
@@ -279,8 +284,9 @@ class Corpus:
 
     def records(self, split: str) -> Iterator[Record]:
         """Every record of a split, in order."""
-        for index in range(self.num_examples(split)):
-            yield decode_record(self.read(split, [index])[0])
+        count = self.num_examples(split)
+        for start in range(0, count, _READ_AT_ONCE):
+            yield from map(decode_record, self.read(split, range(start, min(start + _READ_AT_ONCE, count))))
 
     def captions(self) -> Iterator[tuple[bytes, str]]:
         """Key and caption of every record of every split, for the text encoder."""
