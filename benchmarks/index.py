@@ -1,4 +1,4 @@
-"""Seconds and memory until a corpus and its embedding store are open, at a million pairs and at the paper's 860 million.
+"""Seconds and memory until a corpus and its embedding store are open, at a million pairs and at the paper's 860 M.
 
     python -m benchmarks.index [--examples 1000000 860000000]
 
