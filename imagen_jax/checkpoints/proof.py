@@ -28,6 +28,7 @@ from imagen_jax.files import (
     write_json,
 )
 
+_CACHED_BYTES = 100 << 20
 ONE_FOLDER = "MODEL_DIR must be one folder that every process sees"
 
 
@@ -129,12 +130,15 @@ def check_chunks(item: AnyPath, num_arrays: int) -> None:
       item: its directory.
       num_arrays: how many arrays were to be written.
     """
-    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": kvstore_spec(item)}).result()
+    # What was read once is not asked for again: in a bucket each question takes its time.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHED_BYTES}})
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": kvstore_spec(item)}, context=context).result()
     keys = {key.decode() for key in store.list().result()}
     arrays = [key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray")]
     missing = [f"{num_arrays - len(arrays)} arrays"] if len(arrays) != num_arrays else []
-    for name in sorted(arrays):
-        missing += sorted(_chunks(name, json.loads(store.read(f"{name}/.zarray").result().value)) - keys)
+    found = [store.read(f"{name}/.zarray", staleness_bound=float("-inf")) for name in sorted(arrays)]
+    for name, one in zip(sorted(arrays), found, strict=True):
+        missing += sorted(_chunks(name, json.loads(one.result().value)) - keys)
     if missing:
         raise UserError(f"{len(missing)} parts of {item.name} were not written: {listed(missing)}; {ONE_FOLDER}")
 
