@@ -67,7 +67,7 @@ def packed(item: Any) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """What `packed` was given.
+    """The plain data that `packed` was given.
 
     Raises:
       UserError: these are other bytes.
