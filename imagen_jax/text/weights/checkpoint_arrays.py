@@ -293,7 +293,7 @@ class _Stored:
 
     @classmethod
     def of(cls, spec: dict[str, Any]) -> "_Stored":
-        """The array that a tensorstore spec names; KeyError, TypeError, ValueError or AttributeError where it is none."""
+        """The array that a tensorstore spec names; one of _DAMAGES where it is none."""
         while "base" in spec:  # A driver that casts wraps the one that reads.
             spec = spec["base"]
         # tensorstore before 0.1.14 had the path beside.
