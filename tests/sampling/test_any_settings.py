@@ -37,47 +37,36 @@ class Halves(nn.Module):
 
 
 STAGES = [dataclasses.replace(stage, model=Halves()) for stage in (BASE, SR)]
-VALUES: dict[str, list[Any]] = {
-    "num_steps": [1, 1, 2, 3, 0, -1],
-    "guidance_weight": [0.0, 1.0, 3.0, 1e6, -1.0, INF, NAN],
-    "thresholding": ["none", "static", "dynamic", "soft"],
-    "percentile": [99.5, 100.0, 1.5, 0.5, NAN],
-    "threshold_cap": [INF, 1.0, 1.5, 0.5, NAN],
-    "aug_level": [0.0, 0.5, 1.0, 1.5, NAN],
-    "tile_size": [None, None, 8, 4, 3, 1, 99, 0],
-    "tile_overlap": [0, 0, 1, 3, 8, -1],
-}
-# Each makes one when it is called, or refuses.
-KINDS: dict[str, list[Any]] = {
+# Of each setting, makers of values that are fine by themselves, and of some that are not.
+FINE: dict[str, list[Any]] = {
+    "num_steps": [lambda: 1, lambda: 2, lambda: 3],
+    "guidance_weight": [lambda: 0.0, lambda: 1.0, lambda: 3.0, lambda: 1e6],
+    "thresholding": [lambda: "none", lambda: "static", lambda: "dynamic"],
+    "percentile": [lambda: 99.5, lambda: 100.0, lambda: 1.5],
+    "threshold_cap": [lambda: INF, lambda: 1.0, lambda: 1.5],
+    "aug_level": [lambda: 0.0, lambda: 0.5, lambda: 1.0],
+    "tile_size": [lambda: None, lambda: 8, lambda: 4, lambda: 99],
     "sampler": [
         lambda: samplers.DDPMSampler(),
         lambda: samplers.DDPMSampler(gamma=1.0),
         lambda: samplers.DDIMSampler(),
         lambda: samplers.DDIMSampler(eta=1.0),
-        lambda: samplers.DDIMSampler(eta=NAN),
         lambda: samplers.DPMSolverSampler(),
         lambda: samplers.DPMSolverSampler(eta=1.0),
         lambda: samplers.HeunSampler(),
         lambda: samplers.HeunSampler(churn=0.4, noise_scale=1.01),
-        lambda: samplers.HeunSampler(churn=NAN),
     ],
     "times": [
         lambda: time_grids.UniformGrid(),
         lambda: time_grids.UniformGrid(t_last=0.9),
         lambda: time_grids.EDMGrid(),
-        lambda: time_grids.RespacedGrid(sections=(1,)),
-        lambda: time_grids.RespacedGrid(sections=(1, 1, 1)),
-        lambda: time_grids.RespacedGrid(sections=()),
+        lambda: time_grids.RespacedGrid(sections=(1, 1)),
     ],
     "schedule": [
         lambda: None,
         lambda: schedules.LinearSchedule(),
         lambda: schedules.FlowSchedule(shift=3.0),
-        lambda: schedules.FlowSchedule(shift=INF),
         lambda: schedules.EDMSchedule(),
-        lambda: schedules.EDMSchedule(rho=1e-9),
-        lambda: schedules.EDMSchedule(sigma_max=INF),
-        lambda: schedules.CosineSchedule(shift=NAN),
         lambda: schedules.DiscreteSchedule(),
         lambda: schedules.DiscreteSchedule(num_timesteps=21),
         lambda: schedules.LogNormalSchedule(),
@@ -85,8 +74,28 @@ KINDS: dict[str, list[Any]] = {
     "guidance_schedule": [
         lambda: guidance.ConstantGuidance(),
         lambda: guidance.IntervalGuidance(t_min=0.2, t_max=0.5),
-        lambda: guidance.IntervalGuidance(t_min=0.5, t_max=0.2),
         lambda: guidance.OscillatingGuidance(low=0.0),
+    ],
+}
+BAD: dict[str, list[Any]] = {
+    "num_steps": [lambda: 0, lambda: -1, lambda: 22],
+    "guidance_weight": [lambda: -1.0, lambda: INF, lambda: NAN],
+    "thresholding": [lambda: "soft"],
+    "percentile": [lambda: 0.5, lambda: NAN],
+    "threshold_cap": [lambda: 0.5, lambda: NAN],
+    "aug_level": [lambda: 1.5, lambda: NAN],
+    "tile_size": [lambda: 3, lambda: 1, lambda: 0],
+    "tile_overlap": [lambda: 8, lambda: -1],
+    "sampler": [lambda: samplers.DDIMSampler(eta=NAN), lambda: samplers.HeunSampler(churn=NAN)],
+    "times": [lambda: time_grids.RespacedGrid(sections=(1,) * 9), lambda: time_grids.RespacedGrid(sections=())],
+    "schedule": [
+        lambda: schedules.FlowSchedule(shift=INF),
+        lambda: schedules.EDMSchedule(rho=1e-9),
+        lambda: schedules.EDMSchedule(sigma_max=INF),
+        lambda: schedules.CosineSchedule(shift=NAN),
+    ],
+    "guidance_schedule": [
+        lambda: guidance.IntervalGuidance(t_min=0.5, t_max=0.2),
         lambda: guidance.OscillatingGuidance(low=NAN),
     ],
 }
@@ -94,18 +103,19 @@ KINDS: dict[str, list[Any]] = {
 
 def draw_at_random(rng: random.Random) -> np.ndarray:
     stage = rng.choice(STAGES)
-    # Most of the settings are usual ones, so that draws come about.
-    chosen = {name: rng.choice(values) for name, values in VALUES.items() if rng.random() < 0.4}
-    chosen |= {name: rng.choice(makers)() for name, makers in KINDS.items() if rng.random() < 0.5}
-    config = SamplingConfig(**{"num_steps": 2, **chosen})
+    makers = {name: rng.choice(fine) for name, fine in FINE.items() if rng.random() < 0.5}
+    if rng.random() < 0.5:
+        name = rng.choice(list(BAD))
+        makers[name] = rng.choice(BAD[name])
+    config = SamplingConfig(**{"num_steps": 2, **{name: make() for name, make in makers.items()}})
     rows = batch(stage, rng.choice([1, 2]))
     given = SampleRows(image_keys(0, jnp.arange(len(rows["x0"]))), rows["text"], rows["text_mask"], rows.get("low_res"))
     edit = None
     if rng.random() < 0.3:
         mask = rng.choice([None, (rows["x0"][..., :1] > 0).astype(jnp.float32)])
-        again = {"num_resamples": rng.choice([1, 2, 0]), "jump_length": rng.choice([1, 5])}
+        again = {"num_resamples": rng.choice([1, 2]), "jump_length": rng.choice([1, 5])}
         edit = Edit(image=rows["x0"], mask=mask, strength=rng.choice([1.0, 0.5, 1e-6]), **again)
-    size = rng.choice([None, (8, 8), (7, 8), (0, 8)]) if stage.low_res_size is None and edit is None else None
+    size = rng.choice([None, (8, 8), (4, 12), (7, 8)]) if stage.low_res_size is None and edit is None else None
     return np.asarray(sample_stage(stage, config, {}, given, size=size, edit=edit))
 
 
@@ -113,7 +123,7 @@ def draw_at_random(rng: random.Random) -> np.ndarray:
 def test_pictures_or_one_line(seed: int) -> None:
     rng = random.Random(seed)
     drawn = refused = 0
-    for _ in range(30):
+    for _ in range(16):
         try:
             images = draw_at_random(rng)
         except UserError as error:
@@ -122,7 +132,7 @@ def test_pictures_or_one_line(seed: int) -> None:
         else:
             assert np.isfinite(images).all() and np.abs(images).max() <= 1.0
             drawn += 1
-    assert drawn > 1 and refused > 5
+    assert drawn > 2 and refused > 2
 
 
 def test_previews_that_the_network_cannot_draw_are_refused_before_training(tmp_path) -> None:
