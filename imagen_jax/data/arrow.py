@@ -77,18 +77,17 @@ def arrow_source(
     digest = hashlib.sha256()
     for stream in streams:
         digest.update(repr((stream.prefix, os.path.basename(stream.path), md5_of(stream.path))).encode())
+    named = dataclasses.asdict(columns)
     return Source(
         parts=[
-            functools.partial(
-                _stream_part, *dataclasses.astuple(stream), dataclasses.asdict(columns), val_fraction, seed
-            )
-            for stream in streams
+            functools.partial(_stream_part, one.path, one.split, one.prefix, named, val_fraction, seed)
+            for one in streams
         ],
         num_examples=0,  # only reading them tells
         settings={
             "kind": "arrow",
             "digest": digest.hexdigest(),
-            "columns": dataclasses.asdict(columns),
+            "columns": named,
             "val_fraction": val_fraction,
             "seed": seed,
         },

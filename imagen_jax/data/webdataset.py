@@ -73,7 +73,7 @@ def tar_source(place: StrPath, *, val_fraction: float = 0.0, seed: int = 0) -> S
     for tar in tars:
         digest.update(repr((tar.folder, os.path.basename(tar.path), md5_of(tar.path))).encode())
     return Source(
-        parts=[functools.partial(_tar_part, *dataclasses.astuple(tar), val_fraction, seed) for tar in tars],
+        parts=[functools.partial(_tar_part, tar.path, tar.name, tar.folder, val_fraction, seed) for tar in tars],
         num_examples=0,  # only reading them tells
         settings={"kind": "tars", "digest": digest.hexdigest(), "val_fraction": val_fraction, "seed": seed},
     )
