@@ -34,8 +34,11 @@ def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any] | None
         for record in records:
             writer.write(record)
         for entry in writer.finish()["shards"]:
+            index = entry["index"]
+            index_name = path.name + index["file"].removeprefix(entry["file"])
+            os.replace(Path(own, index["file"]), path.with_name(index_name))
             os.replace(Path(own, entry["file"]), path)
-            return {**entry, "file": path.name}
+            return {**entry, "file": path.name, "index": {**index, "file": index_name}}
     return None
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +77,17 @@ def arrow_source(
     digest = hashlib.sha256()
     for stream in streams:
         digest.update(repr((stream.prefix, os.path.basename(stream.path), md5_of(stream.path))).encode())
+    named = dataclasses.asdict(columns)
     return Source(
-        parts=[functools.partial(_stream_part, stream, columns, val_fraction, seed) for stream in streams],
+        parts=[
+            functools.partial(_stream_part, one.path, one.split, one.prefix, named, val_fraction, seed)
+            for one in streams
+        ],
         num_examples=0,  # only reading them tells
         settings={
             "kind": "arrow",
             "digest": digest.hexdigest(),
-            "columns": dataclasses.asdict(columns),
+            "columns": named,
             "val_fraction": val_fraction,
             "seed": seed,
         },
@@ -156,37 +160,39 @@ def _opened(path: str) -> Any:
     return pyarrow.ipc.open_stream(pyarrow.OSFile(path))
 
 
-def _stream_part(stream: _Stream, columns: Columns, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
-    path, row = local_copy(stream.path), 0
-    stem = stream.prefix + Path(stream.path).stem
+def _stream_part(
+    path: str, split: str, prefix: str, named: Mapping[str, str], val_fraction: float, seed: int
+) -> Iterator[RawExample | Rejection]:
+    copy, row, columns = local_copy(path), 0, Columns(**named)
+    stem, folder = prefix + Path(path).stem, os.path.dirname(path)
     try:
-        with _opened(path) as reader:
-            require_columns(stream.path, columns, reader.schema.names)
+        with _opened(copy) as reader:
+            require_columns(path, columns, reader.schema.names)
             names = [columns.image, columns.caption, *fact_columns(reader.schema, columns)]
             for batch in reader:
                 wanted = batch.select(names)
                 for number in range(batch.num_rows):
                     row += 1
-                    for one in _row_examples(wanted.slice(number, 1), f"{stem}-{row:08d}", columns, stream):
-                        yield one if isinstance(one, Rejection) else _with_split(one, stream.split, val_fraction, seed)
+                    for one in _row_examples(wanted.slice(number, 1), f"{stem}-{row:08d}", columns, folder):
+                        yield one if isinstance(one, Rejection) else _with_split(one, split, val_fraction, seed)
     except arrow_damage() as error:
         reason = f"the file is damaged behind row {row} ({error}); copy it again"
         yield Rejection(source=stem, reason=reason)
         return
-    with open(path, "rb") as file:
+    with open(copy, "rb") as file:
         file.seek(-len(_END), os.SEEK_END)
         if file.read() != _END:
             yield Rejection(source=stem, reason=f"the file ends without its end mark, behind row {row}; copy it again")
 
 
-def _row_examples(batch: Any, key: str, columns: Columns, stream: _Stream) -> Iterator[RawExample | Rejection]:
+def _row_examples(batch: Any, key: str, columns: Columns, folder: str) -> Iterator[RawExample | Rejection]:
     import pyarrow
 
     try:
         # Without it, a damaged offset would end the process.
         batch.validate(full=True)
         (row,) = batch.to_pylist()
-        image = image_in(row.pop(columns.image), os.path.dirname(stream.path))
+        image = image_in(row.pop(columns.image), folder)
         if image is None:
             yield Rejection(source=key, reason="no image: neither bytes nor a path")
             return

@@ -13,7 +13,7 @@ import ast
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,14 +70,28 @@ def filtered(source: Source, filters: Sequence[str]) -> Source:
         conditions_of(one)
     if not filters:
         return source
-    parts = [functools.partial(_filtered_part, part, tuple(filters)) for part in source.parts]
+    parts = [_filtered_part(part, filters) for part in source.parts]
     return dataclasses.replace(source, parts=parts, settings={**source.settings, "filters": list(filters)})
 
 
-def _filtered_part(part: Part, filters: Sequence[str]) -> Iterator[RawExample | Rejection]:
-    conditions = [condition for one in filters for condition in conditions_of(one)]
-    for one in part():
-        yield one if isinstance(one, Rejection) else _passed(one, conditions)
+def _filtered_part(part: Part, filters: Sequence[str]) -> Part:
+    """A part with plain data as arguments, where the one that it filters has such."""
+    whole = part if isinstance(part, functools.partial) else functools.partial(part)
+    return functools.partial(_Filtered(whole.func), list(filters), list(whole.args), dict(whole.keywords))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Filtered:
+    """A function whose examples are filtered."""
+
+    function: Callable[..., Iterable[RawExample | Rejection]]
+
+    def __call__(
+        self, filters: Sequence[str], arguments: Sequence[Any], named: Mapping[str, Any]
+    ) -> Iterator[RawExample | Rejection]:
+        conditions = [condition for one in filters for condition in conditions_of(one)]
+        for one in self.function(*arguments, **named):
+            yield one if isinstance(one, Rejection) else _passed(one, conditions)
 
 
 @functools.lru_cache

@@ -30,7 +30,8 @@ def kept_facts(found: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
     """The numbers, texts and truth values among `found`, under our names; others are left out.
 
     A name in `ALIASES` wins over ours where both are there: img2dataset writes the size of the original picture beside
-    that of its own smaller copy. What is empty, no finite number or a text beyond 2 000 characters is left out.
+    that of its own smaller copy. What is empty, a text beyond 2 000 characters, a number that is not finite or beyond
+    64 bits is left out.
 
     Args:
       found: facts by name, of any case.
@@ -89,7 +90,9 @@ def numbers_in(texts: Mapping[str, str]) -> dict[str, str | float | int]:
 def _is_fact(value: Any) -> bool:
     if isinstance(value, str):
         return 0 < len(value) <= _LONGEST and _is_unicode(value)
-    return isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value))
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and abs(value) < 1 << 63
 
 
 def _is_unicode(text: str) -> bool:

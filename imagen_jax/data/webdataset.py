@@ -73,7 +73,7 @@ def tar_source(place: StrPath, *, val_fraction: float = 0.0, seed: int = 0) -> S
     for tar in tars:
         digest.update(repr((tar.folder, os.path.basename(tar.path), md5_of(tar.path))).encode())
     return Source(
-        parts=[functools.partial(_tar_part, tar, val_fraction, seed) for tar in tars],
+        parts=[functools.partial(_tar_part, tar.path, tar.name, tar.folder, val_fraction, seed) for tar in tars],
         num_examples=0,  # only reading them tells
         settings={"kind": "tars", "digest": digest.hexdigest(), "val_fraction": val_fraction, "seed": seed},
     )
@@ -139,24 +139,24 @@ def _matching(pattern: str) -> list[str]:
     return sorted(f"{scheme}://{name}" for name in file_system(pattern).glob(pattern))
 
 
-def _tar_part(tar: _Tar, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
+def _tar_part(path: str, name: str, folder: str, val_fraction: float, seed: int) -> Iterator[RawExample | Rejection]:
     try:
-        path = local_copy(tar.path)
-        if not Path(path).is_file():
+        copy = local_copy(path)
+        if not Path(copy).is_file():
             raise FileNotFoundError("no such file")
-        opened = tarfile.open(path, "r:")  # noqa: SIM115 (the errors below name the tar)
+        opened = tarfile.open(copy, "r:")  # noqa: SIM115 (the errors below name the tar)
     except (FileNotFoundError, tarfile.TarError) as error:
-        yield Rejection(source=tar.name, reason=f"not a tar file that can be read ({error})")
+        yield Rejection(source=name, reason=f"not a tar file that can be read ({error})")
         return
     with opened:
-        groups, rejections = _grouped(opened, tar.name)
+        groups, rejections = _grouped(opened, name)
         yield from rejections
         for key, members in groups.items():
-            name = tar.folder + key
+            whole = folder + key
             try:
-                yield from _examples(opened, members, name, split_of(f"{seed}/{name}", val_fraction))
+                yield from _examples(opened, members, whole, split_of(f"{seed}/{whole}", val_fraction))
             except _UnusableError as error:
-                yield Rejection(source=_shown(f"{tar.name}: {key}"), reason=_shown(str(error)))
+                yield Rejection(source=_shown(f"{name}: {key}"), reason=_shown(str(error)))
 
 
 class _UnusableError(ValueError):

@@ -1,10 +1,13 @@
 """The corpus of two Beam workers is the serial builder's, byte for byte."""
 
 import functools
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
 
@@ -60,15 +63,39 @@ def test_what_is_dropped_is_what_the_serial_builder_drops(tmp_path: Path) -> Non
         [_example("j", meta={"n": 1}), _example("jjj", meta={"n": 3}), _example("jjjjj", caption="Out!")],
         [_example("k", meta={"n": 9}), _example("kkkk"), _example("kk#1", meta={"n": 1}, split="val")],
     ]
-    source = filtered(_source(*parts), ["n < 3 or caption == 'Out!'"])
+    source = filtered(_source(*parts), ["caption == 'Out!' or n < 3"])
     source = screened(source, Screen(dedupe=True, captions=frozenset({caption_mark("out")})))
     serial = builder.build_corpus(source, tmp_path / "serial", CONFIG)
     report = build_corpus(source, tmp_path / "beam", CONFIG, TWO_WORKERS)
     assert report == serial and serial.num_examples == {"train": 2, "val": 1}
     assert serial.num_dropped == {
-        "excluded caption": 1, "n < 3 or caption == 'Out!'": 2, "near-duplicate": 1, "no n": 1
+        "excluded caption": 1, "caption == 'Out!' or n < 3": 2, "near-duplicate": 1, "no n": 1
     }  # fmt: skip
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
+
+
+def test_tars_datasets_and_filters_by_the_script(tmp_path: Path, run_script) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((12, 10, 3), 7, np.uint8)).save(buffer, "PNG")
+    (tmp_path / "tars").mkdir()
+    for number in range(2):
+        with tarfile.open(tmp_path / f"tars/{number}.tar", "w") as tar:
+            for name, content in (("png", buffer.getvalue()), ("txt", b"a tar"), ("json", b'{"similarity": 0.5}')):
+                member = tarfile.TarInfo(f"key{number}.{name}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "rows").mkdir()
+    rows = [{"image": buffer.getvalue(), "text": f"row {i}", "similarity": i / 4} for i in range(5)]
+    table = pyarrow.Table.from_pylist(rows)
+    with pyarrow.ipc.new_stream(tmp_path / "rows/data.arrow", table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "rows/state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    for place, kept in (("tars", 2), ("rows", 3)):
+        flags = ["--images", str(tmp_path / place), "--image_size=8", "--filter=similarity >= 0.5"]
+        assert main(["build_corpus", *flags, "--output", str(tmp_path / f"serial {place}")]) == 0
+        assert run_script("beam_build.py", *flags, "--output", str(tmp_path / f"beam {place}"), *TWO_WORKERS) == 0
+        assert files(tmp_path / f"beam {place}") == files(tmp_path / f"serial {place}")
+        assert Corpus(tmp_path / f"beam {place}").num_examples("train") == kept
 
 
 def test_a_folder_by_the_script(tmp_path: Path, run_script, capsys) -> None:

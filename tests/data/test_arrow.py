@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data.arrow import arrow_source, holds_arrow
+from imagen_jax.data.filters import filtered
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.sources import list_source
+from imagen_jax.data.webdataset import tar_source
 from imagen_jax.errors import UserError
 from imagen_jax.files import as_path, files_under, write_bytes
 from imagen_jax.image_files import decode_image
@@ -143,6 +145,18 @@ def test_a_dict_keeps_its_splits_and_a_bucket_and_workers_give_the_same_bytes(bu
     # Equal pictures are in one split.
     assert not set(levels["train"]) & set(levels["val"])
     assert sorted(levels["train"] + levels["val"]) == sorted([*range(20), *range(21)])
+
+
+def test_parts_are_functions_with_plain_data(tmp_path):
+    """So that workers of any kind can be sent them; a filter leaves it so."""
+    (tmp_path / "a.tar").write_bytes(b"no tar")
+    for source in (arrow_source(_save(tmp_path / "rows", [_rows([1])])), tar_source(tmp_path / "a.tar")):
+        for one in (source, filtered(source, ["width > 3"]), filtered(filtered(source, ["width > 3"]), ["height > 3"])):
+            (part,) = one.parts
+            arguments = json.loads(json.dumps([part.args, part.keywords]))
+            again = part.func(*arguments[0], **arguments[1])
+            assert [type(found) for found in again] == [type(found) for found in part()]
+            assert hash(part.func)
 
 
 def test_rows_that_cannot_be_used_are_counted(tmp_path):
