@@ -79,8 +79,8 @@ def test_another_vocabulary_in_its_place_is_refused_by_digest(root, cascade_dir)
 
 
 def test_what_lies_beside_a_checkpoint_is_never_executed(cascade_dir, tmp_path):
-    proof = tmp_path / "executed"
-    hostile = f"import os\nos.system.command = 'touch {proof}'\nconfig.TrainConfig.stage = @os.system()\n"
+    touched = tmp_path / "executed"
+    hostile = f"import os\nos.system.command = 'touch {touched}'\nconfig.TrainConfig.stage = @os.system()\n"
     for run in (cascade_dir / "base", cascade_dir / "sr"):
         (newest(run) / "config.gin").write_text(hostile)
         proof.write_digests(newest(run))
@@ -93,7 +93,7 @@ def test_what_lies_beside_a_checkpoint_is_never_executed(cascade_dir, tmp_path):
         Cascade.load(str(cascade_dir))
     with pytest.raises(UserError, match="class 'system'|no TrainConfig|does not know"):
         upgrade_run(cascade_dir)
-    assert not proof.exists()
+    assert not touched.exists()
 
 
 @pytest.mark.parametrize(
