@@ -27,6 +27,7 @@ from imagen_jax.files import (
     as_path,
     is_file_name,
     is_remote,
+    kvstore_spec,
     local_copy,
     read_json,
     sha256_of_file,
@@ -109,7 +110,7 @@ class T5xArrays(CheckpointArrays):
     @functools.cache  # noqa: B019  An instance lives as long as its checkpoint is read.
     def _open(self, name: str) -> tensorstore.TensorStore:
         leaf = self._leaves[name]
-        where = {"driver": leaf.driver, "kvstore": _kvstore(as_path(self.path) / leaf.folder)}
+        where = {"driver": leaf.driver, "kvstore": kvstore_spec(as_path(self.path) / leaf.folder)}
         store: Any = tensorstore.open(where, open=True, read=True).result()
         expected = self.shapes[name]
         if tuple(store.shape) != expected:
