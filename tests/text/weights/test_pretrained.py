@@ -206,6 +206,15 @@ def test_arrays_of_other_ranks_are_refused(tmp_path: Path, name: str, shape: tup
         load_encoder(tmp_path)
 
 
+@pytest.mark.parametrize("layers", [7, 2**31, 10**30])
+def test_layers_that_no_array_shows_are_not_traced(tmp_path: Path, layers: int) -> None:
+    shutil.copy(HUGGING_FACE / "model.safetensors", tmp_path)
+    content = json.loads((HUGGING_FACE / "config.json").read_text()) | {"num_layers": layers}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=rf"has arrays of 2 layers, its config says {layers}|must be at most"):
+        load_encoder(tmp_path)
+
+
 def test_decoders_alone_and_other_folders_are_refused(tmp_path: Path) -> None:
     save_file({"decoder.final_layer_norm.weight": np.zeros(3)}, tmp_path / "model.safetensors")
     shutil.copy(HUGGING_FACE / "config.json", tmp_path)
