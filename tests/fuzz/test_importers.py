@@ -135,8 +135,6 @@ def test_import_text(pytestconfig, tmp_path, name):
     fuzz(pytestconfig, f"import_text {name}", make, attempt, writes=tmp_path, share=0.05)
 
 
-# An index may still place arrays in files elsewhere, and in places that are no text (checkpoint_arrays._read_index).
-@pytest.mark.xfail
 def test_import_text_of_several_files(pytestconfig, tmp_path):
     """An index names files of its own folder only."""
     source, copy = tmp_path / "source", tmp_path / "copy"

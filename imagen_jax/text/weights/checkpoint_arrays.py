@@ -20,11 +20,12 @@ import tensorstore
 from flax import serialization
 from safetensors import SafetensorError, safe_open
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, listed
 from imagen_jax.files import (
     AnyPath,
     absolute,
     as_path,
+    check_content,
     is_file_name,
     is_remote,
     kvstore_spec,
@@ -36,6 +37,14 @@ from imagen_jax.files import (
 
 Index = tuple[slice, ...]
 T5X_INDEX = "checkpoint"
+_HEADER_FORM = {
+    "architecture": str,
+    "source": str,
+    "config": dict,
+    "params_sha256": str,
+    "shapes": {...: [int]},
+    "files": {...: str},
+}
 COPY_HEADER, COPY_ARRAYS = "encoder.json", "arrays"
 # What files of another shape than expected raise when they are taken apart.
 _DAMAGES = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -235,19 +244,18 @@ def read_copy_header(path: str) -> dict[str, Any]:
     Raises:
       UserError: it is damaged.
     """
-    file = os.path.join(path, COPY_HEADER)
+    file, fix = os.path.join(path, COPY_HEADER), "the copy is damaged: write it again with `imagen_jax import_text`"
     try:
         header = read_json(file)
-        header = {"architecture": "t5", **header, "shapes": {n: _shape(s) for n, s in header["shapes"].items()}}
-        kinds = {"architecture": str, "source": str, "params_sha256": str, "config": dict, "files": dict}
-        wrong = [name for name, kind in kinds.items() if not isinstance(header[name], kind) or not header[name]]
-        # Digests are of files in the copy.
-        wrong += [name for name in header["files"] if os.path.isabs(name) or ".." in name.split("/")]
-    except _DAMAGES as error:
-        wrong = [f"{type(error).__name__}: {error}"]
-    if wrong:
-        raise UserError(f"{file} is damaged ({', '.join(wrong)}); write it again with `imagen_jax import_text`")
-    return header
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); {fix}") from error
+    header = {"architecture": "t5", **header} if isinstance(header, dict) else header
+    check_content(file, header, _HEADER_FORM, fix)
+    # Digests are of files in the copy.
+    wrong = [name for name in header["files"] if os.path.isabs(name) or ".." in name.split("/")]
+    if wrong or not header["files"]:
+        raise UserError(f"{file} is damaged (files: {listed(wrong) or 'none'}); {fix}")
+    return {**header, "shapes": {name: tuple(shape) for name, shape in header["shapes"].items()}}
 
 
 def is_copy(path: str) -> bool:

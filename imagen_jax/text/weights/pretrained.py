@@ -273,16 +273,6 @@ def _config(
         ) from error
 
 
-def _check_stated(path: str, stated: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
-    """Refuses sizes that the shapes contradict, before a network of these sizes is traced: it might have no end."""
-    for name in stated.keys() & inferred.keys():
-        if isinstance(inferred[name], int) and stated[name] != inferred[name]:
-            raise UserError(
-                f"{path} states {name} {str(stated[name])[:80]!r} in its config, and the shapes of its arrays say "
-                f"{inferred[name]}; download the folder again"
-            )
-
-
 def _check(checkpoint: EncoderCheckpoint) -> None:
     """Refuses a checkpoint that lacks a parameter of its config, or has one of another shape."""
     found = len(layers_of(checkpoint.sources))
