@@ -44,7 +44,7 @@ setup(
         "etils>=1.12",
         "flax>=0.12.6,<0.13",
         "ftfy>=6.3,<7",
-        # Buckets.
+        "fsspec>=2026.3",
         "gcsfs>=2026.3",
         "gin-config>=0.5,<0.6",
         # Not imported here: tensorflow-datasets imports it without asking for it.

@@ -344,15 +344,15 @@ def test_an_argument_that_is_no_text_is_told(capsys):
     ],
     ids=lambda words: " ".join(words[:1] + words[-1:]),
 )
-def test_addresses_are_refused_at_every_door(words, tmp_path, monkeypatch, capsys):
-    """gs://bucket/x would be taken for a folder named "gs:"."""
+def test_addresses_of_other_kinds_are_refused_at_every_door(words, tmp_path, monkeypatch, capsys):
+    """http://host/x would be taken for a folder named "http:"."""
     monkeypatch.chdir(tmp_path)
     try:
-        code = main([word.format("gs://bucket/x") for word in words])
+        code = main([word.format("http://host/x") for word in words])
     except SystemExit as exit:
         code = exit.code
     told = capsys.readouterr().err
-    assert code == 2 and "begins with gs:/, and only paths of this machine" in told and "Traceback" not in told
+    assert code == 2 and "begins with http:/, and only paths of this machine" in told and "Traceback" not in told
     assert list(tmp_path.iterdir()) == []
 
 

@@ -55,6 +55,7 @@ class DataConfig:
       corpus_dir: corpus directory; None where `mixture` says what is read.
       store_dir: embedding store of its captions; None encodes them as they are read, which suits small runs only.
       split: name of a split of the corpus.
+      task: name of a seqio task of yours that gives image and caption, read as it is; see `data.task_batches`.
       mixture: corpora with their rates, or the name of a seqio Mixture of tasks that `data.tasks.add_corpus` made.
       rate_changes: pairs of a step and the rates of all sources from that step on, in their order.
       image_size: side of x0, in pixels; at most the corpus's.
@@ -66,6 +67,7 @@ class DataConfig:
     corpus_dir: str | None = None
     store_dir: str | None = None
     split: str = "train"
+    task: str | None = None
     mixture: tuple[CorpusShare, ...] | str | None = None
     rate_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
     image_size: int
@@ -74,8 +76,10 @@ class DataConfig:
     crop: str = "none"
 
     def __post_init__(self) -> None:
-        if (self.corpus_dir is None) == (self.mixture is None):
-            raise UserError("DataConfig needs corpus_dir or mixture, and not both; give one of them")
+        if [self.corpus_dir, self.mixture, self.task].count(None) != 2:
+            raise UserError("DataConfig needs one of corpus_dir, mixture and task, and not two; give one of them")
+        if self.task is not None and (not isinstance(self.task, str) or self.store_dir is not None):
+            raise UserError(f"DataConfig.task ({self.task!r}) must be a task's name, and has no store_dir")
         if self.corpus_dir is not None:
             check_path("corpus_dir", self.corpus_dir)
         if self.store_dir is not None:

@@ -7,6 +7,7 @@ bit for bit, the picture that the base model was trained on.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from imagen_jax.errors import UserError
@@ -60,6 +61,35 @@ def decode_image(corpus_image_size: int | None) -> Preprocessor:
         return {**example, "image": tf.ensure_shape(image, (corpus_image_size, corpus_image_size, 3))}
 
     return lambda dataset: dataset.map(decode)
+
+
+def square(size: int, failures: FailureBox) -> Preprocessor:
+    """`image`: uint8 of any shape → its centre square, uint8.
+
+    Args:
+      size: least side, in pixels.
+      failures: keeps the UserError of a picture that is smaller or has no three channels.
+    """
+
+    def checked(shape: np.ndarray) -> np.ndarray:
+        if len(shape) != 3 or shape[2] != 3 or min(shape[:2]) < size:
+            raise UserError(
+                f"a picture of the task has shape {shape.tolist()}; expected [h, w, 3], no side below {size} pixels: "
+                "filter the task, or choose a smaller image_size"
+            )
+        return shape
+
+    guarded = failures.guard(checked)
+
+    def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image = example["image"]
+        shape = tf.numpy_function(guarded, [tf.shape(image)], tf.int32, stateful=False)
+        shape = tf.ensure_shape(shape, (3,))
+        side = tf.minimum(shape[0], shape[1])
+        corner = tf.stack(((shape[0] - side) // 2, (shape[1] - side) // 2, 0))
+        return {**example, "image": tf.ensure_shape(tf.slice(image, corner, (side, side, 3)), (None, None, 3))}
+
+    return lambda dataset: dataset.map(cut)
 
 
 def crop(size: int, mode: str) -> Preprocessor:

@@ -167,11 +167,13 @@ def add_corpus(name: str, corpus_dir: str, store_dir: str | None = None) -> seqi
 
 
 def shares_of(config: DataConfig) -> tuple[CorpusShare, ...]:
-    """The sources that a config reads, with their rates.
+    """The corpora that a config reads, with their rates; none where it reads a task.
 
     Raises:
       UserError: there is no such seqio Mixture, or one of its tasks is no corpus.
     """
+    if config.task is not None:
+        return ()
     if config.corpus_dir is not None:
         return (CorpusShare(corpus_dir=config.corpus_dir, store_dir=config.store_dir, split=config.split),)
     if not isinstance(config.mixture, str):

@@ -205,7 +205,7 @@ def _train(
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
     beside = companions(config, encoder, operative_text)
-    if config.data.store_dir is not None:
+    if not config.data.encodes:
         # Nothing needs it from here on, and no plan of a device's memory counts it.
         encoder.release()
     state, position, origin = start_state(config, setup)

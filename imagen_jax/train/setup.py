@@ -22,6 +22,7 @@ from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.data.tasks import shares_of
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning
@@ -178,7 +179,7 @@ def null_text(config: TrainConfig, encoder: TextEncoder) -> Conditioning | None:
     """Null text of the stage: the embedding of "" (the store's, if there is one), or None for zeros."""
     if config.stage.null_text == "zeros":
         return None
-    store_dir = shares_of(config.data)[0].store_dir
+    store_dir = next((share.store_dir for share in shares_of(config.data)), None)
     embedding = EmbeddingStore.open(store_dir).null_text if store_dir else encoder.encode_unpadded([""])[0]
     text, mask = _as_trained(config, embedding[None], np.ones((1, len(embedding)), bool), "the null text")
     return Conditioning(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
@@ -213,13 +214,14 @@ def _as_trained(
 
 def open_data(
     config: TrainConfig, mesh: Mesh, step: int, position: dict[str, Any] | None, encoder: TextEncoder
-) -> BatchIterator:
+) -> BatchIterator | TaskBatches:
     """This process's rows of the batches from the one after `step` updates on.
 
     Raises:
       UserError: the data order would not be the one the checkpoint was trained with.
     """
-    batches = BatchIterator(
+    kind = BatchIterator if config.data.task is None else TaskBatches
+    batches = kind(
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -181,8 +181,8 @@ def test_position_names_corpora_and_the_rates_so_far(shares):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"corpus_dir": "x"}, "corpus_dir or mixture, and not both"),
-        ({"mixture": None}, "corpus_dir or mixture, and not both"),
+        ({"corpus_dir": "x"}, "one of corpus_dir, mixture and task, and not two"),
+        ({"mixture": None}, "one of corpus_dir, mixture and task, and not two"),
         ({"mixture": ()}, "must be the name of a seqio Mixture or CorpusShares"),
         ({"store_dir": "x"}, "each CorpusShare has its own"),
         ({"rate_changes": ((0, (1.0, 1.0)),)}, "a step .0. must be an integer >= 1"),

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.errors import UserError
 from imagen_jax.files import as_path
 from imagen_jax.sampling.preview import PreviewRows
@@ -19,9 +20,8 @@ def preview_rows(run: Run, previews: PreviewConfig) -> PreviewRows:
     if run.preview_text is not None:
         text, text_mask = run.preview_text
         return PreviewRows(text=text, text_mask=text_mask, captions=previews.captions)
-    batches = BatchIterator(
-        config.data, batch_size=previews.num_images, seed=config.seed, start_step=0, encoder=run.encoder
-    )
+    kind = BatchIterator if config.data.task is None else TaskBatches
+    batches = kind(config.data, batch_size=previews.num_images, seed=config.seed, start_step=0, encoder=run.encoder)
     with contextlib.closing(batches):
         first = next(iter(batches))
     return PreviewRows(
