@@ -45,15 +45,19 @@ class Lock:
         self.path = os.fspath(path)
         self._lock: _FileLock | _Lease = _Lease(os.fspath(path)) if is_remote(path) else _FileLock(path)
 
-    def acquire(self, wait_s: float = 0.0) -> bool:
+    def acquire(self, wait_s: float = 0.0, patient: bool = True) -> bool:
         """Takes the lock where it is free, or becomes so within `wait_s` seconds.
+
+        Args:
+          wait_s: how long to wait.
+          patient: False gives up as soon as a lease is seen to be renewed: its owner is at work.
 
         Raises:
           OSError: the file or object cannot be made.
         """
         end = time.monotonic() + wait_s
         while not self._lock.try_acquire():
-            if time.monotonic() >= end:
+            if time.monotonic() >= end or (self._lock.renewed and not patient):
                 return False
             time.sleep(min(_POLL_S, max(0.0, end - time.monotonic())))
         return True
@@ -161,6 +165,8 @@ def _machine() -> str:
 
 
 class _FileLock:
+    renewed = False
+
     def __init__(self, path: StrPath):
         self._path = path
         self._file: Any = None
@@ -199,6 +205,7 @@ class _Lease:
         self._generation: str | None = None
         self._stop = threading.Event()
         self._lost = False
+        self.renewed = False
 
     def try_acquire(self) -> bool:
         content = json.dumps({**_note(), "nonce": self._nonce}).encode()
@@ -277,6 +284,7 @@ class _Lease:
             return True
         before = _seen.get(self._url)
         if before is None or before[0] != generation:
+            self.renewed = before is not None
             _seen[self._url] = (generation, time.monotonic())
             return False
         return time.monotonic() - before[1] > LEASE_S

@@ -69,7 +69,7 @@ def only_trainer(model_dir: StrPath) -> Iterator[Callable[[], None]]:
     try:
         make_dirs(model_dir)
         # In a bucket the lease of a run that was killed on another machine has to be seen unchanged for a while.
-        held = lock.acquire(LEASE_S + 5 if is_remote(model_dir) else 0.0)
+        held = lock.acquire(LEASE_S + 5 if is_remote(model_dir) else 0.0, patient=False)
     except OSError as error:
         raise UserError(f"model_dir {os.fspath(model_dir)!r} cannot be written ({error}); choose another") from error
     if not held:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -72,11 +73,14 @@ def test_a_lease_of_another_machine_is_taken_over_once_it_is_silent(bucket, monk
     assert bucket.names() == []
 
 
-def test_a_lease_that_is_renewed_stays(bucket, monkeypatch):
+def test_a_lease_that_is_renewed_stays_and_who_is_in_a_hurry_does_not_wait(bucket, monkeypatch):
     monkeypatch.setattr(locks, "LEASE_S", 0.4)
     mine, other = Lock("gs://bucket-a/lock"), Lock("gs://bucket-a/lock")
     assert mine.acquire()
     assert not other.acquire(1.5)
+    start = time.monotonic()
+    assert not other.acquire(60.0, patient=False)
+    assert time.monotonic() - start < 30
     mine.check()
     mine.release()
 
