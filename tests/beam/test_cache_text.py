@@ -78,7 +78,7 @@ def write_corpus(directory: Path, keys: list[bytes]) -> None:
     writer = SplitWriter(directory, "train", 2)
     for key in keys:
         writer.write(encode_record(Record(key=key, image=b"", caption="a red circle", height=1, width=1)))
-    manifest = {"format_version": 1, "splits": {"train": writer.finish()}}
+    manifest = {"format_version": 1, "image_size": 1, "num_rejected": 0, "splits": {"train": writer.finish()}}
     (directory / "corpus.json").write_text(json.dumps(manifest))
 
 
@@ -118,7 +118,7 @@ def test_the_script(cache_config: CacheConfig, serial: CacheConfig, tmp_path: Pa
     assert "add --gin_file=FILE" in capsys.readouterr().err
     assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={tmp_path / 'absent'}", *TWO_WORKERS) == 2
     assert "does not exist; build a corpus there first" in capsys.readouterr().err
-    shard = next(damaged.glob("train-00002-*"))
+    shard = next(damaged.glob("train-00002-*.array_record"))
     shard.write_bytes(bytes(shard.stat().st_size))
     assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={damaged}", *TWO_WORKERS) == 2
     error = capsys.readouterr().err
