@@ -35,7 +35,8 @@ from imagen_jax.text.store.cache import (
     write_if_free,
 )
 from imagen_jax.text.store.format import caption_digest, shard_of
-from imagen_jax.text.store.writer import StoreWriter, sort_keys
+from imagen_jax.text.store.keys import sort_keys
+from imagen_jax.text.store.writer import StoreWriter
 
 _BATCH = 64
 _WAIT_S = 0.5

@@ -5,6 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from imagen_jax.files import is_unicode
+
 # LAION-400M and 5B, COYO, DataComp, img2dataset: their names, in lower case, and ours.
 ALIASES = {
     "original_width": "width",
@@ -89,18 +91,10 @@ def numbers_in(texts: Mapping[str, str]) -> dict[str, str | float | int]:
 
 def _is_fact(value: Any) -> bool:
     if isinstance(value, str):
-        return 0 < len(value) <= _LONGEST and _is_unicode(value)
+        return 0 < len(value) <= _LONGEST and is_unicode(value)
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and abs(value) < 1 << 63
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _number(text: str) -> str | float | int:

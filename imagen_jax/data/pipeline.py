@@ -41,6 +41,23 @@ _NUM_PARALLEL = 2
 _MAX_LEFT = 20
 
 
+def checked_rows(rows: Sequence[int] | None, *, batch_size: int, seed: int, start_step: int) -> np.ndarray:
+    """Numbers of the rows that a host reads of every global batch, int64 [b], checked with what else says where it is.
+
+    Raises:
+      UserError: rows do not rise or are outside the batch, the seed is outside [0, 2**31), a count is too small.
+    """
+    check_count("batch_size", batch_size, 1)
+    check_count("seed", seed, 0)
+    check_count("start_step", start_step, 0)
+    if seed >= 2**31:
+        raise UserError(f"seed ({seed}) must be below 2**31")
+    own = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not own.size or own[0] < 0 or own[-1] >= batch_size or (np.diff(own) <= 0).any():
+        raise UserError(f"rows ({rows}) must be rising numbers in [0, {batch_size}), at least one")
+    return own
+
+
 class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
@@ -71,14 +88,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         rows: Sequence[int] | None = None,
         encoder: TextEncoder | None = None,
     ):
-        check_count("batch_size", batch_size, 1)
-        check_count("seed", seed, 0)
-        check_count("start_step", start_step, 0)
-        if seed >= 2**31:
-            raise UserError(f"seed ({seed}) must be below 2**31")
-        own = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
-        if not own.size or own[0] < 0 or own[-1] >= batch_size or (np.diff(own) <= 0).any():
-            raise UserError(f"rows ({rows}) must be rising numbers in [0, {batch_size}), at least one")
+        own = checked_rows(rows, batch_size=batch_size, seed=seed, start_step=start_step)
         _leave_accelerators_to_jax()
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = FailureBox()

@@ -304,15 +304,15 @@ def task_source(task_name: str, splits: Sequence[str]) -> Source:
     To be built without worker processes, which would not know the task.
 
     Args:
-      task_name: a registered task, or one of `imagen_jax.data.tasks.RAW_TASKS`.
+      task_name: a registered task, or one of `imagen_jax.data.raw_tasks.RAW_TASKS`.
       splits: the splits of the task to take, under their own names.
 
     Raises:
       UserError: no such task or split, or the task lacks one of the three features.
     """
-    from imagen_jax.data import tasks
+    from imagen_jax.data import raw_tasks
 
-    task = tasks.get_raw_task(task_name)
+    task = raw_tasks.get_raw_task(task_name)
     for split in splits:
         if split not in task.splits:
             raise UserError(f"split {split!r} is not in task {task_name!r}; choose from {', '.join(task.splits)}")

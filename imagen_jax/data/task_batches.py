@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from imagen_jax.checks import check_count
 from imagen_jax.data import preprocessors
 from imagen_jax.data.config import DataConfig
-from imagen_jax.data.tasks import get_raw_task
+from imagen_jax.data.pipeline import checked_rows
+from imagen_jax.data.raw_tasks import get_raw_task
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 
@@ -37,8 +37,8 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
       encoder: makes the text embeddings.
 
     Raises:
-      UserError: no such task or split, the task lacks a feature or gives another type; also from iterating, when a
-        picture is smaller than the stage's, or the task gives nothing.
+      UserError: bad arguments, no such task or split, the task lacks a feature or gives another type; also from
+        iterating, when a picture is smaller than the stage's, or the task gives nothing.
     """
 
     source_names: tuple[str, ...] = ()
@@ -53,12 +53,11 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
         rows: Sequence[int] | None = None,
         encoder: TextEncoder | None = None,
     ):
-        check_count("batch_size", batch_size)
+        own = checked_rows(rows, batch_size=batch_size, seed=seed, start_step=start_step)
         if encoder is None:
             raise UserError("captions of a task are encoded as they are read, and there is no encoder; give one")
         self._config, self._batch_size, self._seed, self._step = config, batch_size, seed, start_step
         self._failures = preprocessors.FailureBox()
-        own = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
         self._encoder = encoder
         self._batches = self._dataset(np.isin(np.arange(batch_size), own), len(own)).as_numpy_iterator()
 

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from imagen_jax.report.document import document
 from imagen_jax.report.markup import Child, Html, join, number, percent, table, tag
-from imagen_jax.report.style import style_sheet
 
 # (key, caption, JPEG) of a picture.
 Thumbnails = Sequence[tuple[str, str, bytes]]
@@ -31,24 +31,12 @@ def corpus_page(facts: Mapping[str, Any], thumbnails: Thumbnails) -> str:
         ("Scores", _scores(facts["numbers"])),
         ("Settings", tag("pre", settings)),
     ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Html(style_sheet())),
+    return document(
+        title,
+        tag("header", tag("p", "imagen_jax data card", class_="eyebrow"), tag("h1", title), _tiles(facts)),
+        tag("main", *(tag("section", tag("h2", name), content) for name, content in sections if content)),
+        tag("footer", "This page loads nothing from elsewhere. card.json holds its figures."),
     )
-    body = tag(
-        "body",
-        tag(
-            "div",
-            tag("header", tag("p", "imagen_jax data card", class_="eyebrow"), tag("h1", title), _tiles(facts)),
-            tag("main", *(tag("section", tag("h2", name), content) for name, content in sections if content)),
-            tag("footer", "This page loads nothing from elsewhere. card.json holds its figures."),
-            class_="page",
-        ),
-    )
-    return join(Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n")
 
 
 def _tiles(facts: Mapping[str, Any]) -> Html:

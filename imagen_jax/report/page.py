@@ -11,10 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from imagen_jax.files import as_path, write_text
 from imagen_jax.report.data import CascadeRun, read_run
+from imagen_jax.report.document import document
 from imagen_jax.report.markup import Child, Html, join, table, tag
 from imagen_jax.report.samplers import Study, read_samplers, read_thresholds
 from imagen_jax.report.sections import Section, facts, missing_notes, result_line, sections
-from imagen_jax.report.style import style_sheet
 
 _PACKAGES = (
     "imagen_jax",
@@ -66,31 +66,19 @@ def page(run: CascadeRun, steps: Study | None = None, rules: Sequence[Study] = (
     links = (tag("li", tag("a", section.title, href=f"#{section.anchor}")) for section in shown)
     title = f"Imagen cascade: {run.name}"
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Html(style_sheet())),
-    )
-    body = tag(
-        "body",
+    return document(
+        title,
         tag(
-            "div",
-            tag(
-                "header",
-                tag("p", "imagen_jax report", class_="eyebrow"),
-                tag("h1", title),
-                tag("p", result_line(run), class_="lede"),
-                facts(run),
-            ),
-            tag("nav", tag("ul", *links), aria_label="Sections"),
-            tag("main", *(_section(section) for section in shown)),
-            tag("footer", f"Written {now} by imagen_jax. This page loads nothing from elsewhere."),
-            class_="page",
+            "header",
+            tag("p", "imagen_jax report", class_="eyebrow"),
+            tag("h1", title),
+            tag("p", result_line(run), class_="lede"),
+            facts(run),
         ),
+        tag("nav", tag("ul", *links), aria_label="Sections"),
+        tag("main", *(_section(section) for section in shown)),
+        tag("footer", f"Written {now} by imagen_jax. This page loads nothing from elsewhere."),
     )
-    return join(Html("<!doctype html>\n"), tag("html", head, body, lang="en"), "\n")
 
 
 def _section(section: Section) -> Html:

@@ -29,8 +29,9 @@ from imagen_jax.sampling.drawing import (
     estimate_bytes,
     prepare,
 )
-from imagen_jax.sampling.images import to_uint8
+from imagen_jax.sampling.images import finite, to_uint8
 from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes
+from imagen_jax.sampling.prompts import tell_lost
 from imagen_jax.sampling.request import (
     EditRequest,
     Request,
@@ -57,14 +58,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "upscale": ("aug_level",),
 }
 MODES = tuple(SETTINGS)
-# Characters of a prompt that a message quotes.
-MAX_SHOWN = 80
 Images = UInt8[np.ndarray, "b _h _w 3"]
-
-
-def shown(prompt: str) -> str:
-    """A prompt as messages quote it: its beginning, where it is long."""
-    return repr(prompt) if len(prompt) <= MAX_SHOWN else f"{prompt[:MAX_SHOWN]!r}…"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,16 +323,16 @@ class Cascade:
         for one in self.stages:
             if warning := one.stage.untrained_level(one.sampling.aug_level):
                 print(warning, file=sys.stderr)
-        self._tell_lost("prompts", [request.prompts[i] for i in rows])
+        tell_lost(self.encoder, "prompts", [request.prompts[i] for i in rows])
         if request.negative_prompts is not None:
-            self._tell_lost("negative prompts", [request.negative_prompts[i] for i in rows])
+            tell_lost(self.encoder, "negative prompts", [request.negative_prompts[i] for i in rows])
         resident = self._stays(programs, batch_size)
         with Progress(len(rows), label, "image") as progress:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 padded = np.asarray([*chosen, *[chosen[-1]] * (batch_size - len(chosen))])
                 drawn = self._batch(request, programs, padded, resident)
-                yield chosen, [to_uint8(array)[: len(chosen)] for array in self._finite(drawn)]
+                yield chosen, [to_uint8(array)[: len(chosen)] for array in finite(self.names, drawn)]
                 progress.update(len(chosen))
 
     def _run(
@@ -362,39 +356,6 @@ class Cascade:
         if self.weights != "auto":
             return self.weights == "resident"
         return estimate_bytes(self.stages, programs, batch_size, self.mesh) <= 0.9 * memory.device_bytes()
-
-    def _finite(self, drawn: Sequence[Array]) -> Iterator[np.ndarray]:
-        """The arrays on the host.
-
-        Raises:
-          UserError: some are no numbers, which would be written as black pictures.
-        """
-        for name, images in zip(self.names, drawn, strict=True):
-            array = np.asarray(images)
-            if not np.isfinite(array).all():
-                raise UserError(
-                    f"stage {name!r} drew pictures that are no numbers (NaN): its guidance weight is too large for its "
-                    "thresholding, or its parameters are damaged; nothing of this batch was written"
-                )
-            yield array
-
-    def _tell_lost(self, kind: str, prompts: Sequence[str]) -> None:
-        """Tells, on stderr, of prompts that are cut and of characters that the vocabulary does not know."""
-        most = self.encoder.config.max_length
-        long = [i for i, count in enumerate(self.encoder.count_tokens(prompts)) if count > most]
-        if long:
-            print(
-                f"warning: {len(long)} of {len(prompts)} {kind} are longer than the {most} tokens that the text "
-                f"encoder takes and are cut there; the first: {shown(prompts[long[0]])}",
-                file=sys.stderr,
-            )
-        unknown = [i for i, count in enumerate(self.encoder.count_unknown(prompts)) if count]
-        if unknown:
-            print(
-                f"warning: {len(unknown)} of {len(prompts)} {kind} hold characters that the vocabulary does not know, "
-                f"which are drawn as one unknown word; the first: {shown(prompts[unknown[0]])}",
-                file=sys.stderr,
-            )
 
     def _batch(self, request: Request, programs: CascadePrograms, rows: np.ndarray, resident: bool) -> list[Array]:
         prompts = [request.prompts[i] for i in rows]

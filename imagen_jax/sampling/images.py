@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, PngImagePlugin
@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from imagen_jax.errors import UserError
 from imagen_jax.files import make_dirs, write_bytes
 from imagen_jax.image_files import ImageError, decode_and_tell, decode_image, open_image
-from imagen_jax.typing import Bool, Float, UInt8
+from imagen_jax.typing import Array, Bool, Float, UInt8
 
 
 def to_uint8(images: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
@@ -22,6 +22,26 @@ def to_uint8(images: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w
 def from_uint8(images: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
     """0..255 to [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1.0
+
+
+def finite(stages: Sequence[str], drawn: Sequence[Array]) -> Iterator[np.ndarray]:
+    """Hands over the images of stages on the host, checked.
+
+    Args:
+      stages: their names.
+      drawn: what each drew, [b, h, w, 3].
+
+    Raises:
+      UserError: some are no numbers, which would be written as black pictures.
+    """
+    for name, images in zip(stages, drawn, strict=True):
+        array = np.asarray(images)
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"stage {name!r} drew pictures that are no numbers (NaN): its guidance weight is too large for its "
+                "thresholding, or its parameters are damaged; nothing of this batch was written"
+            )
+        yield array
 
 
 def enlarge(image: UInt8[np.ndarray, "h w 3"], factor: int) -> UInt8[np.ndarray, "h2 w2 3"]:

@@ -1,4 +1,4 @@
-"""What steps of a pipeline hand to each other comes back equal, and runs nothing."""
+"""Files between the steps of a pipeline: items come back equal, and reading them runs nothing."""
 
 import functools
 import pickle

@@ -113,7 +113,7 @@ def _batches(config: DataConfig, count: int, **options) -> list[dict[str, np.nda
 
 
 def _numbers(batch: dict[str, np.ndarray]) -> np.ndarray:
-    """Which example of its source each row is, told by its grey level."""
+    """The number of each row's example in its source, told by its grey level."""
     return np.round((batch["x0"][:, 0, 0, 0] + 1) * 127.5).astype(int)
 
 

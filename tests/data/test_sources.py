@@ -13,7 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from imagen_jax.data import shapes, tasks
+from imagen_jax.data import raw_tasks, shapes
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.raw import RawExample, Rejection, Source
 from imagen_jax.data.records import Corpus
@@ -337,7 +337,7 @@ def test_coco_captions_gives_one_example_per_caption(tmp_path):
 
 def test_coco_captions_on_mock_data_of_tfds():
     with tfds.testing.mock_data(num_examples=3):
-        task = tasks.get_raw_task("coco_captions")
+        task = raw_tasks.get_raw_task("coco_captions")
         examples = list(task.get_dataset(split="train", shuffle=False).as_numpy_iterator())
     assert examples
     for example in examples:

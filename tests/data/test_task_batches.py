@@ -136,6 +136,15 @@ def test_bad_settings_are_told(changes, message):
         batches(1, config(**changes))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"rows": [3, 1]}, "must be rising numbers"), ({"rows": [4]}, r"in \[0, 4\)"), ({"start_step": -1}, "start_step")],
+)
+def test_rows_and_steps_that_cannot_be_are_told(arguments, message):
+    with pytest.raises(UserError, match=message):
+        batches(1, **arguments)
+
+
 def test_a_run_trains_on_it_and_resumes_exactly(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "check_text", lambda config: tiny_run.LetterEncoder())
     build = MeshConfig.build

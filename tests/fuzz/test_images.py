@@ -76,7 +76,7 @@ def test_damaged_images_are_pictures_or_refusals(pytestconfig):
 
 
 def test_pictures_that_are_there_already(pytestconfig, tmp_path):
-    """What `sample` and `report` read of pictures in their way, which may be anything."""
+    """Files in the way of `sample` and `report` may hold anything."""
     whole = list(_whole_files())
     path = tmp_path / "there.png"
 

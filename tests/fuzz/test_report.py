@@ -1,4 +1,4 @@
-"""What the report reads: metrics.jsonl of the stages, scores and studies, photographs, commands."""
+"""Damaged inputs of the report: metrics.jsonl of the stages, scores and studies, photographs, commands."""
 
 import json
 import random

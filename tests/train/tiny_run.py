@@ -1,6 +1,8 @@
 """A run small enough for a test: two convolutions, on batches that are a function of (seed, step)."""
 
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -155,3 +157,8 @@ def leaves_equal(one: Any, two: Any) -> bool:
 def with_changes(config: TrainConfig, **changes: Any) -> TrainConfig:
     """A copy of a config."""
     return dataclasses.replace(config, **changes)
+
+
+def lines_of(model_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]

@@ -33,7 +33,8 @@ from imagen_jax.text.store.format import (
     fingerprint_differences,
     shard_of,
 )
-from imagen_jax.text.store.writer import StoreWriter, reopen, sort_keys
+from imagen_jax.text.store.keys import sort_keys
+from imagen_jax.text.store.writer import StoreWriter, reopen
 from imagen_jax.typing import Float
 
 # Captions that sizes and times are estimated from.

@@ -62,9 +62,9 @@ from imagen_jax.text.store.format import (
     remove_store,
     shard_name,
 )
+from imagen_jax.text.store.keys import sort_keys, unique_order
 from imagen_jax.typing import Float
 
-MAX_KEY_BYTES = 256
 _SCRATCH = ".writing-"
 _PLAN_LOCK, _WRITERS, _CHECK_LOCK, _FINISH_LOCK = "plan.lock", "writers.lock", "check.lock", "finish.lock"
 
@@ -321,7 +321,7 @@ class StoreWriter:
         # Numbers as narrow as they may be: the index is read by every host.
         rows_array = np.concatenate(rows).astype(np.uint32 if first < 2**32 else np.int64)
         keys_array = np.concatenate(keys)
-        order = _order(keys_array)
+        order = unique_order(keys_array)
         return {
             "num_keys": len(keys_array),
             "keys": self._write_file(INDEX_KEYS, keys_array[order]),
@@ -374,31 +374,3 @@ def reopen(directory: str, damaged: Collection[str]) -> None:
                     np.savez(file, **kept)
                 write_json(os.path.join(directory, shard_name(shard, num_shards, "json")), entry, sync=True)
         remove_files(directory, [HEADER])
-
-
-def sort_keys(keys: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Example keys sorted, and their order.
-
-    Raises:
-      UserError: a key recurs, is empty, is longer than MAX_KEY_BYTES or ends in a zero byte.
-    """
-    for key in keys:
-        if not 0 < len(key) <= MAX_KEY_BYTES or key.endswith(b"\0"):
-            raise UserError(
-                f"example key {key[:300]!r} is not allowed: expected 1 to {MAX_KEY_BYTES} bytes, the last one not zero"
-            )
-    array = np.array(list(keys), dtype=np.bytes_)
-    order = _order(array)
-    return array[order], order
-
-
-def _order(keys: np.ndarray) -> np.ndarray:
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    recurring = np.flatnonzero(ordered[1:] == ordered[:-1])
-    if len(recurring):
-        raise UserError(
-            f"{len(recurring)} example keys recur, the first is {bytes(ordered[recurring[0]])!r}; keys must be "
-            "unique: rebuild the corpus"
-        )
-    return order

@@ -1,4 +1,4 @@
-"""How processes find each other: clusters as jax recognises them, in real processes under their variables."""
+"""Processes find each other: clusters as jax recognises them, in real processes under their variables."""
 
 import os
 import signal
