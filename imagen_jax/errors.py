@@ -55,6 +55,7 @@ INTERRUPTED, TERMINATED = 130, 143
 MAX_LISTED = 10
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
+_interruption: list[BaseException] = []
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -124,12 +125,13 @@ def exit_code(program: Callable[[], object]) -> int:
             program()
     except UserError as error:
         problem = str(error)
-    except KeyboardInterrupt:
-        print("interrupted; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return INTERRUPTED
-    except Terminated:
-        print("ended by SIGTERM; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
-        return TERMINATED
+    except (KeyboardInterrupt, Terminated) as error:
+        # Its frames hold the program that a thread of jax's may still be compiling: freed, it would crash that thread.
+        _interruption[:] = [error]
+        by_hand = isinstance(error, KeyboardInterrupt)
+        code, told = (INTERRUPTED, "interrupted") if by_hand else (TERMINATED, "ended by SIGTERM")
+        print(f"{told}; nothing is half-written: give the same command again", file=sys.stderr, flush=True)
+        return code
     except MemoryError as error:
         problem = f"this machine has too little memory{f' ({error})' if str(error) else ''}; ask for less at a time"
     except OSError as error:
