@@ -108,6 +108,8 @@ def import_text(
     final = absolute(directory)
     # Beside the copy: its header names every file within.
     parent, name = os.path.split(final.rstrip("/"))
+    if is_remote(final) and not is_remote(parent):
+        raise UserError(f"{directory!r} is a whole bucket; name a folder in it, as {final.rstrip('/')}/t5")
     with alone_in(parent, f"{name}{LOCK}", f"{directory!r}", "written"):
         _write_copy(checkpoint, source, final, overwrite)
 

@@ -91,6 +91,8 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert main([*command[:-1], str(tmp_path / "new")]) == 2
         assert "new' is being written by process" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+    assert main([*command[:-1], "gs://bucket-a/"]) == 2
+    assert "is a whole bucket; name a folder in it, as gs://bucket-a/t5" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_no_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
