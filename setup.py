@@ -8,13 +8,13 @@ from setuptools.command.build_py import build_py
 # What commands name by its place in the repository; see imagen_jax.files.shipped_file.
 SHIPPED = sorted(
     path.as_posix()
-    for folder, names in (("configs", "*.gin"), ("data/prompts", "*.txt"))
-    for path in Path(folder).rglob(names)
+    for pattern in ("configs/**/*.gin", "data/prompts/*.txt", "data/*.py", "launch/**/*.py", "docs/*.py")
+    for path in Path().glob(pattern)
 )
 
 
 class BuildWithShipped(build_py):
-    """Puts gin files and prompt lists into the package: beside it, `configs` and `data` would be anybody's names."""
+    """Puts these files into the package: beside it, `configs`, `data` and `launch` would be anybody's names."""
 
     def run(self) -> None:
         super().run()

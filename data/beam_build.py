@@ -2,7 +2,7 @@
 
 Needs the extra `beam`. Flags that are not listed here go to Beam, and so does --num_workers:
 
-    python data/beam_build.py --images my_pictures --output corpora/mine --image_size 64 \\
+    imagen_jax script data/beam_build.py --images my_pictures --output corpora/mine --image_size 64 \\
         --runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing
 """
 

@@ -2,7 +2,8 @@
 
 Needs the extra `beam`. Flags that are not listed here go to Beam:
 
-    python data/beam_cache_text.py --gin_file=configs/experiments/demo_base.gin --gin.CORPUS_DIR=corpora/mine … \\
+    imagen_jax script data/beam_cache_text.py --gin_file=configs/experiments/demo_base.gin \\
+        --gin.CORPUS_DIR=corpora/mine … \\
         --runner=DirectRunner --direct_num_workers=2 --direct_running_mode=multi_processing
 """
 

@@ -3,7 +3,7 @@
 Enough to see that a model can overfit photographs, and nothing more. Two captions a picture; all in split
 train. Needs the extra `photos` (scikit-image, scikit-learn, matplotlib):
 
-    python data/build_photos.py --out corpora/photos
+    imagen_jax script data/build_photos.py --out corpora/photos
 """
 
 import argparse

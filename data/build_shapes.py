@@ -2,7 +2,7 @@
 
 Example, 20 000 training and 1 000 validation pictures in about half a minute on two cores:
 
-    python data/build_shapes.py --out corpora/shapes
+    imagen_jax script data/build_shapes.py --out corpora/shapes
 """
 
 import argparse

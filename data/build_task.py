@@ -2,7 +2,7 @@
 
 The dataset must be prepared first (`tfds build coco_captions`, about 38 GB of downloads):
 
-    python data/build_task.py --task coco_captions --splits train,val --out corpora/coco --image_size 64
+    imagen_jax script data/build_task.py --task coco_captions --splits train,val --out corpora/coco --image_size 64
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Walks one caption to a picture, a step at a time, and shows what is there on the way.
 
-    python docs/caption_to_picture.py "a red cube to the left of a blue sphere" --checkpoint runs/demo
+    imagen_jax script docs/caption_to_picture.py "a red cube to the left of a blue sphere" --checkpoint runs/demo
 
 Each row of the picture is one stage: the noise it begins with, x0_hat at some of its steps (the network's guess at
 the finished image), and the result. `Cascade.sample` does the same, from other noise, in one compiled program; here

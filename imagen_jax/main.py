@@ -86,10 +86,12 @@ def _run(arguments: Sequence[str]) -> None:
     for word in arguments:
         if not is_unicode(word):
             raise UserError(f"the argument {ascii(word)} is not UTF-8 text; write it in UTF-8")
-    bindings, words = split_bindings(arguments)
+    named = modes.get(arguments[0]) if arguments else None
+    verbatim = isinstance(named, Command) and named.verbatim
+    bindings, words = ([], list(arguments)) if verbatim else split_bindings(arguments)
     for word in words:
         # argparse would drop the -- and take the flag's value for an empty list.
-        if word.startswith("--") and word.endswith("=--"):
+        if word.startswith("--") and word.endswith("=--") and not verbatim:
             raise UserError(f"{word} has no value; write {word.removesuffix('--')}VALUE, or leave the flag out")
     parser = build_parser(modes)
     args = parser.parse_args(words)

@@ -3,10 +3,21 @@
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 10.0
+
+
+class _Bar(tqdm):
+    """A bar by a clock that nobody sets: by the wall clock, one set back an hour would stand still for that long."""
+
+    def __init__(self, **settings: Any):
+        # Else a thread of the library's looks at the bar by the wall clock.
+        super().__init__(**settings, miniters=1)
+        self._time = time.monotonic
+        self.start_t = self.last_print_t = self._time()
 
 
 class Progress:
@@ -25,7 +36,7 @@ class Progress:
         self._done = self._initial = initial
         self._start = self._last_line = time.monotonic()
         bar = shown and sys.stderr.isatty()
-        self._bar = tqdm(total=total or None, desc=label, unit=unit, initial=initial) if bar else None
+        self._bar = _Bar(total=total or None, desc=label, unit=unit, initial=initial) if bar else None
 
     def __enter__(self) -> "Progress":
         return self

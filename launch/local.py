@@ -1,12 +1,12 @@
 """Runs a pipeline on this machine, phase after phase, and measures what each costs.
 
-    python -m launch.local --config launch/configs/demo.py [--config.out_dir=runs/mine]
+    imagen_jax script launch/local.py --config launch/configs/demo.py [--config.out_dir=runs/mine]
 
-A config holds `out_dir` and `phases`, pairs of a name and a command. In a command, {field} stands for that
-field of the config; `python` and `imagen_jax` are those of this environment, and leading NAME=VALUE words
-are set in the environment of that command alone, as in a shell. Every phase is run again on a
-second start; those whose mode resumes, as training does, go on from what they find. The phase named "report"
-is not measured: it reads what was.
+A config is found by its place in the repository from any folder. It holds `out_dir` and `phases`, pairs of a name and a
+command. In a command, {field} stands for that field of the config; `python` and `imagen_jax` are those of this
+environment, and leading NAME=VALUE words are set in the environment of that command alone, as in a shell. Every phase
+is run again on a second start; those whose mode resumes, as training does, go on from what they find. The phase named
+"report" is not measured: it reads what was.
 """
 
 import itertools
@@ -18,14 +18,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 from absl import app
 from ml_collections import config_flags
 
-from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, write_json
+from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, shipped_file, write_json
 from imagen_jax.streams import outlive_readers
+
+# Configs import their neighbours as launch.configs, wherever this folder lies.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 SAMPLE_EVERY_S = 0.5
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
@@ -141,8 +145,15 @@ def run(config: Mapping[str, Any]) -> int:
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """absl's parsing, with what a config refuses told in plain words."""
+    words = list(arguments)
+    for number, word in enumerate(words[1:], 1):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config") and equals:
+            words[number] = f"{name}={shipped_file(value)}"
+        elif words[number - 1] in ("--config", "-config"):
+            words[number] = shipped_file(word)
     try:
-        rest = app.parse_flags_with_usage(arguments)
+        rest = app.parse_flags_with_usage(words)
         if _CONFIG.value is not None:
             _CONFIG.value.get("out_dir")  # A config file that could not be read says so only when it is used.
         return rest

@@ -47,6 +47,7 @@ CACHE_SETTINGS = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/fuzz."""
     parser.addoption("--cases", type=int, default=50, help="inputs that tests/fuzz tries at each door (default 50)")
+    parser.addoption("--first", type=int, default=0, help="number of the first of them (default 0)")
     parser.addoption("--case", type=int, help="the only input that tests/fuzz tries, by its number")
 
 

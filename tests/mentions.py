@@ -326,6 +326,9 @@ def _wrong_in_command(names: Names, line: str) -> Iterator[str]:
             if mode not in names.modes:
                 yield mode
                 return
+            if mode == "script":  # Its flags are the script's.
+                yield from (word for word in words[2:3] if not names.has_path(word))
+                return
             for flag in FLAG.findall(line):
                 if not flag.startswith("gin.") and flag not in names.modes[mode]:
                     yield f"{mode} --{flag}"

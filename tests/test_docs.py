@@ -86,6 +86,7 @@ def test_a_wrong_name_is_reported(names, tmp_path, text, name):
         "`imagen_jax train --gin_file=configs/experiments/demo_base.gin --gin.BATCH_SIZE=32 --dry_run`, `make test`",
         "--gin.Stage.prediction=v and --gin.T5Config.vocab_size=4000, [maths](docs/maths.md)",
         "```\npython -m launch.local --config launch/configs/demo.py\n```",
+        "`imagen_jax script data/build_shapes.py --out corpora/shapes`",
     ],
 )
 def test_a_right_name_is_not(names, tmp_path, text):

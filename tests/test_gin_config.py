@@ -246,6 +246,8 @@ def test_one_name_for_two_modules_is_refused(toy, tmp_path):
         ("--gin.X=run(1)", "X = 'run(1)'"),
         ("--gin.X=3 rings", "X = '3 rings'"),
         ("--gin.X=ein Würfel", "X = 'ein Würfel'"),
+        ("--gin.MODEL_DIR=漢字/مرحبا", "MODEL_DIR = '漢字/مرحبا'"),
+        ('--gin.MODEL_DIR=it\'s "x" = y', """MODEL_DIR = 'it\\'s "x" = y'"""),
         ("--gin.MODEL_DIR=t/lr=1e-4", "MODEL_DIR = 't/lr=1e-4'"),
         ("--gin.MODEL_DIR=2024-01-01/run", "MODEL_DIR = '2024-01-01/run'"),
         ("--gin.MODEL_DIR=2024", "MODEL_DIR = '2024'"),

@@ -175,13 +175,13 @@ def test_commands_are_ones_a_person_could_type(name):
     config = importlib.import_module(f"launch.configs.{name}").get_config()
     for _, command in config.phases:
         program, *words = local.split_settings(local.expand(command, config))[1]
-        if program == "imagen_jax":
-            build_parser().parse_args(split_gin_flags(words)[1])
+        assert program == "imagen_jax"
+        build_parser().parse_args(split_gin_flags(words)[1])
         named = [word.split("=", 1)[-1] for word in words]
         for path in [word for word in named if word.startswith(("configs/", "data/"))]:
             assert (REPOSITORY / path).is_file(), f"{path} of: {command}"
-        if program == "python":
-            shown = subprocess.run([sys.executable, words[0], "--help"], cwd=REPOSITORY, capture_output=True)
+        if words[0] == "script":
+            shown = subprocess.run([sys.executable, words[1], "--help"], cwd=REPOSITORY, capture_output=True)
             for flag in [word for word in words if word.startswith("--")]:
                 assert f" {flag} " in shown.stdout.decode()
 
@@ -200,8 +200,8 @@ def test_gin_modes_of_the_phases_get_whole_configs(name):
     config = importlib.import_module(f"launch.configs.{name}").get_config()
     modes = find_modes()
     for _, command in config.phases:
-        program, *words = local.split_settings(local.expand(command, config))[1]
-        if program == "imagen_jax" and isinstance(modes[words[0]], GinCommand):
+        words = local.split_settings(local.expand(command, config))[1][1:]
+        if isinstance(modes[words[0]], GinCommand):
             bindings, words = split_gin_flags(words)
             files = build_parser().parse_args(words).gin_file
             target = modes[words[0]].config_class()

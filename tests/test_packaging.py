@@ -1,6 +1,7 @@
 """A plain install, without -e and without the repository: the files that commands name came with it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imagen_jax.data.records import Corpus
 from imagen_jax.files import shipped_file
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +46,7 @@ def build(source: Path, kind: str, out: Path) -> Path:
 def test_an_install_of_the_wheel_of_the_source_archive_has_configs_and_prompts(tmp_path: Path) -> None:
     # A copy, as building writes beside setup.py.
     clone = tmp_path / "clone"
-    for part in ("imagen_jax", "configs", "data"):
+    for part in ("imagen_jax", "configs", "data", "launch", "docs"):
         shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, clone)
@@ -73,6 +75,37 @@ def test_an_install_of_the_wheel_of_the_source_archive_has_configs_and_prompts(t
     )
     assert used.returncode == 2 and "configs/experiments/none.gin" in used.stderr, used.stderr
     assert used.stdout == (ROOT / "data" / "prompts" / "demo.txt").read_text()
+    scripts_of_the_pages_run(elsewhere, installed)
+
+
+def scripts_of_the_pages_run(elsewhere: Path, installed: Path) -> None:
+    """Every `imagen_jax script …` of a page has help, and a pipeline of one of them draws its corpus."""
+
+    def script(*words: str, code: int = 0) -> str:
+        command = [sys.executable, "-m", "imagen_jax.main", "script", *words]
+        environment = {**os.environ, "PYTHONPATH": str(installed)}
+        done = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {name for page in pages for name in re.findall(r"imagen_jax script (\S+\.py)", page.read_text())}
+    assert {"launch/local.py", "docs/caption_to_picture.py", "data/build_task.py"} <= named
+    for name in sorted(named - {"launch/local.py"}):
+        assert f"usage: {Path(name).name}" in script(name, "--help")
+    (elsewhere / "mine.py").write_text(
+        "from launch.configs import demo\n"
+        "def get_config():\n"
+        "    config = demo.get_config().unlock()\n"
+        "    config.phases = config.phases[:1]\n"
+        "    return config.lock()\n"
+    )
+    few = ("--config.num_train=6", "--config.num_val=2")
+    script("launch/local.py", "--config", "mine.py", "--config.out_dir=mine out", *few)
+    assert Corpus(elsewhere / "mine out" / "corpus").num_examples("train") == 6
+    # One that came with the package.
+    told = script("launch/local.py", "--config=launch/configs/demo.py", "--config.nothing=1", code=2)
+    assert "the config has no setting" in told and "nothing" in told
 
 
 def test_a_file_of_ones_own_wins_over_the_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

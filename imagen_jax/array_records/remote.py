@@ -4,6 +4,7 @@ What was read stays on this machine in a file with holes, of the size of the one
 tells if it is there; see `files.copies` for how much.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -125,12 +126,13 @@ class _Copy:
 
     def entries(self, indices: Sequence[int]) -> np.ndarray:
         """Index entries of records."""
-        if not os.path.exists(self._index):
+        while True:
+            # Copies go when they are unused for long, or another process needs their room.
+            with contextlib.suppress(FileNotFoundError), open(self._index, "rb") as file:
+                os.utime(file.fileno())
+                size = ENTRY.itemsize
+                return np.frombuffer(b"".join(os.pread(file.fileno(), size, index * size) for index in indices), ENTRY)
             self._index = local_copy(self._url)
-        with open(self._index, "rb") as file:
-            os.utime(file.fileno())
-            size = ENTRY.itemsize
-            return np.frombuffer(b"".join(os.pread(file.fileno(), size, index * size) for index in indices), ENTRY)
 
     def read(self, number: int, entry: np.void) -> bytes | None:
         """The record, None where it is not here whole."""
@@ -153,7 +155,7 @@ class _Copy:
         """Notes that a record is here."""
         # Two processes may lose one of two notes of one byte; that record is fetched once more.
         before = b"\0"
-        if self._there.exists():
+        with contextlib.suppress(FileNotFoundError):
             with open(self._there, "rb") as bits:
                 before = os.pread(bits.fileno(), 1, number // 8) or b"\0"
         _write_at(self._there, number // 8, bytes([before[0] | 1 << number % 8]))

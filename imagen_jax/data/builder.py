@@ -22,10 +22,10 @@ from imagen_jax.errors import UserError
 from imagen_jax.files import (
     AnyPath,
     StrPath,
+    alone_in,
     as_path,
     check_content,
     is_remote,
-    make_dirs,
     move_file,
     write_json,
 )
@@ -33,6 +33,7 @@ from imagen_jax.progress import Progress
 from imagen_jax.text.tokenizer import train_sentencepiece
 
 VOCABULARY = "vocabulary.model"
+LOCK = "build.lock"
 _PROGRESS_EVERY = 500
 _NAME = re.compile(r"\w+")
 
@@ -148,21 +149,32 @@ def assemble(
       extra: JSON-able facts to keep in corpus.json under "extra".
 
     Raises:
-      UserError: out_dir holds a corpus of other settings, or no example was accepted.
+      UserError: out_dir holds a corpus of other settings, another process builds there, or no example was accepted.
     """
     check_path("the corpus directory", out_dir)
     out = as_path(out_dir)
     settings = json.loads(json.dumps({"build": dataclasses.asdict(config), "source": source.settings}))
-    if not overwrite:
-        report = _existing(out, settings)
-        if report is not None:
-            return report
-    try:
-        make_dirs(out)
-        # Beside the corpus, so that moving costs nothing; what goes to a bucket is made on this machine.
-        scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=None if is_remote(out) else out))
-    except OSError as error:
-        raise UserError(f"cannot write into {str(out)!r} ({error}); choose another directory") from error
+    # Outside of the lock, for a corpus that may only be read.
+    report = None if overwrite else _existing(out, settings)
+    if report is not None:
+        return report
+    with alone_in(out, LOCK, f"corpus directory {str(out)!r}", "built"):
+        # Another process may have built it since.
+        return (None if overwrite else _existing(out, settings)) or _build(
+            source, out, config, write_shards, settings, dict(extra or {})
+        )
+
+
+def _build(
+    source: Source,
+    out: AnyPath,
+    config: BuildConfig,
+    write_shards: WriteShards,
+    settings: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> BuildReport:
+    # Beside the corpus, so that moving costs nothing; what goes to a bucket is made on this machine.
+    scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=None if is_remote(out) else out))
     try:
         splits, counts = write_shards(source, scratch, config)
         if config.vocab_size is not None:
@@ -176,16 +188,15 @@ def assemble(
             "num_repaired": counts.repaired,
             **({"num_dropped": counts.dropped} if counts.dropped else {}),
             "splits": splits,
-            "extra": dict(extra or {}),
+            "extra": extra,
             "settings": settings,
         }
         write_json(scratch / records.MANIFEST, manifest, end="\n")
         _move_into_place(scratch, out)
     finally:
         shutil.rmtree(scratch)
-    examples = {split: entry["num_examples"] for split, entry in splits.items()}
     return BuildReport(
-        num_examples=examples,
+        num_examples={split: entry["num_examples"] for split, entry in splits.items()},
         num_rejected=counts.rejected,
         num_repaired=counts.repaired,
         num_dropped=counts.dropped,

@@ -191,7 +191,7 @@ def shares_of(config: DataConfig) -> tuple[CorpusShare, ...]:
         if not isinstance(task.source, CorpusSource):
             raise UserError(
                 f"task {task.name!r} of Mixture {config.mixture!r} is no corpus; build one of it "
-                "(`python data/build_task.py`) and register that with imagen_jax.data.tasks.add_corpus"
+                "(`imagen_jax script data/build_task.py`) and register that with imagen_jax.data.tasks.add_corpus"
             )
         shares.append(
             CorpusShare(

@@ -2,7 +2,7 @@
 
 from imagen_jax.files.copies import copy_place, local_copy, local_folder, make_room
 from imagen_jax.files.growing import GrowingFile
-from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, locked
+from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, alone_in, locked
 from imagen_jax.files.places import (
     SCHEMES,
     AnyPath,
@@ -48,6 +48,7 @@ __all__ = [
     "SCHEMES",
     "StrPath",
     "absolute",
+    "alone_in",
     "as_path",
     "check_content",
     "copy_place",

@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,17 +32,25 @@ def local_copy(path: StrPath) -> str:
     if not is_remote(path):
         return os.fspath(path)
     copy = copy_place(path)
-    if not copy.exists():
-        make_room(file_system(path).info(os.fspath(path))["size"])
-        beside = copy.with_name(f"{copy.name}.tmp-{secrets.token_hex(8)}")
-        try:
-            file_system(path).get_file(os.fspath(path), os.fspath(beside))
+    while True:
+        if not copy.exists():
+            _fetch(path, copy)
+        with contextlib.suppress(FileNotFoundError):  # Another process needed the room.
+            os.utime(copy)
+            return os.fspath(copy)
+
+
+def _fetch(path: StrPath, copy: Path) -> None:
+    """Makes a copy, unless another process needs its room at once."""
+    make_room(file_system(path).info(os.fspath(path))["size"])
+    beside = copy.with_name(f"{copy.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        file_system(path).get_file(os.fspath(path), os.fspath(beside))
+        with contextlib.suppress(FileNotFoundError):
             os.replace(beside, copy)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-    os.utime(copy)
-    return os.fspath(copy)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def local_folder(folder: StrPath, names: Iterable[str]) -> str:
@@ -91,20 +100,21 @@ def make_room(num_bytes: int) -> None:
             f"a file of {num_bytes / 1e9:.2f} GB is to be copied to this machine, and copies may take {limit / 1e9:g} "
             f"GB; raise {GIGABYTES}"
         )
-    files = []
+    files, now = [], time.time()
     for file in _root().rglob("*"):
         with contextlib.suppress(OSError):  # Another process may remove it.
             found = file.stat()
             if file.is_file() and not file.is_symlink():
+                # Of before the clock was set back: when, nobody can tell any more.
+                used = found.st_mtime if found.st_mtime <= now else 0.0
                 # What a file takes on the disk: those of records have holes.
-                files.append((found.st_mtime, found.st_blocks * 512, file))
+                files.append((used, found.st_blocks * 512, file))
     total = sum(size for _, size, _ in files) + num_bytes
     for _, size, file in sorted(files):
         if total <= limit:
             return
+        # Its folder stays: another process may be about to write there.
         file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # Not empty, or gone.
-            file.parent.rmdir()
         total -= size
 
 

@@ -14,11 +14,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from imagen_jax.errors import UserError
-from imagen_jax.files.places import StrPath, bucket_of, file_system, is_remote
+from imagen_jax.files.places import StrPath, as_path, bucket_of, file_system, is_remote, make_dirs
 
 LEASE_S = 60.0
 _RENEWALS = 4
@@ -93,6 +93,41 @@ def locked(path: StrPath, wait_s: float = 0.0) -> Iterator[bool]:
     finally:
         if held:
             lock.release()
+
+
+@contextlib.contextmanager
+def alone_in(folder: StrPath, name: str, what: str, doing: str) -> Iterator[Callable[[], None]]:
+    """A block in which no other process does the same work in a folder; it is made, and goes if it stays empty.
+
+    Args:
+      folder: where the work's files go.
+      name: of the lock in it, which tells this kind of work from others.
+      what: the folder, as messages call it: "--output=x".
+      doing: the work: "is being `doing` by process 7 on host a".
+
+    Yields:
+      What makes sure that it still is so: in a bucket, a process that is cut off for a minute may be taken for dead. It
+      raises LockLostError otherwise.
+
+    Raises:
+      UserError: another process does the same there (named by host and process), or the folder cannot be written.
+    """
+    lock, made = Lock(as_path(folder) / name), not is_remote(folder) and not os.path.exists(folder)
+    try:
+        make_dirs(folder)
+        # In a bucket the lease of a process that was killed on another machine has to be seen unchanged for a while.
+        held = lock.acquire(LEASE_S + 5 if is_remote(folder) else 0.0, patient=False)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written ({error}); choose another") from error
+    if not held:
+        raise UserError(f"{what} is being {doing} by {lock.owner()}; wait until that has ended, or choose another")
+    try:
+        yield lock.check
+    finally:
+        lock.release()
+        if made:
+            with contextlib.suppress(OSError):  # It holds something.
+                os.rmdir(folder)
 
 
 class Presence:
@@ -172,12 +207,17 @@ class _FileLock:
         self._file: Any = None
 
     def try_acquire(self) -> bool:
-        file = open(self._path, "a+b")  # noqa: SIM115
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            return False
+        while True:
+            file = open(self._path, "a+b")  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.close()
+                return False
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
+                    break
+            file.close()  # Its last owner removed it after it was opened here.
         file.truncate(0)
         file.write(json.dumps(_note()).encode())
         file.flush()
@@ -193,6 +233,8 @@ class _FileLock:
 
     def release(self) -> None:
         if self._file is not None:
+            with contextlib.suppress(OSError):
+                os.remove(self._path)
             self._file.close()
             self._file = None
 

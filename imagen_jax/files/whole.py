@@ -158,7 +158,7 @@ def is_file_name(name: object) -> bool:
 
 
 def shipped_root() -> str:
-    """The folder under which configs/ and data/prompts/ lie: the repository, or their copy in an installed package."""
+    """The folder under which configs/, data/ and launch/ lie: the repository, or their copy in an installed package."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     installed = os.path.join(package, "shipped")
     return installed if os.path.isdir(installed) else os.path.dirname(package)

@@ -1,6 +1,7 @@
 """TensorBoard event files without TensorFlow: scalars and PNG images."""
 
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -9,9 +10,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
-from imagen_jax.files import GrowingFile, StrPath, as_path, make_dirs
+from imagen_jax.files import GrowingFile, StrPath, as_path, files_under, make_dirs
 
 RGB = 3  # Summary.Image.colorspace
+_NAME = re.compile(r"events\.out\.tfevents\.(\d{10})\..*")
 
 
 class EventFile:
@@ -26,8 +28,11 @@ class EventFile:
 
     def __init__(self, directory: StrPath, start_step: int = 0):
         make_dirs(directory)
-        # The second, as TensorBoard has it; of two processes in one second, the later must come later.
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{time.time_ns()}.{os.getpid()}"
+        # The second, as TensorBoard has it, which reads files by name: a later process must come later, also where the
+        # clock was set back or both are of one second.
+        there = map(_NAME.fullmatch, files_under(directory))
+        second = max([int(time.time()), *(int(found[1]) + 1 for found in there if found)])
+        name = f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = GrowingFile(as_path(directory) / name)
         self._writer = RecordWriter(self._file.local)
         self._write(0, file_version="brain.Event:2")

@@ -19,19 +19,7 @@ from imagen_jax.checkpoints.processes import barrier, from_first, those_without
 from imagen_jax.checkpoints.proof import ONE_FOLDER
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
-from imagen_jax.files import (
-    LEASE_S,
-    Lock,
-    StrPath,
-    as_path,
-    files_under,
-    is_remote,
-    make_dirs,
-    remove_tree,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from imagen_jax.files import StrPath, alone_in, as_path, make_dirs, write_bytes, write_json, write_text
 
 PACKAGES = (
     "imagen_jax",
@@ -65,25 +53,8 @@ def only_trainer(model_dir: StrPath) -> Iterator[Callable[[], None]]:
     if jax.process_index() != 0:
         yield lambda: None
         return
-    lock = Lock(as_path(model_dir) / LOCK)
-    try:
-        make_dirs(model_dir)
-        # In a bucket the lease of a run that was killed on another machine has to be seen unchanged for a while.
-        held = lock.acquire(LEASE_S + 5 if is_remote(model_dir) else 0.0, patient=False)
-    except OSError as error:
-        raise UserError(f"model_dir {os.fspath(model_dir)!r} cannot be written ({error}); choose another") from error
-    if not held:
-        raise UserError(
-            f"{os.fspath(model_dir)!r} is being trained by {lock.owner()}; end that run first, or choose another "
-            "MODEL_DIR"
-        )
-    try:
-        yield lock.check
-    finally:
-        # A run that is refused leaves nothing.
-        if list(files_under(model_dir)) == [LOCK]:
-            remove_tree(model_dir)
-        lock.release()
+    with alone_in(model_dir, LOCK, f"model_dir {os.fspath(model_dir)!r}", "trained") as check:
+        yield check
 
 
 def check_one_folder(model_dir: StrPath) -> None:

@@ -1,6 +1,6 @@
 """The demo: a corpus of drawn shapes, both stages trained, 64x64 samples, alignment measured, one page.
 
-make demo        (python -m launch.local --config launch/configs/demo.py)
+make demo        (imagen_jax script launch/local.py --config launch/configs/demo.py)
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.phases = (
         (
             "corpus",
-            "python data/build_shapes.py --out {out_dir}/corpus --seed {seed} --num_train {num_train}"
+            "imagen_jax script data/build_shapes.py --out {out_dir}/corpus --seed {seed} --num_train {num_train}"
             " --num_val {num_val} --brightness {brightness}",
         ),
         phases.EMBEDDINGS,

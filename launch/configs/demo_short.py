@@ -1,6 +1,6 @@
 """The demo's pipeline in small: a few minutes that show every phase at work, not good pictures.
 
-make demo-short        (python -m launch.local --config launch/configs/demo_short.py)
+make demo-short        (imagen_jax script launch/local.py --config launch/configs/demo_short.py)
 """
 
 from ml_collections import ConfigDict

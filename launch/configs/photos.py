@@ -1,6 +1,6 @@
 """Ten photographs that come with Python packages, learned by a two-stage cascade and drawn from their captions.
 
-make demo-photos        (python -m launch.local --config launch/configs/photos.py)
+make demo-photos        (imagen_jax script launch/local.py --config launch/configs/photos.py)
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +11,7 @@ from launch.configs import phases
 def get_config() -> ConfigDict:
     config = phases.base_config("runs/photos", "configs/experiments/photos")
     config.phases = (
-        ("corpus", "python data/build_photos.py --out {out_dir}/corpus"),
+        ("corpus", "imagen_jax script data/build_photos.py --out {out_dir}/corpus"),
         phases.EMBEDDINGS,
         phases.train("base"),
         phases.train("sr"),

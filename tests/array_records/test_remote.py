@@ -97,6 +97,27 @@ def test_copies_stay_within_the_room_given(bucket, tmp_path, monkeypatch):
             assert taken <= 130_000
 
 
+def test_programs_at_once_may_take_each_others_room(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGEN_JAX_CACHE_GB", "0.00004")
+    monkeypatch.setattr("imagen_jax.array_records.remote._BETWEEN_LOOKS", 10_000)
+    records, told = records_in_bucket(tmp_path), []
+
+    def work(seed: int) -> None:
+        files = RecordFiles("rebuild it")  # Each its own, as programs of one machine have.
+        try:
+            for index in np.random.default_rng(seed).integers(0, 20, 40).tolist():
+                assert read(files, index) == [records[index]]
+        except BaseException as error:  # noqa: BLE001
+            told.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not told
+
+
 @pytest.mark.parametrize("name", ["records", "records.index"])
 def test_an_object_that_vanishes_is_named(bucket, tmp_path, name):
     records_in_bucket(tmp_path)

@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_nothing_usable_is_an_error_and_leaves_nothing(tmp_path, source_of):
         build_corpus(source_of([_example("k", caption=" ")]), out, _config())
     with pytest.raises(UserError, match="the source is empty"):
         build_corpus(source_of([]), out, _config())
-    assert list(out.iterdir()) == []
+    assert not out.exists()
 
 
 def test_an_interrupted_build_leaves_an_older_corpus_whole(tmp_path, source_of):
@@ -132,6 +133,28 @@ def test_overwriting_deletes_nothing_outside_of_the_folder(tmp_path, source_of):
     assert victim.read_text() == "mine" and Corpus(corpus).num_examples("train") == 1
 
 
+def test_of_two_builds_at_once_one_is_whole_and_the_other_refused(tmp_path):
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        goes_on.wait(30)
+        yield _example("a")
+
+    source = Source(parts=[slow], num_examples=1, settings={"kind": "slow"})
+    first = threading.Thread(target=build_corpus, args=(source, tmp_path / "corpus", _config()))
+    first.start()
+    assert begun.wait(30)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="corpus' is being built by process [0-9]+ on host"):
+            build_corpus(source, tmp_path / "corpus", _config(image_size=2), overwrite=overwrite)
+    goes_on.set()
+    first.join()
+    Corpus(tmp_path / "corpus").verify()
+    assert Corpus(tmp_path / "corpus").image_size == _config().image_size
+    assert not [path for path in (tmp_path / "corpus").iterdir() if "building" in path.name or "lock" in path.name]
+
+
 @pytest.mark.slow
 def test_a_build_that_is_ended_leaves_nothing(tmp_path):
     """SIGTERM in the middle of it: no folder of half-written shards."""
@@ -162,7 +185,7 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path):
     child.send_signal(signal.SIGTERM)
     _, told = child.communicate(timeout=30)
     assert child.returncode == 143 and "ended by SIGTERM" in told and "Traceback" not in told
-    assert list(corpus.iterdir()) == []
+    assert not corpus.exists()
 
 
 def test_a_repaired_image_is_kept_counted_and_named(tmp_path, source_of):
@@ -241,5 +264,5 @@ def test_bad_settings_are_refused(tmp_path, source_of):
     with pytest.raises(UserError, match=r"num_workers \(-1\) must be an integer >= 0"):
         build_corpus(source_of([_example("k")]), tmp_path, _config(), num_workers=-1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write into"):
+    with pytest.raises(UserError, match="cannot be written"):
         build_corpus(source_of([_example("k")]), tmp_path / "file", _config())

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from imagen_jax.files import Lock, LockLostError, Presence, locks, write_bytes
+from imagen_jax.errors import UserError
+from imagen_jax.files import Lock, LockLostError, Presence, alone_in, as_path, files_under, locks, write_bytes
 
 ELSEWHERE = {"host": "far", "machine": "another", "process": 7, "nonce": "0"}
 
@@ -49,6 +50,45 @@ def test_of_many_at_once_one_has_it(place):
         thread.join()
     assert len(held) == 1
     held[0].release()
+
+
+def test_a_file_that_goes_with_its_owner_locks_one_at_a_time(tmp_path):
+    """Its owner removes it while others have it open already."""
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(150):
+            lock = Lock(tmp_path / "lock")
+            if lock.acquire():
+                inside += 1
+                most = max(most, inside)
+                time.sleep(0)
+                inside -= 1
+                lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and not list(tmp_path.iterdir())
+
+
+def test_one_process_works_in_a_folder_and_an_empty_one_does_not_stay(place, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE_S", 0.4)
+    folder = f"{place}/out"
+    with alone_in(folder, "lock", "--output=out", "drawn into") as check:
+        check()
+        told = "--output=out is being drawn into by process [0-9]+ on host .*; wait until that has ended, or choose"
+        with pytest.raises(UserError, match=told), alone_in(folder, "lock", "--output=out", "drawn into"):
+            pass
+        with alone_in(folder, "other lock", "out", "read"):
+            pass
+    assert not as_path(folder).exists()
+    with alone_in(folder, "lock", "out", "drawn into"):
+        write_bytes(f"{folder}/picture", b"x")
+    assert list(files_under(folder)) == ["picture"]
 
 
 def test_a_killed_process_of_this_machine_leaves_it_free(place):

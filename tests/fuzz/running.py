@@ -92,7 +92,7 @@ def fuzz(
     """Tries a door with many inputs.
 
     Args:
-      config: says how many (--cases), or which one alone (--case).
+      config: says how many (--cases), from which on (--first), or which one alone (--case).
       door: name of the door; with the number of a case it is the seed of its input.
       make: an input from a generator.
       attempt: uses the input as a user would; returns, or raises UserError.
@@ -103,8 +103,8 @@ def fuzz(
       pytest.fail.Exception: lists the cases that raise anything else, hang, fill the memory, or touch a file elsewhere;
         one of each kind with its number, its input and its traceback.
     """
-    alone = config.getoption("--case")
-    numbers = [alone] if alone is not None else range(max(1, round(config.getoption("--cases") * share)))
+    alone, first = config.getoption("--case"), config.getoption("--first")
+    numbers = [alone] if alone is not None else range(first, first + max(1, round(config.getoption("--cases") * share)))
     allowed = "" if writes is None else os.path.abspath(writes)
     kinds: dict[str, list[str]] = {}
     for number in numbers:

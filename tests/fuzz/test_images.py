@@ -157,4 +157,4 @@ def test_images_and_masks_of_sample(pytestconfig, tmp_path):
         prepare(chosen.stages, request)
 
     with redirect_stdout(io.StringIO()):
-        fuzz(pytestconfig, "sample images", make, attempt, share=0.3)
+        fuzz(pytestconfig, "sample images", make, attempt)

@@ -108,7 +108,7 @@ def test_hugging_face_folders(pytestconfig, tmp_path, name):
         shutil.copy(_GOLDEN / name / file, tmp_path)
     folder = Folder(tmp_path, "config.json", 0.2)
     _read_all(tmp_path)
-    fuzz(pytestconfig, name, lambda chance: folder.spoil(chance, _weights), lambda case: _read_all(tmp_path), share=0.2)
+    fuzz(pytestconfig, name, lambda chance: folder.spoil(chance, _weights), lambda case: _read_all(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["t5_hf_v1_1", "clip_hf", "bert_hf"])
@@ -132,7 +132,7 @@ def test_import_text(pytestconfig, tmp_path, name):
             raise
         _read_all(copy)
 
-    fuzz(pytestconfig, f"import_text {name}", make, attempt, writes=tmp_path, share=0.05)
+    fuzz(pytestconfig, f"import_text {name}", make, attempt, writes=tmp_path, share=1 / 3)
 
 
 def test_import_text_of_several_files(pytestconfig, tmp_path):
@@ -185,20 +185,20 @@ def test_import_text_of_several_files(pytestconfig, tmp_path):
         assert set(files) <= {"model-1.safetensors"}
         assert found.sources
 
-    fuzz(pytestconfig, "index", make, attempt, writes=tmp_path, share=0.2)
+    fuzz(pytestconfig, "index", make, attempt, writes=tmp_path)
 
 
 def test_t5x_checkpoints(pytestconfig, tmp_path):
     shutil.copytree(_GOLDEN / "t5_t5x_v1_1" / "checkpoint_1000", tmp_path / "checkpoint_1000")
     folder = Folder(tmp_path / "checkpoint_1000", "checkpoint", 0.7)
     _read_all(tmp_path)
-    fuzz(pytestconfig, "t5x", folder.spoil, lambda case: _read_all(tmp_path), share=0.1)
+    fuzz(pytestconfig, "t5x", folder.spoil, lambda case: _read_all(tmp_path))
 
 
 def test_copies_of_encoders(pytestconfig, tmp_path):
     import_text(str(_GOLDEN / "t5_hf_v1_1"), str(tmp_path / "copy"))
     folder = Folder(tmp_path / "copy", "encoder.json", 0.9)
-    fuzz(pytestconfig, "encoder.json", folder.spoil, lambda case: _read_all(tmp_path / "copy"), share=0.1)
+    fuzz(pytestconfig, "encoder.json", folder.spoil, lambda case: _read_all(tmp_path / "copy"))
 
 
 def _use(path: Path) -> None:
@@ -222,4 +222,4 @@ def test_vocabularies(pytestconfig, tmp_path, name, files):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False, "strip_accents": None}))
     folder = Folder(tmp_path, files[0], 0.5)
     _use(tmp_path)
-    fuzz(pytestconfig, "-".join([name, *files]), folder.spoil, lambda case: _use(tmp_path), share=0.5)
+    fuzz(pytestconfig, "-".join([name, *files]), folder.spoil, lambda case: _use(tmp_path))

@@ -82,7 +82,7 @@ def test_building_where_a_corpus_is(pytestconfig, corpus, overwrite):
 
     fuzz(
         pytestconfig, f"rebuild {overwrite}", Folder(corpus, "corpus.json", 0.8).spoil, attempt,
-        writes=corpus, share=0.2,
+        writes=corpus,
     )  # fmt: skip
 
 
@@ -118,5 +118,5 @@ def test_finishing_a_store(pytestconfig, store):
 
     fuzz(
         pytestconfig, "plan.json", Folder(store.parent / "begun", "plan.json", 0.3).spoil, attempt,
-        writes=store.parent / "begun", share=0.5,
+        writes=store.parent / "begun",
     )  # fmt: skip

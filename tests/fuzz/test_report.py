@@ -67,7 +67,7 @@ def test_every_file_of_a_report(pytestconfig, run):
         page = open(write_report(str(run)), encoding="utf-8").read()
         assert page.endswith("</html>\n") and "<script" not in page
 
-    fuzz(pytestconfig, "report", make, attempt, writes=run, share=0.5)
+    fuzz(pytestconfig, "report", make, attempt, writes=run)
 
 
 def _metrics(chance: random.Random) -> bytes:
@@ -85,7 +85,7 @@ def test_metrics_of_a_stage(pytestconfig, run):
         path.write_bytes(content := _metrics(chance))
         return content
 
-    fuzz(pytestconfig, "metrics.jsonl", make, lambda content: write_report(str(run)), writes=run, share=0.5)
+    fuzz(pytestconfig, "metrics.jsonl", make, lambda content: write_report(str(run)), writes=run)
 
 
 def test_metrics_of_a_run_that_goes_on(pytestconfig, run):

@@ -15,8 +15,8 @@ from tests.fuzz import running
 class _Config:
     """Asks for three cases, or for one alone."""
 
-    def __init__(self, alone: int | None = None):
-        self._options = {"--cases": 3, "--case": alone}
+    def __init__(self, alone: int | None = None, first: int = 0):
+        self._options = {"--cases": 3, "--first": first, "--case": alone}
 
     def getoption(self, name: str) -> Any:
         return self._options[name]
@@ -85,3 +85,5 @@ def test_a_case_alone_is_the_case_of_that_number():
     running.fuzz(_Config(), "door", lambda chance: chance.random(), seen.append)
     running.fuzz(_Config(alone=2), "door", lambda chance: chance.random(), seen.append)
     assert len(seen) == 4 and seen[3] == seen[2] != seen[0]
+    running.fuzz(_Config(first=2), "door", lambda chance: chance.random(), seen.append)
+    assert len(set(seen[4:])) == 3 and seen[4] == seen[2] and seen[5] not in seen[:4]

@@ -6,6 +6,8 @@ import pytest
 
 from imagen_jax.main import main
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 def flags_of(root: Path, **macros: object) -> list[str]:
     corpus = root / "corpus"

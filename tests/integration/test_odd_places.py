@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.checkpoints import folders
 from imagen_jax.data.records import Corpus
+from imagen_jax.main import main
+from tests.integration.running import REPOSITORY, train_stage
 
-REPOSITORY = Path(__file__).parents[2]
+# Where what is written lies, on another file system than what is read: nothing is renamed between the two.
+OTHER = Path("/dev/shm")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", [None, "/proc"])
 def test_ascii_locale_no_writable_home_odd_names_and_another_file_system(tmp_path, home):
-    """Pictures lie on one file system, what is written on another: nothing is renamed between the two."""
-    other = Path("/dev/shm") if os.access("/dev/shm", os.W_OK) else tmp_path
-    out = other / f"o'u\"t = größe {os.getpid()}-{home is None}"
+    out = (OTHER if os.access(OTHER, os.W_OK) else tmp_path) / f"o'u\"t = größe {os.getpid()}-{home is None}"
     pictures = tmp_path / "my pictures"
     pictures.mkdir()
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(pictures / "Würfel.png")
@@ -42,3 +44,18 @@ def test_ascii_locale_no_writable_home_odd_names_and_another_file_system(tmp_pat
         assert not [name for name in os.listdir(out) if name.startswith(".")]
     finally:
         shutil.rmtree(out, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_odd_name_goes_on_longer_and_is_drawn_from(root, tmp_path):
+    run = (OTHER if os.access(OTHER, os.W_OK) else tmp_path) / f"r'u\"n = größe, 漢 {os.getpid()}"
+    try:
+        for num_steps in (1, 2):
+            assert train_stage(root, "base", MODEL_DIR=run, NUM_STEPS=num_steps) == 0
+            assert folders.saved_steps(run)[-1] == num_steps
+        out = run / "o'u\"t = a, b"
+        words = ["sample", "--checkpoint", str(run), "--output", str(out), "--num_steps=1", "a red cube"]
+        assert main(words) == 0
+        assert sorted(path.name for path in out.iterdir()) == ["00000.png"]
+    finally:
+        shutil.rmtree(run, ignore_errors=True)

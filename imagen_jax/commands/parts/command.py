@@ -20,6 +20,7 @@ class Command:
       run: does the work; imports its libraries inside, so that `--help` stays quick.
       add_flags: adds the mode's flags to its parser.
       order: place in the list of modes, the lowest first; modes of one order stand by name.
+      verbatim: its words are for another program, which takes flags of gin itself.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Command:
     run: Callable[[argparse.Namespace], None]
     add_flags: Callable[[argparse.ArgumentParser], None] = add_no_flags
     order: int = 100
+    verbatim: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from imagen_jax.commands.parts.sample_images import images_and_settings
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.commands.parts.sample_settings import changed_settings
 from imagen_jax.errors import UserError
-from imagen_jax.files import as_path, files_under, is_remote, make_dirs, sha256_of_file
+from imagen_jax.files import alone_in, as_path, files_under, is_remote, make_dirs, sha256_of_file
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import as_info, enlarge, read_image, read_info, sheet, write_png
 from imagen_jax.sampling.request import Request
@@ -26,6 +26,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.sampling_config import SamplingConfig
 
 MAX_SHOWN = 64
+LOCK = "sample.lock"
 
 
 def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> None:
@@ -37,7 +38,8 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
       options: what else is asked for.
 
     Raises:
-      UserError: options that do not agree with the stages or the mode, or images in the way.
+      UserError: options that do not agree with the stages or the mode, images in the way, or another process that
+        draws into the same folder.
     """
     cascade, request = _job(checkpoint, captions, options)
     told = _told(cascade, options)
@@ -50,22 +52,36 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
     paths = [os.path.join(output, f"{i:05d}.png") for i in range(len(captions))]
     sheet_path = output + ".png"
     _check_writable(output)
-    done = set() if options.overwrite else _already_drawn(paths, infos, sheet_path)
-    rows = [i for i in range(len(captions)) if i not in done]
-    if done:
-        print(f"{len(done)} of {len(captions)} images are there already")
-    if rows:
-        stream = cascade.stream(request, rows=rows, batch_size=options.batch_size, label=f"sample {checkpoint}")
-        for chosen, drawn in stream:
-            for place, i in enumerate(chosen):
-                for name, part in zip(cascade.names[:-1], drawn[:-1], strict=True):
-                    write_png(f"{paths[i].removesuffix('.png')}_{name}.png", part[place], infos[i])
-                # Last, because it is by this one that an image counts as drawn.
-                write_png(paths[i], drawn[-1][place], infos[i])
-    sheet_info = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.seed, **told}
-    _write_sheet(sheet_path, paths[:MAX_SHOWN], sheet_info)
+    with alone_in(output, LOCK, f"--output={output}", "drawn into"):
+        _draw(cascade, request, paths, infos, sheet_path, options, f"sample {checkpoint}")
+        shown = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.seed, **told}
+        _write_sheet(sheet_path, paths[:MAX_SHOWN], shown)
     number = "1 image" if len(captions) == 1 else f"{len(captions)} images"
     print(f"{number} in {output}, {'all' if len(captions) <= MAX_SHOWN else 'the first'} in {sheet_path}")
+
+
+def _draw(
+    cascade: Cascade,
+    request: Request,
+    paths: list[str],
+    infos: list[dict[str, Any]],
+    sheet_path: str,
+    options: SampleOptions,
+    label: str,
+) -> None:
+    """Writes the images that are not there yet."""
+    done = set() if options.overwrite else _already_drawn(paths, infos, sheet_path)
+    rows = [i for i in range(len(paths)) if i not in done]
+    if done:
+        print(f"{len(done)} of {len(paths)} images are there already")
+    if not rows:
+        return
+    for chosen, drawn in cascade.stream(request, rows=rows, batch_size=options.batch_size, label=label):
+        for place, i in enumerate(chosen):
+            for name, part in zip(cascade.names[:-1], drawn[:-1], strict=True):
+                write_png(f"{paths[i].removesuffix('.png')}_{name}.png", part[place], infos[i])
+            # Last, because it is by this one that an image counts as drawn.
+            write_png(paths[i], drawn[-1][place], infos[i])
 
 
 def _check_writable(folder: str) -> None:

@@ -179,13 +179,15 @@ class StoreWriter:
             note = read_json(path)
             check_content(path, note, SHARD_FORM, REBUILD)
             with np.load(local_copy(self._beside(shard, "npz"))) as mine:
-                keys, rows = mine["keys"], mine["rows"]
+                # numpy gives what is no array as bytes.
+                keys, rows = np.asarray(mine["keys"]), np.asarray(mine["rows"])
         except Exception:  # zipfile and numpy raise what their parsers happen to raise.
             return False
-        fits = keys.dtype.kind == "S" and rows.dtype.kind in "iu" and keys.shape == rows.shape and keys.ndim == 1
+        if keys.dtype.kind != "S" or rows.dtype.kind not in "iu" or keys.shape != rows.shape or keys.ndim != 1:
+            return False
         own = note["file"] == shard_name(shard, self.num_shards)
         inside = len(rows) == 0 or 0 <= rows.min() <= rows.max() < note["num_embeddings"]
-        return bool(fits and own and inside) and is_whole(self.directory, note)
+        return bool(own and inside) and is_whole(self.directory, note)
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has finished yet, in order; none is said when those of killed writers are checked too."""

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     absolute,
+    alone_in,
     as_path,
     files_under,
     is_remote,
@@ -35,7 +36,7 @@ from imagen_jax.text.weights.checkpoint_arrays import COPY_ARRAYS, COPY_HEADER, 
 from imagen_jax.text.weights.pretrained import EncoderCheckpoint, held_dtypes, open_checkpoint
 
 FORMAT_VERSION = 1
-PARTIAL = ".partial"
+PARTIAL, LOCK = ".partial", ".lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +99,27 @@ def import_text(
       overwrite: replace a copy that is there.
 
     Raises:
-      UserError: the source cannot be read (see `load_encoder`), or something else is in the way.
+      UserError: the source cannot be read (see `load_encoder`), something else is in the way, or another process writes
+        the same copy.
     """
     checkpoint = open_checkpoint(source, config)
     config = checkpoint.config.replaced(dtype=dtype, scan_layers=False)
     checkpoint = dataclasses.replace(checkpoint, config=config)
     final = absolute(directory)
+    # Beside the copy: its header names every file within.
+    parent, name = os.path.split(final.rstrip("/"))
+    if is_remote(final) and not is_remote(parent):
+        raise UserError(f"{directory!r} is a whole bucket; name a folder in it, as {final.rstrip('/')}/t5")
+    with alone_in(parent, f"{name}{LOCK}", f"{directory!r}", "written"):
+        _write_copy(checkpoint, source, final, overwrite)
+
+
+def _write_copy(checkpoint: EncoderCheckpoint, source: str, final: str, overwrite: bool) -> None:
+    config = checkpoint.config
     there = bool(files_under(final)) if is_remote(final) else os.path.exists(final)
     if there and not (overwrite and is_copy(final)):
         hint = "set --overwrite to replace it" if is_copy(final) else "it is no encoder copy: choose another"
-        raise UserError(f"{directory} exists already; {hint}")
+        raise UserError(f"{final} exists already; {hint}")
     # In a bucket nothing is renamed: a copy is one once it has its header, which comes last.
     partial = final if is_remote(final) else final + PARTIAL
     remove_tree(partial)
@@ -131,7 +143,7 @@ def import_text(
             remove_tree(partial)
             if isinstance(error, ValueError | RuntimeError) and not isinstance(error, UserError):
                 # What tensorstore makes of a full disk.
-                raise OSError(f"{directory} could not be written: {str(error).partition(chr(10))[0]}") from error
+                raise OSError(f"{final} could not be written: {str(error).partition(chr(10))[0]}") from error
             raise
     header = {
         "format_version": FORMAT_VERSION,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from typing import Any
 
 import ml_dtypes
@@ -161,6 +162,22 @@ def test_resumed_writer_keeps_whole_shards_and_replaces_damaged_ones(tmp_path) -
     assert second.missing_shards() == [1, 2, 4]
     write(str(twice), values, KEYS, range(30))
     assert same_files(once, twice)
+
+
+@pytest.mark.parametrize("member", ["keys.npy", "rows.npy"])
+def test_a_shard_whose_keys_are_no_array_is_made_again(tmp_path, member) -> None:
+    """numpy gives the bytes of a member that does not begin as an array does."""
+    values = embeddings(30)
+    first = StoreWriter(str(tmp_path), **plan_of())
+    write_shards(first, (0, 1), values, KEYS, range(30))
+    del first
+    path = tmp_path / "text-00001-of-00005.npz"
+    with zipfile.ZipFile(path) as whole:
+        members = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(path, "w") as damaged:
+        for name, content in members.items():
+            damaged.writestr(name, b"no array" if name == member else content)
+    assert StoreWriter(str(tmp_path), **plan_of()).missing_shards() == [1, 2, 3, 4]
 
 
 def test_two_writers_share_the_shards_and_one_of_other_settings_is_refused(tmp_path) -> None:

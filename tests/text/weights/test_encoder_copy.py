@@ -13,12 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import alone_in
 from imagen_jax.main import main
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text import load_encoder
 from imagen_jax.text.encoders.t5_params import params_sha256
 from imagen_jax.text.weights import encoder_copy
-from imagen_jax.text.weights.encoder_copy import import_text, known_sha256
+from imagen_jax.text.weights.encoder_copy import LOCK, import_text, known_sha256
 from tests.full_disk import files_up_to
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -86,6 +87,12 @@ def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "mine").mkdir()
     assert main([*command[:-1], str(tmp_path / "mine"), "--overwrite"]) == 2
     assert "it is no encoder copy" in capsys.readouterr().err
+    with alone_in(tmp_path, f"new{LOCK}", "new", "written"):
+        assert main([*command[:-1], str(tmp_path / "new")]) == 2
+        assert "new' is being written by process" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "mine"]
+    assert main([*command[:-1], "gs://bucket-a/"]) == 2
+    assert "is a whole bucket; name a folder in it, as gs://bucket-a/t5" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_no_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

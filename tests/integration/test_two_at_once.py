@@ -1,0 +1,34 @@
+"""Two programs at once in one working directory, where names are relative and compiled programs shared."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagen_jax.checkpoints import checkpoints
+from tests.integration.running import REPOSITORY, flags_of
+from tests.train.tiny_run import leaves_equal
+
+
+@pytest.mark.slow
+def test_two_runs_are_what_each_alone_would_be(root: Path, tmp_path: Path) -> None:
+    gin_file = f"--gin_file={REPOSITORY}/tests/integration/tiny_base.gin"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "imagen_jax.main", "train", gin_file, *flags_of(root, MODEL_DIR=f"runs/{name}")],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    told = [run.communicate(timeout=300)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told
+    alone = checkpoints.load_params(root / "base")
+    for name in ("one", "two"):
+        assert leaves_equal(alone, checkpoints.load_params(tmp_path / "runs" / name))
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.name.endswith((".lock", ".partial"))) == []
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")) == ["runs/one", "runs/two"]
