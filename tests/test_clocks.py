@@ -91,8 +91,8 @@ def test_a_run_measures_what_passed(tmp_path, monkeypatch, jumping):
 
 def test_a_later_file_of_events_comes_later(tmp_path, monkeypatch):
     """TensorBoard reads a folder's files by name."""
-    names = []
-    for now in (1_700_000_000.0, 1_700_000_000.5, 1_700_000_000 - 3 * HOURS, 1_700_000_000 + 3 * HOURS):
+    names, start = [], 1_700_000_000.0  # Of ten digits, as every second from 2001 to 2286.
+    for now in (start, start + 0.5, start - 3 * HOURS, start + 3 * HOURS):
         monkeypatch.setattr("time.time", lambda now=now: now)
         EventFile(tmp_path).close()
         (new,) = {path.name for path in tmp_path.iterdir()} - set(names)

@@ -32,6 +32,15 @@ def downloads(bucket) -> int:
     return sum("alt=media" in path for _, path in bucket.requests)
 
 
+def in_threads(work):
+    """Calls `work` with 0 to 3, at once."""
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_each_record_costs_one_request_and_the_second_time_none(bucket, tmp_path):
     records = records_in_bucket(tmp_path)
     files = RecordFiles("rebuild it")
@@ -56,11 +65,7 @@ def test_threads_read_at_once(bucket, tmp_path):
             if read(files, index) != [records[index]]:
                 wrong.append(index)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not wrong
 
 
@@ -110,11 +115,7 @@ def test_programs_at_once_may_take_each_others_room(bucket, tmp_path, monkeypatc
         except BaseException as error:  # noqa: BLE001
             told.append(error)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work)
     assert not told
 
 

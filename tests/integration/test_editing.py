@@ -13,9 +13,7 @@ from PIL import Image
 
 from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.trained_stage import Weights
-from imagen_jax.commands.parts.sample_run import LOCK
 from imagen_jax.errors import UserError
-from imagen_jax.files import alone_in
 from imagen_jax.main import main
 from imagen_jax.sampling import drawing
 from imagen_jax.sampling.cascade import Cascade
@@ -247,16 +245,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(
     for out in (tmp_path / "file", tmp_path / "file" / "out"):
         assert _sample(root, out, "a red cube") == 2
         assert "cannot be written" in one_error(capsys)
-
-
-def test_a_folder_that_another_process_draws_into_is_left_alone(root: Path, tmp_path: Path, capsys) -> None:
-    with alone_in(tmp_path / "out", LOCK, "out", "drawn into"):
-        for words in ((), ("--overwrite",)):
-            assert _sample(root, tmp_path / "out", "--stage", "base", "a red cube", *words) == 2
-            assert "out is being drawn into by process" in one_error(capsys)
-        assert [path.name for path in tmp_path.rglob("*")] == ["out", LOCK]
-    assert _sample(root, tmp_path / "out", "--stage", "base", "a red cube") == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000.png"]
 
 
 @pytest.mark.slow
