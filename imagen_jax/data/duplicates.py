@@ -10,9 +10,10 @@ its pixels, which are compared as a whole.
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 _ROWS, _COLUMNS = 8, 8
@@ -20,6 +21,8 @@ _ROWS, _COLUMNS = 8, 8
 _LEAST_BITS = 8
 # Two marks that differ in at most 3 bits agree in one of 4 groups of 16.
 _MOST_BITS, _GROUPS = 3, 4
+_GROUP_BITS = 16
+_BITS_MARK = 16
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"#\d+$")
 
@@ -76,6 +79,33 @@ class Screen:
         return found
 
 
+def groups_of(mark: str) -> list[tuple[int, int]]:
+    """Number and value of each group of the mark's bits: marks that look alike share one; empty if it has no bits."""
+    if len(mark) != _BITS_MARK:
+        return []
+    bits = int(mark, 16)
+    return [(group, bits >> _GROUP_BITS * group & 2**_GROUP_BITS - 1) for group in range(_GROUPS)]
+
+
+def pairs_of_group(group: int, marks: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The pairs of marks that look alike, among different ones that share a group of bits.
+
+    Args:
+      group: its number. A pair that shares several groups is given for the first of them alone.
+      marks: 16 hexadecimal digits each.
+
+    Yields:
+      Two marks, the smaller one first.
+    """
+    bits = np.sort(np.array([int(mark, 16) for mark in marks], np.uint64))
+    for place, one in enumerate(bits[:-1]):
+        differing = one ^ bits[place + 1 :]
+        for number in np.flatnonzero(np.bitwise_count(differing) <= _MOST_BITS):
+            rest = int(differing[number])
+            if all(rest >> _GROUP_BITS * earlier & 2**_GROUP_BITS - 1 for earlier in range(group)):
+                yield f"{one:016x}", f"{bits[place + 1 + number]:016x}"
+
+
 class _Pictures:
     """Names of pictures, found by marks that are alike."""
 
@@ -84,18 +114,14 @@ class _Pictures:
         self._groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._names: list[str] = []
 
-    def _keys(self, bits: int) -> Iterator[tuple[int, int]]:
-        for group in range(_GROUPS):
-            yield group, bits >> 16 * group & 0xFFFF
-
     def find(self, mark: str) -> str | None:
         """The name of the picture that was added first of those that look alike."""
-        if mark in self._whole or len(mark) != 16:
+        if mark in self._whole or len(mark) != _BITS_MARK:
             return self._whole.get(mark)
         bits = int(mark, 16)
         alike = [
             number
-            for key in self._keys(bits)
+            for key in groups_of(mark)
             for number, other in self._groups.get(key, ())
             if (bits ^ other).bit_count() <= _MOST_BITS
         ]
@@ -104,11 +130,34 @@ class _Pictures:
     def add(self, mark: str, name: str) -> None:
         """Adds a picture that none looks like so far."""
         self._whole[mark] = name
-        if len(mark) == 16:
+        if len(mark) == _BITS_MARK:
             bits = int(mark, 16)
-            for key in self._keys(bits):
+            for key in groups_of(mark):
                 self._groups.setdefault(key, []).append((len(self._names), bits))
             self._names.append(name)
+
+
+class _PicturesOfPairs:
+    """The same where it is known which marks are alike: of all other pictures nothing is remembered.
+
+    Args:
+      alike: of each mark that recurs or that another one looks like, those others.
+    """
+
+    def __init__(self, alike: Mapping[str, Sequence[str]]):
+        self._alike = alike
+        self._first: dict[str, tuple[int, str]] = {}
+
+    def find(self, mark: str) -> str | None:
+        """The name of the picture that was added first of those that look alike."""
+        if mark not in self._alike:
+            return None
+        return min((self._first[one] for one in (mark, *self._alike[mark]) if one in self._first), default=(0, None))[1]
+
+    def add(self, mark: str, name: str) -> None:
+        """Adds a picture that none looks like so far."""
+        if mark in self._alike:
+            self._first[mark] = len(self._first), name
 
 
 class Screened:
@@ -116,11 +165,14 @@ class Screened:
 
     Args:
       screen: what is compared; None lets all pass.
+      alike: of each picture mark of the source that recurs or that another one looks like, those others, so that
+        memory goes with their number alone; None finds them by comparing.
     """
 
-    def __init__(self, screen: Screen | None):
+    def __init__(self, screen: Screen | None, alike: Mapping[str, Sequence[str]] | None = None):
         self._screen = screen or Screen()
-        self._passed, self._excluded = _Pictures(), _Pictures()
+        self._passed = _Pictures() if alike is None else _PicturesOfPairs(alike)
+        self._excluded = _Pictures()
         for mark in sorted(self._screen.pictures):
             self._excluded.add(mark, mark)
 

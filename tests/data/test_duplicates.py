@@ -11,7 +11,15 @@ import pytest
 from PIL import Image
 
 from imagen_jax.data.builder import BuildConfig, build_corpus
-from imagen_jax.data.duplicates import Screen, Screened, caption_mark, difference_hash, picture_mark
+from imagen_jax.data.duplicates import (
+    Screen,
+    Screened,
+    caption_mark,
+    difference_hash,
+    groups_of,
+    pairs_of_group,
+    picture_mark,
+)
 from imagen_jax.data.exclusion import excluded
 from imagen_jax.data.raw import RawExample, Source, prepare, screened
 from imagen_jax.data.records import Corpus
@@ -158,3 +166,47 @@ def test_captions_and_pictures_of_an_evaluation_are_kept_out(tmp_path, capsys):
 def test_pictures_are_compared_at_the_size_of_the_corpus(tmp_path):
     build_corpus(_source([_example("z", 1)]), tmp_path / "corpus", BuildConfig(name="large", image_size=96))
     assert _mark(_scene(1)) in excluded([str(tmp_path / "corpus")], 32).pictures
+
+
+def test_pairs_found_by_groups_are_all_pairs_of_at_most_three_bits():
+    """Marks a few bits apart in one group and in several, each pair once, against comparing all with all."""
+    numbers = np.random.default_rng(2)
+    marks = {int(one) for one in numbers.integers(0, 2**64, 40, dtype=np.uint64)}
+    for mark in list(marks):
+        for changed in (1, 2, 3, 4):
+            marks.add(mark ^ sum(1 << int(place) for place in numbers.permutation(64)[:changed]))
+            marks.add(mark ^ sum(1 << int(place) for place in numbers.permutation(16)[:changed]))
+    texts = sorted(f"{mark:016x}" for mark in marks)
+    expected = [
+        pair for pair in itertools.combinations(texts, 2) if (int(pair[0], 16) ^ int(pair[1], 16)).bit_count() <= 3
+    ]
+    groups: dict[tuple[int, int], list[str]] = {}
+    for text in texts:
+        for key in groups_of(text):
+            groups.setdefault(key, []).append(text)
+    found = [pair for (group, _), members in groups.items() for pair in pairs_of_group(group, members)]
+    assert sorted(found) == expected and len(expected) > 200
+    assert groups_of("0" * 64) == []
+
+
+def test_known_pairs_drop_what_comparing_drops():
+    """Chains of alike pictures, where dropping one lets a later one pass, and marks that recur."""
+    numbers = np.random.default_rng(3)
+    marks = [int(one) for one in numbers.integers(0, 2**64, 5, dtype=np.uint64)]
+    while len(marks) < 400:
+        marks.append(marks[int(numbers.integers(len(marks)))] ^ (1 << int(numbers.integers(64))))
+    texts = [f"{mark:016x}" if mark % 7 else f"{mark:064x}" for mark in marks]
+    alike = {
+        one: [other for place, other in enumerate(texts) if place != number and _near(one, other)]
+        for number, one in enumerate(texts)
+    }
+    screens = [
+        Screened(Screen(dedupe=True), known) for known in (None, {one: has for one, has in alike.items() if has})
+    ]
+    keys = [f"k{number // 2}#{number % 2}" for number in range(len(texts))]
+    dropped = [[screen.problem(key, text, "") for key, text in zip(keys, texts, strict=True)] for screen in screens]
+    assert dropped[0] == dropped[1] and 50 < sum(one is not None for one in dropped[0]) < 390
+
+
+def _near(one: str, other: str) -> bool:
+    return one == other or (len(one) == len(other) == 16 and (int(one, 16) ^ int(other, 16)).bit_count() <= 3)
