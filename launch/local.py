@@ -12,8 +12,8 @@ is run again on a second start; those whose mode resumes, as training does, go o
 import itertools
 import os
 import re
+import runpy
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from absl import app
-from ml_collections import config_flags
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
+from imagen_jax.checks import check_path
+from imagen_jax.errors import UserError, exit_code
 from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, shipped_file, write_json
-from imagen_jax.streams import outlive_readers
 
 # Configs import their neighbours as launch.configs, wherever this folder lies.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -35,12 +36,34 @@ SAMPLE_EVERY_S = 0.5
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
 REPORT = "report"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "pipeline to run, e.g. launch/configs/demo.py")
+_EXAMPLE = "launch/configs/demo.py"
+_CONFIG = config_flags.DEFINE_config_file("config", None, f"pipeline to run, e.g. {_EXAMPLE}")
 
 
 def expand(command: str, fields: Mapping[str, Any]) -> list[str]:
     """The argument list of a phase's command; a field's value with spaces in it stays one word."""
     return [word.format(**fields) for word in command.split()]
+
+
+def expanded(config: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """The phases of a config, each with the words of its command.
+
+    Raises:
+      UserError: they are no pairs of texts, or a command is empty or holds a {field} that the config lacks.
+    """
+    try:
+        phases = [(name, expand(command, config)) for name, command in config["phases"]]
+        if all(split_settings(words)[1] for _, words in phases):
+            return phases
+        problem = "a command is empty"
+    except KeyError as error:
+        problem = f"there is no setting {error}"
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        problem = str(error)
+    raise UserError(
+        f"the config's phases cannot be run ({problem}); write pairs of a name and a command, as {_EXAMPLE} does, with "
+        "no {field} but the config's own settings"
+    )
 
 
 def split_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -118,7 +141,7 @@ def run(config: Mapping[str, Any]) -> int:
       0, or the exit code of the phase that failed.
     """
     out_dir = as_path(config["out_dir"])
-    phases = [(name, expand(command, config)) for name, command in config["phases"]]
+    phases = expanded(config)
     make_dirs(out_dir)
     commands = [{"phase": name, "command": shlex.join(words)} for name, words in phases]
     write_json(out_dir / "commands.json", commands, indent=2, end="\n")
@@ -144,38 +167,62 @@ def run(config: Mapping[str, Any]) -> int:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing, with what a config refuses told in plain words."""
+    """absl's parsing; what it or a config refuses ends the program as other errors of people do."""
+    rest: list[str] = []
+    code = exit_code(lambda: rest.extend(_parse(arguments)))
+    if code:
+        sys.exit(code)
+    return rest
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
     words = list(arguments)
     for number, word in enumerate(words[1:], 1):
         name, equals, value = word.partition("=")
         if name in ("--config", "-config") and equals:
-            words[number] = f"{name}={shipped_file(value)}"
+            words[number] = f"{name}={_config_file(value)}"
         elif words[number - 1] in ("--config", "-config"):
-            words[number] = shipped_file(word)
+            words[number] = _config_file(word)
     try:
-        rest = app.parse_flags_with_usage(words)
-        if _CONFIG.value is not None:
-            _CONFIG.value.get("out_dir")  # A config file that could not be read says so only when it is used.
-        return rest
+        rest = flags.FLAGS(words)
     except (AttributeError, KeyError) as error:
-        problem = "the config has no setting " + str(error).replace("\\n", "; ").replace("\\'", "").strip("\"'")
-    except OSError as error:
-        problem = str(error)
-    print(f"error: {problem}\n  from {' '.join(arguments[1:])}", file=sys.stderr)
-    sys.exit(2)
+        setting = str(error).replace("\\n", "\n").replace("\\'", "").strip("\"'")
+        raise UserError(f"the config has no setting {setting}") from error
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]}; settings are given as --config.NAME=VALUE")
+    if _CONFIG.value is None:
+        raise UserError(f"--config is missing; write --config {_EXAMPLE}")
+    check_path("--config.out_dir", _CONFIG.value.out_dir)
+    _CONFIG.value.out_dir = os.path.expanduser(_CONFIG.value.out_dir)
+    return rest
+
+
+def _config_file(name: str) -> str:
+    """A config's file, once it is sure that it makes a config.
+
+    Raises:
+      UserError: there is no such file, or it fails; it is a program, which may fail in any way.
+    """
+    path = shipped_file(name)
+    if not os.path.isfile(path):
+        raise UserError(f"--config={name}: there is no such file; give a pipeline, such as {_EXAMPLE}")
+    try:
+        made = runpy.run_path(path)["get_config"]()
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+    else:
+        if isinstance(made, ConfigDict) and {"out_dir", "phases"} <= set(made):
+            return path
+        problem = "its get_config() gives no ConfigDict with out_dir and phases"
+    raise UserError(f"--config={name} makes no config ({problem}); write it as {_EXAMPLE} is")
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]}; settings are given as --config.NAME=VALUE")
-    if _CONFIG.value is None:
-        raise app.UsageError("--config is missing; use --config launch/configs/demo.py")
-    outlive_readers()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        sys.exit(run(_CONFIG.value))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    codes: list[int] = []
+    ended = exit_code(lambda: codes.append(run(_CONFIG.value)))
+    sys.exit(ended or codes[0])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from imagen_jax.commands.parts.command import GinCommand
+from imagen_jax.errors import UserError
 from imagen_jax.gin_config import load_with_operative, split_gin_flags
 from imagen_jax.main import build_parser, find_modes
 from launch import local
@@ -147,10 +149,82 @@ def test_stopping_the_launcher_stops_the_phase(config_file, tmp_path):
         os.kill(int(pid_file.read_text()), 0)
 
 
-def test_unknown_setting_is_refused(config_file):
-    done = launch(config_file(first="pass"), "--config.greting=hi")
-    assert done.returncode != 0
-    assert "greting" in done.stderr and "Traceback" not in done.stderr
+def refused(*words: str) -> str:
+    """The one line on stderr of a launch that is refused, as the console command gives it."""
+    command = [sys.executable, "-m", "imagen_jax.main", "script", "launch/local.py", *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done
+    return done.stderr
+
+
+def test_a_config_that_is_not_there():
+    assert refused("--config=no/such.py") == (
+        "error: --config=no/such.py: there is no such file; give a pipeline, such as launch/configs/demo.py\n"
+    )
+
+
+def test_no_config():
+    assert refused() == "error: --config is missing; write --config launch/configs/demo.py\n"
+
+
+def test_unknown_setting_is_refused(config_file, tmp_path):
+    told = refused("--config", str(config_file(first="pass")), "--config.greting=hi")
+    assert told == 'error: the config has no setting greting; Did you mean "greeting" instead of "greting"?\n'
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """Words of a command line, refused in this process → what stderr says."""
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["launch/local.py", *words])  # ml_collections looks there.
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            local.parse_flags(sys.argv)
+        told = capsys.readouterr().err
+        assert ended.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+        return told
+
+    monkeypatch.chdir(REPOSITORY)
+    return run
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["--config"], "Missing value for flag --config; see --help"),
+    (["--config=launch"], "no such file"),
+    (["--config", ""], "no such file"),
+    (["--config=README.md"], "--config=README.md makes no config (SyntaxError: "),
+    (["--config=launch/configs/phases.py"], "makes no config (KeyError: 'get_config'); write it as launch/"),
+    (["--config=launch/configs/demo.py", "more"], "unexpected argument more; settings are given as"),
+    (["--config=launch/configs/demo.py", "--seed=1"], "Unknown command line flag 'seed'; see --help"),
+    (["--config=launch/configs/demo.py", "--config.seed=x"], "--config.seed=x"),
+    (["--config=launch/configs/demo.py", "--config.out_dir="], "--config.out_dir ('') must be the path"),
+    (["--config=launch/configs/demo.py", "--config.out_dir=s3://b/x"], "--config.out_dir (s3://b/x) begins with s3:/"),
+])  # fmt: skip
+def test_words_that_are_refused(refuse, words, told):
+    assert told in refuse(*words)
+
+
+@pytest.mark.parametrize("body", ["return None", "return {'out_dir': '', 'phases': ()}", "return ConfigDict()", "1 / 0"])
+def test_files_that_make_no_config(refuse, tmp_path, body):
+    (tmp_path / "c.py").write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    {body}\n")
+    assert f"--config={tmp_path}/c.py makes no config (" in refuse("--config", f"{tmp_path}/c.py")
+
+
+@pytest.mark.parametrize("phases", [3, ("first",), (("first", ""),), (("first", "A=1"),), (("first", "python {no}"),),
+                                    (("first", 3),), (("first", "python {"),), (("first", "python {0}"),)],
+                         ids=str)  # fmt: skip
+def test_phases_that_cannot_be_run(tmp_path, phases):
+    with pytest.raises(UserError, match="the config's phases cannot be run .*write pairs of a name and a command"):
+        local.run(ConfigDict({"out_dir": str(tmp_path / "out"), "phases": phases}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tilde_in_out_dir_is_the_home_directory(config_file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    path = config_file(first="import sys; print('writes to', sys.argv[1])")
+    done = launch(path, "--config.out_dir=~/runs")
+    assert f"writes to {tmp_path}/home/runs" in done.stdout and (tmp_path / "home/runs/metrics.json").exists()
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.folders import checkpoint_dir, existing, saved_steps
 from imagen_jax.checkpoints.processes import barrier, first_checks
-from imagen_jax.checkpoints.proof import check_chunks, fix, read_part, verify, write_digests
+from imagen_jax.checkpoints.proof import DamagedCheckpointError, check_chunks, fix, read_part, verify, write_digests
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError, listed
 from imagen_jax.files import AnyPath, StrPath, absolute, as_path, make_dirs, remove_tree, write_bytes, write_json
@@ -158,6 +158,10 @@ def _restored(path: AnyPath, abstract: TrainState) -> tuple[TrainState, dict[str
     check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
     items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
     saved = read_part(path, "position.json", {"step": int, "position": dict})
+    if saved["step"] > jnp.iinfo(jnp.int32).max:  # A state's step is an int32.
+        raise DamagedCheckpointError(
+            f"{path / 'position.json'} has {saved['step']} for step; expected a count below 2**31; {fix(path)}"
+        )
     number = jax.device_put(jnp.int32(saved["step"]), abstract.step.sharding)
     return TrainState(step=number, **items), saved["position"]
 

@@ -141,6 +141,7 @@ def test_what_people_keep_beside_checkpoints_is_theirs(tmp_path):
         ("digests.json", '{"config.gin": 1}', "digests.json has 1 for config.gin; expected a str"),
         ("position.json", '{"step": "3", "position": {}}', "position.json has '3' for step; expected a count"),
         ("position.json", '{"step": 3}', "position.json has no position"),
+        ("position.json", '{"step": 2147483648, "position": {}}', r"position.json has 2147483648 .* below 2\*\*31"),
         ("position.json", "{", "no readable position.json"),
         ("arrays/params/_METADATA", "{", "arrays of checkpoint .* cannot be read .JSONDecodeError.*versions.json"),
     ],

@@ -184,7 +184,7 @@ def near_offset_init(std: float) -> nn.initializers.Initializer:
     def init(key: Array, shape: tuple[int, int], dtype: Any) -> Float[Array, "k buckets"]:
         num_heads, num_buckets = shape
         table = nn.initializers.normal(std)(key, shape, dtype)
-        heads = np.arange(num_heads)
+        heads = jnp.arange(num_heads)  # Made by the program: a damaged config may say billions.
         pairs = heads % (2 * (num_buckets // 4 - 1))  # -1, +1, -2, +2, ... up to the last exact offset
         near = pairs // 2 + 1 + num_buckets // 2 * (pairs % 2)
         largest = jnp.argmax(table, axis=1)

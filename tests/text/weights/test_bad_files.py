@@ -71,10 +71,11 @@ def test_an_index_of_another_form(folder: Path, text: str) -> None:
         ({"layer_norm_epsilon": "x"}, "not the config of a T5 encoder"),
         ({"feed_forward_proj": ["gelu"]}, "not the config of a T5 encoder"),
         ({"num_layers": 10**9}, "has arrays of 2 layers, its config says 1000000000"),
+        ({"num_heads": 2**31 - 1}, "is not an encoder of this config, [0-9]+ parameters differ"),
         ({"num_layers": -1}, r"num_layers \(-1\) must be an integer >= 1"),
         ({"vocab_size": 10**30}, "must be at most"),
     ],
-    ids=range(8),
+    ids=range(9),
 )
 def test_a_config_of_another_form(folder: Path, changes: Any, message: str) -> None:
     stated = json.loads((folder / "config.json").read_text())
