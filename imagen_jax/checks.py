@@ -9,20 +9,23 @@ from imagen_jax.files import SCHEMES
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*):/", re.IGNORECASE)
 
 
-def check_count(name: str, value: object, least: int = 1, hint: str = "") -> None:
-    """Refuses what is no integer of at least `least`; True and False are no integers here.
+def check_count(name: str, value: object, least: int = 1, hint: str = "", most: int | None = None) -> None:
+    """Refuses what is no integer from `least` to `most`; True and False are no integers here.
 
     Args:
       name: the setting, as its user writes it.
       value: what it was set to.
       least: smallest value allowed.
       hint: what is usual, or another way to set it.
+      most: largest value allowed, where larger ones would fill the memory; None: any.
 
     Raises:
       UserError: names the setting, its value and the bound.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise UserError(f"{name} ({value!r}) must be an integer >= {least}" + (f"; {hint}" if hint else ""))
+    if most is not None and value > most:
+        raise UserError(f"{name} ({value}) must be at most {most}" + (f"; {hint}" if hint else ""))
 
 
 def check_path(name: str, value: object) -> None:
@@ -53,6 +56,26 @@ def check_path(name: str, value: object) -> None:
         )
     if not re.match(r"[a-z]+://[a-z0-9][a-z0-9._-]+(/|$)", text):
         raise UserError(f"{name} ({text}) must name a bucket: {scheme[1]}://bucket/folder")
+
+
+def with_home(name: str, path: str) -> str:
+    """A path with the home directory for a leading ~, which no shell puts there after an equals sign.
+
+    Args:
+      name: the setting, as its user writes it.
+      path: what it was set to.
+
+    Raises:
+      UserError: ~NAME, and there is no such user; it would be taken for a folder of that name.
+    """
+    found = os.path.expanduser(path)
+    if found.startswith("~"):
+        user = path.partition("/")[0]
+        raise UserError(
+            f"{name} ({path}) begins with {user}, and there is no such user or home directory; write ./{user} for a "
+            "file or folder of that name"
+        )
+    return found
 
 
 def _is_name(path: str) -> bool:

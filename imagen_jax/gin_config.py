@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
-import os
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 import gin
 
+from imagen_jax.checks import with_home
 from imagen_jax.errors import UserError
 from imagen_jax.files import shipped_root
 
@@ -342,7 +342,9 @@ def _quoted(name: str, value: str) -> str:
         if not path.strip():
             raise UserError(f"--gin.{name}= is empty; expected a path (the current folder is .)")
         try:
-            return repr(os.path.expanduser(path))
+            return repr(with_home(f"--gin.{name}", path))
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(f"--gin.{name}={ascii(value)} is no path ({error}); give another") from error
     return repr(value) if literal is value else value

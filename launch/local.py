@@ -25,7 +25,7 @@ import psutil
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from imagen_jax.checks import check_path
+from imagen_jax.checks import check_path, with_home
 from imagen_jax.errors import UserError, exit_code
 from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, shipped_file, write_json
 
@@ -195,7 +195,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     if _CONFIG.value is None:
         raise UserError(f"--config is missing; write --config {_EXAMPLE}")
     check_path("--config.out_dir", _CONFIG.value.out_dir)
-    _CONFIG.value.out_dir = os.path.expanduser(_CONFIG.value.out_dir)
+    _CONFIG.value.out_dir = with_home("--config.out_dir", _CONFIG.value.out_dir)
     return rest
 
 

@@ -34,6 +34,13 @@ def test_the_hint_comes_last():
     assert str(error.value) == "num_steps (0) must be an integer >= 1; 32 to 256 is usual"
 
 
+def test_what_would_fill_the_memory_is_refused():
+    check_count("num_steps", 100, most=100)
+    with pytest.raises(UserError) as error:
+        check_count("num_steps", 101, hint="32 to 256 is usual", most=100)
+    assert str(error.value) == "num_steps (101) must be at most 100; 32 to 256 is usual"
+
+
 @pytest.mark.parametrize("path", ["a", "é 漢/..", Path("a"), "\udcff", "a\n", "gs://bucket-a", "gs://b.c_d/x y"])
 def test_any_name_of_a_file_or_in_a_bucket_is_a_path(path):
     check_path("the corpus directory", path)

@@ -187,6 +187,7 @@ def test_target_that_no_file_mentions_gets_its_defaults():
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=12"], ["base.gin"], r"batch_size \(12\) must .*8 or 16"),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=big"], ["base.gin"], r"batch_size \('big'\) must be an int"),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=(a, b)"], ["base.gin"], "a text value needs quotes"),
+        (["--gin.MODEL_DIR=~nobody-of-that-name"], ["base.gin"], r"begins with ~nobody-of-that-name, .*no such user"),
         (["--gin.MODEL_DIR=~\0"], ["base.gin"], r"is no path \(embedded null byte\); give another"),
     ],
 )

@@ -205,7 +205,9 @@ def test_words_that_are_refused(refuse, words, told):
     assert told in refuse(*words)
 
 
-@pytest.mark.parametrize("body", ["return None", "return {'out_dir': '', 'phases': ()}", "return ConfigDict()", "1 / 0"])
+@pytest.mark.parametrize(
+    "body", ["return None", "return {'out_dir': '', 'phases': ()}", "return ConfigDict()", "1 / 0"]
+)
 def test_files_that_make_no_config(refuse, tmp_path, body):
     (tmp_path / "c.py").write_text(f"from ml_collections import ConfigDict\ndef get_config():\n    {body}\n")
     assert f"--config={tmp_path}/c.py makes no config (" in refuse("--config", f"{tmp_path}/c.py")

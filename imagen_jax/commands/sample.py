@@ -142,8 +142,10 @@ def captions_of(args: argparse.Namespace) -> list[str]:
         try:
             with open(local_copy(shipped_file(args.prompts_file)), encoding="utf-8-sig") as file:
                 captions += [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts_file={args.prompts_file}: {error}") from error
+        except OSError as error:
+            raise UserError(f"--prompts_file={args.prompts_file} cannot be read ({error}); check the path") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"--prompts_file={args.prompts_file} is not UTF-8 ({error}); save it as UTF-8") from error
     if not captions:
         raise UserError('nothing to draw; give captions ("a red cube") or --prompts_file=FILE')
     return captions

@@ -76,10 +76,21 @@ def read_list(path: AnyPath, columns: Columns) -> list[ListRow]:
     except OSError as error:
         raise UserError(f"list {str(path)!r} cannot be read ({error})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"list {str(path)!r} is not UTF-8 ({error}); save it as UTF-8") from error
+        raise UserError(f"list {str(path)!r} is not UTF-8 ({_place(here, error)}); save it as UTF-8") from error
     if not rows:
         raise UserError(f"list {str(path)!r} has no rows; expected columns {columns.image}, {columns.caption}")
     return rows
+
+
+def _place(path: Path, error: UnicodeDecodeError) -> str:
+    """Where the first bytes stand that are no UTF-8; the error counts from the piece of the file that was decoded."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as found:
+                return f"byte {line[found.start]:#04x} in line {number}"
+    return str(error)
 
 
 def _rows(where: str, image: Any, caption: Any, found: Mapping[str, Any]) -> Iterator[ListRow]:
@@ -110,6 +121,9 @@ def require_columns(path: StrPath, columns: Columns, there: Sequence[str]) -> No
             f"it has {', '.join(map(str, there)) or 'none'}; name the columns {' and '.join(wanted)}, "
             "or say by --image_column and --caption_column how they are named"
         )
+    twice = [column for column in wanted if there.count(column) > 1]
+    if twice:
+        raise UserError(f"list {str(path)!r} has column {' and '.join(twice)} more than once; rename all but one")
 
 
 def _others(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
+# Far above any sampler's steps and any table of betas; a damaged number's table would fill the memory.
+MAX_STEPS = 100_000
+
 
 @runtime_checkable
 class Schedule(Protocol):
@@ -209,7 +212,7 @@ class DiscreteSchedule:
     def __post_init__(self) -> None:
         if self.betas not in ("cosine", "linear"):
             raise UserError(f"DiscreteSchedule.betas ({self.betas!r}) must be 'cosine' or 'linear'")
-        check_count("DiscreteSchedule.num_timesteps", self.num_timesteps, 21, hint="1000 is usual")
+        check_count("DiscreteSchedule.num_timesteps", self.num_timesteps, 21, hint="1000 is usual", most=MAX_STEPS)
 
     def log_snr(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """log(alpha² / sigma²) at time t in [0, 1]."""

@@ -45,8 +45,8 @@ def check_edit(strength: float, num_resamples: int = 1, jump_length: int = 1) ->
     """Raises UserError for values out of range."""
     if not 0.0 < strength <= 1.0:
         raise UserError(f"strength ({strength}) must be in (0, 1]: near 0 keeps the image, 1 keeps nothing of it")
-    for name, value in (("num_resamples", num_resamples), ("jump_length", jump_length)):
-        check_count(name, value, hint="RePaint has 10 of each")
+    check_count("num_resamples", num_resamples, hint="RePaint has 10", most=1000)
+    check_count("jump_length", jump_length, hint="RePaint has 10")
 
 
 class EditArrays(NamedTuple):

@@ -7,7 +7,7 @@ from imagen_jax.checks import check_count
 from imagen_jax.diffusion import guidance, noise_conditioning, thresholding
 from imagen_jax.diffusion.guidance import ConstantGuidance, GuidanceSchedule
 from imagen_jax.diffusion.samplers import DDIMSampler, Sampler
-from imagen_jax.diffusion.schedules import Schedule
+from imagen_jax.diffusion.schedules import MAX_STEPS, Schedule
 from imagen_jax.diffusion.time_grids import TimeGrid, UniformGrid
 from imagen_jax.errors import UserError
 from imagen_jax.stage.tiles import check_tiles
@@ -47,7 +47,7 @@ class SamplingConfig:
     tile_overlap: int = 0
 
     def __post_init__(self) -> None:
-        check_count("num_steps", self.num_steps, hint="32 to 256 is usual")
+        check_count("num_steps", self.num_steps, hint="32 to 256 is usual", most=MAX_STEPS)
         kinds: dict[str, tuple[Any, str]] = {
             "sampler": (Sampler, "@DDIMSampler()"),
             "times": (TimeGrid, "@UniformGrid()"),

@@ -100,6 +100,13 @@ def _opened(path: str, files: tuple[str, ...], full: Sequence[str]) -> HuggingFa
     tokenizer.no_truncation()
     tokenizer.no_padding()
     prefix, suffix = _frame(tokenizer, path)
+    vocab_size = max(tokenizer.get_vocab().values()) + 1
+    # tokenizer.json states the ids of these once more.
+    if max(prefix + suffix) >= vocab_size:
+        raise UserError(
+            f"the vocabulary {full[0]} is damaged (it puts the id {max(prefix + suffix)} around captions and has "
+            f"{vocab_size} ids); download it again"
+        )
     pad_id = tokenizer.token_to_id("[PAD]")
     return HuggingFaceVocabulary(
         tokenizer=tokenizer,
@@ -107,7 +114,7 @@ def _opened(path: str, files: tuple[str, ...], full: Sequence[str]) -> HuggingFa
         suffix=suffix,
         pad_id=suffix[-1] if pad_id is None else pad_id,
         unk_id=next((found for word in _UNKNOWN if (found := tokenizer.token_to_id(word)) is not None), None),
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=vocab_size,
         sha256=digest,
     )
 

@@ -56,3 +56,12 @@ def test_a_flag_may_begin_with_the_home_directory(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     args = build_parser().parse_args(["report", "--run_dir=~/runs/demo"])
     assert args.run_dir == "/home/someone/runs/demo"
+
+
+def test_the_home_directory_of_nobody_is_no_folder(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["report", "--run_dir=~nobody-of-that-name/x"])
+    told = capsys.readouterr().err
+    assert "(~nobody-of-that-name/x) begins with ~nobody-of-that-name, and there is no such user" in told
+    assert "write ./~nobody-of-that-name for" in told
+    assert build_parser().parse_args(["report", "--run_dir=./~x"]).run_dir == "./~x"

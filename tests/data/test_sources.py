@@ -238,7 +238,11 @@ def test_unusable_lists(tmp_path):
     refused("b.jsonl", b"[1]\n", "line 1 is not a JSON object")
     refused("c.jsonl", b"", "has no rows")
     refused("d.csv", b"", "lacks column image and caption; it has none")
-    refused("e.csv", b"image,caption\n\xff,b\n", "is not UTF-8")
+    refused(
+        "e.csv", b"image,caption\n" + b"a,b\n" * 5000 + b"c,\xff\n", r"is not UTF-8 \(byte 0xff in line 5002\); save it"
+    )
+    refused("h.jsonl", b'{"image": "a", "caption": "\xe9"}', r"is not UTF-8 \(byte 0xe9 in line 1\)")
+    refused("i.csv", b"image,caption,caption\na,b,c\n", "has column caption more than once; rename all but one")
     refused("f.parquet", b"PAR1 no", "is not a Parquet file")
     refused("g.txt", b"", r"must end in one of \.csv, \.jsonl, \.parquet")
     with pytest.raises(UserError, match="does not exist"):

@@ -173,6 +173,7 @@ def test_impossible_clip_is_refused(make: Callable[..., Schedule], value: float)
         (lambda: LogNormalSchedule(std=0.0), "LogNormalSchedule.std"),
         (lambda: DiscreteSchedule(betas="sigmoid"), "'cosine' or 'linear'"),
         (lambda: DiscreteSchedule(num_timesteps=20), "num_timesteps"),
+        (lambda: DiscreteSchedule(num_timesteps=2**32), r"num_timesteps \(4294967296\) must be at most"),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], Schedule], message: str) -> None:

@@ -78,7 +78,7 @@ FINE: dict[str, list[Any]] = {
     ],
 }
 BAD: dict[str, list[Any]] = {
-    "num_steps": [lambda: 0, lambda: -1, lambda: 22],
+    "num_steps": [lambda: 0, lambda: -1, lambda: 22, lambda: 10**11],
     "guidance_weight": [lambda: -1.0, lambda: INF, lambda: NAN],
     "thresholding": [lambda: "soft"],
     "percentile": [lambda: 0.5, lambda: NAN],

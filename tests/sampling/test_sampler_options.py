@@ -158,6 +158,7 @@ def test_an_image_has_its_own_seed() -> None:
         ({"strength": 0.0}, "strength"),
         ({"strength": 1.5}, "strength"),
         ({"num_resamples": 0}, "num_resamples"),
+        ({"num_resamples": 10**9}, "num_resamples"),
         ({"jump_length": -2}, "jump_length"),
     ],
 )

@@ -104,6 +104,11 @@ def test_damaged_and_other_vocabularies_are_refused(tmp_path: Path) -> None:
         Tokenizer(str(bare))
     frame = only(BERT, tmp_path / "frame", "tokenizer.json")
     content = json.loads((frame / "tokenizer.json").read_text())
+    (frame / "tokenizer.json").write_text(json.dumps(content).replace('"ids": [4]', '"ids": [255]'))
+    with pytest.raises(
+        UserError, match="tokenizer.json is damaged .it puts the id 255 around captions and has 141 ids"
+    ):
+        Tokenizer(str(frame))
     del content["post_processor"]["special_tokens"]["[SEP]"]
     (frame / "tokenizer.json").write_text(json.dumps(content))
     # The library panics, which is no Exception of Python's.

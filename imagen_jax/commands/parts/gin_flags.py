@@ -1,10 +1,10 @@
 """Flags of the modes that gin files configure, and the config that they describe; gin loads only when one runs."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Any
 
+from imagen_jax.checks import with_home
 from imagen_jax.commands.parts.command import GinCommand
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
@@ -66,7 +66,9 @@ def load_gin(command: GinCommand, args: argparse.Namespace, bindings: Sequence[s
         raise UserError(f"{command.name} needs a configuration; add --gin_file=FILE (see configs/experiments/)")
     from imagen_jax import gin_config
 
-    search_paths = [os.path.expanduser(folder) for word in args.gin_search_paths for folder in word.split(",")]
+    search_paths = [
+        with_home("--gin_search_paths", folder) for word in args.gin_search_paths for folder in word.split(",")
+    ]
     return gin_config.load_with_operative(
         command.config_class(), args.gin_file, bindings, search_paths, command.open_paths
     )

@@ -18,7 +18,6 @@ from imagen_jax.errors import UserError
 DTYPES = ("float32", "bfloat16")
 MAX_SIZE = 2**31 - 1
 _JSON_TYPES = (int, float, bool, str)
-MAX_SIZE = 2**31 - 1
 
 
 class EncoderConfig(abc.ABC):
@@ -95,8 +94,4 @@ def check_positive(config: EncoderConfig, *names: str) -> None:
       UserError: names the first.
     """
     for name in names:
-        check_count(f"{type(config).__name__}.{name}", getattr(config, name))
-        if getattr(config, name) > MAX_SIZE:
-            raise UserError(
-                f"{type(config).__name__}.{name} ({getattr(config, name)}) must be at most {MAX_SIZE}; mend the config"
-            )
+        check_count(f"{type(config).__name__}.{name}", getattr(config, name), most=MAX_SIZE)

@@ -266,7 +266,7 @@ def _config(
     except UserError:
         raise
     # Arrays of other ranks than expected; fields that there are not.
-    except (ValueError, TypeError, LookupError, ZeroDivisionError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
         raise UserError(
             f"{path} holds no {family.name} encoder that can be read ({type(error).__name__}: {error}); download or "
             "copy it again"

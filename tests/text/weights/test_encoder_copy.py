@@ -78,6 +78,15 @@ def test_another_architecture_is_refused(tmp_path: Path, architecture: object) -
         load_encoder(tmp_path / "copy")
 
 
+def test_a_number_that_no_float_holds_is_refused(tmp_path: Path) -> None:
+    import_text(str(SOURCES[0]), str(tmp_path / "copy"))
+    header = json.loads((tmp_path / "copy" / "encoder.json").read_text())
+    header["config"]["norm_epsilon"] = 10**400
+    (tmp_path / "copy" / "encoder.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="holds no T5 encoder that can be read .OverflowError: "):
+        load_encoder(tmp_path / "copy")
+
+
 def test_what_is_there_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["import_text", "--from", str(SOURCES[0]), "--to", str(tmp_path / "copy")]
     assert main(command) == 0
