@@ -1,6 +1,6 @@
 """Files on this machine and in buckets: where they lie, whole or absent, copied here, and who may write."""
 
-from imagen_jax.files.copies import copy_place, local_copy, local_folder, make_room
+from imagen_jax.files.copies import copy_place, fetch_files, local_copy, local_folder, make_room, send_files
 from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, alone_in, locked
 from imagen_jax.files.places import (
@@ -52,6 +52,7 @@ __all__ = [
     "as_path",
     "check_content",
     "copy_place",
+    "fetch_files",
     "file_system",
     "files_under",
     "is_file_name",
@@ -68,6 +69,7 @@ __all__ = [
     "read_json",
     "remove_files",
     "remove_tree",
+    "send_files",
     "sha256_of_file",
     "sha256_of_files",
     "shipped_file",
