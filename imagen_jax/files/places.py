@@ -68,7 +68,8 @@ def kvstore_spec(folder: StrPath) -> dict[str, Any]:
     if scheme_of(folder) == "gs":
         return {"driver": "gcs", **place}
     # Variables that s3fs reads and tensorstore does not.
-    server, region = os.environ.get("AWS_ENDPOINT_URL"), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    server = os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     spec: dict[str, Any] = {"driver": "s3", **place}
     if server:
         spec["endpoint"] = server

@@ -26,7 +26,9 @@ def place(request, tmp_path):
 @pytest.fixture(params=["gs", "s3"])
 def cloud(request):
     """A bucket's server, and the address of an object in it."""
-    return request.getfixturevalue({"gs": "bucket", "s3": "s3_bucket"}[request.param]), f"{request.param}://bucket-a/lock"
+    return request.getfixturevalue(
+        {"gs": "bucket", "s3": "s3_bucket"}[request.param]
+    ), f"{request.param}://bucket-a/lock"
 
 
 def test_one_holds_it_and_gives_it_back(place):
