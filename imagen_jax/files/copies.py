@@ -61,7 +61,7 @@ def local_folder(folder: StrPath, names: Iterable[str]) -> str:
 
     Args:
       folder: where they are.
-      names: those wanted of a bucket's, of files in the folder itself.
+      names: those wanted of a bucket's, from the folder on.
 
     Raises:
       OSError: see `local_copy`.
@@ -72,6 +72,7 @@ def local_folder(folder: StrPath, names: Iterable[str]) -> str:
     together = _root() / "folders" / hashlib.sha256(repr(copies).encode()).hexdigest()[:32]
     together.mkdir(parents=True, exist_ok=True)
     for name, copy in copies.items():
+        (together / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             (together / name).symlink_to(copy)
     return os.fspath(together)
@@ -98,7 +99,7 @@ def make_room(num_bytes: int) -> None:
     Raises:
       UserError: the variable is no number of gigabytes, or no room can be made.
     """
-    limit = _limit()
+    limit = copies_limit()
     if num_bytes > limit:
         raise UserError(
             f"a file of {num_bytes / 1e9:.2f} GB is to be copied to this machine, and copies may take {limit / 1e9:g} "
@@ -122,7 +123,12 @@ def make_room(num_bytes: int) -> None:
         total -= size
 
 
-def _limit() -> float:
+def copies_limit() -> float:
+    """The bytes that all copies may take.
+
+    Raises:
+      UserError: the variable is no number of gigabytes.
+    """
     text = os.environ.get(GIGABYTES, str(_DEFAULT_GB))
     try:
         gigabytes = float(text)
