@@ -1,14 +1,15 @@
 """A server of Google Cloud Storage's protocol on loopback, for tests of paths in buckets.
 
 It is gcp-storage-emulator, which keeps objects in memory, behind a front that does what the emulator leaves out: it
-refuses what a generation precondition forbids, names the generation of what is read (tensorstore asks for it), serves
-several requests at once, and is slow or fails when told to.
+refuses what a generation precondition forbids, names the generation of what is read (tensorstore asks for it), keeps
+the line's end that an object ends with, serves several requests at once, and is slow or fails when told to.
 """
 
 import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -28,6 +29,31 @@ logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 BUCKET = "bucket-a"
 # Variables that send gcsfs, tensorstore and the storage libraries elsewhere.
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+
+
+_read_data = emulator._read_data
+
+
+def _read_parts(handler: emulator.RequestHandler, query: dict[str, list[str]]) -> object:
+    """The data of a request; the emulator takes a multipart upload for mail, and line ends with it."""
+    kind = handler.headers.get("Content-Type") or ""
+    boundary = re.search(r"boundary=[\"']?([^\"';]+)", kind)
+    if not kind.startswith("multipart/related") or boundary is None:
+        return _read_data(handler, query)
+    mark = b"--" + boundary[1].encode()
+    raw = emulator._decode_raw_data(emulator._read_raw_data(handler), handler)
+    _, meta, rest = raw.split(mark, 2)
+    (_, meta), (head, content) = (re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (meta, rest))
+    content = re.sub(rb"\r?\n\Z", b"", content[: content.rindex(mark)])
+    found = re.search(rb"(?i)content-type:\s*(\S+)", head)
+    return {
+        "meta": json.loads(meta),
+        "content": content,
+        "content-type": found[1].decode() if found else "application/octet-stream",
+    }
+
+
+emulator._read_data = _read_parts
 
 
 class Server:
