@@ -92,7 +92,7 @@ class Server:
         if self.delay_s:
             time.sleep(self.delay_s)
         status = self.fault(method, handler.path)
-        answers = handler.wfile
+        bodies, answers = handler.rfile, handler.wfile
         if status is None or status < 0:
             with self._lock:
                 handler.wfile = answers if status is None else io.BytesIO()
@@ -100,10 +100,11 @@ class Server:
                 query = urllib.parse.parse_qs(urllib.parse.urlparse(handler.path).query)
                 self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
                 try:
+                    handler.keep_last_byte()
                     emulator.Router(handler).handle(method)
                 except _OtherGenerationError:
                     status = 412
-            handler.wfile = answers
+            handler.rfile, handler.wfile = bodies, answers
         if status is not None:
             handler.refuse(abs(status))
 
@@ -187,6 +188,17 @@ class _Handler(emulator.RequestHandler):
 
     def do_PATCH(self) -> None:
         self._server.answer(self, "PATCH")
+
+    def keep_last_byte(self) -> None:
+        """Ends a body's parts as MIME does: gcsfs ends them by \\n, and the emulator takes a \\r before it for theirs."""
+        boundary = self.headers.get("Content-Type", "").partition("boundary=")[2].strip('"').encode()
+        if not boundary:
+            return
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if body.startswith(b"--" + boundary + b"\n"):
+            body = body.replace(b"\n--" + boundary, b"\r\n--" + boundary)
+        self.headers.replace_header("Content-Length", str(len(body)))
+        self.rfile = io.BytesIO(body)
 
     def end_headers(self) -> None:
         if self.generation is not None:

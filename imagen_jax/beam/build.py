@@ -5,14 +5,15 @@
     3. here         what the screen drops; where each record belongs; rejects.jsonl
     4. parallel     records → shards
 
-The records of step 1 are files until step 4 has copied them, so a build needs room for two corpora.
+The records of step 1 are files until step 4 has copied them, so a build needs room for two corpora. They lie beside the
+corpus, in a bucket as on a disk: workers of other machines see them. In a bucket the new shards lie there too, until
+its server copies them into their place.
 """
 
 import dataclasses
 import functools
 import itertools
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,27 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from imagen_jax.beam.files import WriteLines, load_item, read_lines, read_records, save_items, write_records
+from imagen_jax.beam.files import (
+    WriteLines,
+    load_item,
+    read_lines,
+    read_records,
+    save_items,
+    shared_folder,
+    write_records,
+)
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
 from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
+from imagen_jax.files import AnyPath, as_path, files_under, is_remote, remove_tree
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
+
+# Folders in the corpus's, in a bucket, of shards that are being written.
+_DRAFTS = ".beam-"
 
 # Of an accepted example, for those steps that do not see its record.
 _KEPT = ("split", "key", "repair", "picture_mark", "caption_mark")
@@ -60,24 +73,30 @@ def build_corpus(
       UserError: as `assemble`; or Beam does not know an option.
     """
     write_shards = functools.partial(_write_shards, options=pipeline_options(pipeline_args))
-    return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
+    if not is_remote(out_dir):
+        return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
+    with shared_folder(as_path(out_dir), _DRAFTS) as drafts:
+        write_shards = functools.partial(write_shards, drafts=drafts)
+        return assemble(source, out_dir, config, write_shards, drafts=drafts, overwrite=overwrite, extra=extra)
 
 
 def _write_shards(
-    source: Source, scratch: Path, config: BuildConfig, options: PipelineOptions
+    source: Source, scratch: Path, config: BuildConfig, options: PipelineOptions, drafts: AnyPath | None = None
 ) -> tuple[dict[str, Any], Counts]:
-    with tempfile.TemporaryDirectory(prefix="work-", dir=scratch) as name, Rejects(scratch) as rejects:
-        work = Path(name)
+    if drafts is not None:
+        _remove_others(drafts)
+    shards_in = scratch if drafts is None else drafts
+    with shared_folder(shards_in, "work-") as work, Rejects(scratch) as rejects:
         functions, arguments = _taken_apart(source.parts)
         save_items(work / _PARTS, arguments)
-        prepare = _Prepare(work, config, functions)
+        prepare = _Prepare(work, config, functions, len(arguments))
         run(functools.partial(_prepare, prepare=prepare, work=work, num_parts=len(source.parts)), options)
         places = _plan(work, rejects, Screened(source.screen))
         if not places:
             raise rejects.nothing_accepted(config.name)
         shards = list(_shards(places, config.examples_per_shard))
         save_items(work / _SHARDS, shards)
-        run(functools.partial(_copy, work=work, scratch=scratch, num_shards=len(shards)), options)
+        run(functools.partial(_copy, work=work, shards_in=shards_in, num_shards=len(shards)), options)
         entries = dict(read_lines(work / _ENTRIES))
         splits = {
             split: {
@@ -87,6 +106,13 @@ def _write_shards(
             for split, mine in places.items()
         }
         return splits, rejects.counts
+
+
+def _remove_others(drafts: AnyPath) -> None:
+    """Removes what launches that were killed left there: nobody else builds in this folder now."""
+    folders = {name.partition("/")[0] for name in files_under(drafts.parent) if name.startswith(_DRAFTS)}
+    for name in folders - {drafts.name}:
+        remove_tree(drafts.parent / name)
 
 
 def _taken_apart(parts: Sequence[Part]) -> tuple[list[Callable[..., Any]], list[Any]]:
@@ -100,7 +126,7 @@ def _taken_apart(parts: Sequence[Part]) -> tuple[list[Callable[..., Any]], list[
     return list(functions), arguments
 
 
-def _prepare(pipeline: beam.Pipeline, prepare: "_Prepare", work: Path, num_parts: int) -> None:
+def _prepare(pipeline: beam.Pipeline, prepare: "_Prepare", work: AnyPath, num_parts: int) -> None:
     prepared = (
         pipeline
         | beam.Create(range(num_parts))
@@ -122,11 +148,11 @@ class _Prepare(beam.DoFn):
     An outcome is the refusal, or what _KEPT names of what was accepted.
     """
 
-    def __init__(self, work: Path, config: BuildConfig, functions: Sequence[Callable[..., Any]]):
-        self._work, self._config, self._functions = work, config, functions
+    def __init__(self, work: AnyPath, config: BuildConfig, functions: Sequence[Callable[..., Any]], num_parts: int):
+        self._work, self._config, self._functions, self._num_parts = work, config, functions, num_parts
 
     def process(self, part: int) -> Iterator[Any]:
-        number, arguments, named = load_item(self._work / _PARTS, part)
+        number, arguments, named = load_item(self._work / _PARTS, part, self._num_parts)
         taken = functools.partial(self._functions[number], *arguments, **named)
         image_size = self._config.image_size
         outcomes: list[dict[str, str]] = []
@@ -142,7 +168,7 @@ class _Prepare(beam.DoFn):
         yield part, outcomes
 
 
-def _records_of(work: Path, part: int) -> Path:
+def _records_of(work: AnyPath, part: int) -> AnyPath:
     return work / f"part-{part:07d}"
 
 
@@ -152,7 +178,7 @@ def _all_but_the_first(key_places: tuple[str, Iterable[Place]]) -> Iterator[tupl
         yield key, place
 
 
-def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Place]]:
+def _plan(work: AnyPath, rejects: Rejects, screened: Screened) -> dict[str, list[Place]]:
     """Records of each split in the order of the source; the refused inputs go to `rejects`."""
     recurring = {tuple(place): key for key, place in read_lines(work / _RECURRING)}
     places: dict[str, list[Place]] = {}
@@ -187,21 +213,21 @@ def _shards(places: Mapping[str, Sequence[Place]], per_shard: int) -> Iterator[t
             yield split, shard_name(split, shard, count), mine[shard * per_shard : (shard + 1) * per_shard]
 
 
-def _copy(pipeline: beam.Pipeline, work: Path, scratch: Path, num_shards: int) -> None:
+def _copy(pipeline: beam.Pipeline, work: AnyPath, shards_in: AnyPath, num_shards: int) -> None:
     (
         pipeline
         | beam.Create(range(num_shards))
         | "one worker a shard" >> beam.Reshuffle()
-        | "write" >> beam.Map(_write_shard, work=work, scratch=scratch)
+        | "write" >> beam.Map(_write_shard, work=work, shards_in=shards_in, num_shards=num_shards)
         | "entries" >> WriteLines(work / _ENTRIES)
     )
 
 
-def _write_shard(number: int, work: Path, scratch: Path) -> tuple[int, dict[str, Any] | None]:
-    _, name, places = load_item(work / _SHARDS, number)
+def _write_shard(number: int, work: AnyPath, shards_in: AnyPath, num_shards: int) -> tuple[int, dict[str, Any] | None]:
+    _, name, places = load_item(work / _SHARDS, number, num_shards)
     records = (
         record
         for part, mine in itertools.groupby(places, key=lambda place: place[0])
         for record in read_records(_records_of(work, part), [one for _, one in mine])
     )
-    return number, write_records(scratch / name, records)
+    return number, write_records(shards_in / name, records)
