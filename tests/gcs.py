@@ -190,7 +190,7 @@ class _Handler(emulator.RequestHandler):
         self._server.answer(self, "PATCH")
 
     def keep_last_byte(self) -> None:
-        """Ends a body's parts as MIME does: gcsfs ends them by \\n, and the emulator takes a \\r before it for theirs."""
+        """Ends parts as MIME does: gcsfs ends them by \\n, and the emulator takes a \\r before it for theirs."""
         boundary = self.headers.get("Content-Type", "").partition("boundary=")[2].strip('"').encode()
         if not boundary:
             return
