@@ -90,6 +90,10 @@ setup(
         "plan": ["jax[tpu]"],
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        # Buckets of s3:// beside those of gs://; fsspec finds it by name. Of the same release as fsspec.
+        "s3": ["s3fs>=2026.3"],
+        # A server of S3's protocol on loopback, for the tests of s3://.
+        "s3-test": ["moto[server]>=5.2"],
         # Tests that compare with a peer written in another framework.
         "parity": ["diffusers>=0.42,<0.43", "torch==2.13.0", "transformers>=5.10,<6"],
         # Corpora and embedding stores by Apache Beam; its pins disagree with constraints.txt, see constraints-beam.txt.

@@ -1,5 +1,6 @@
 """Checks of settings that are counts or paths, with one wording."""
 
+import importlib.util
 import os
 import re
 
@@ -36,6 +37,7 @@ def check_path(name: str, value: object) -> None:
 
     Raises:
       UserError: it is no path, empty, of characters that no file name has, or an address that nothing here can read.
+        One in s3:// needs s3fs.
     """
     if not isinstance(value, str | os.PathLike) or not os.fspath(value):
         raise UserError(f"{name} ({value!r}) must be the path of a file or folder")
@@ -51,8 +53,10 @@ def check_path(name: str, value: object) -> None:
             f"{name} ({text}) begins with {scheme[0]}, and only paths of this machine and of buckets ({known}) can "
             "be read and written; copy it there, or mount it as a folder"
         )
-    if not re.match(r"[a-z]+://[a-z0-9][a-z0-9._-]+(/|$)", text):
+    if not re.match(r"[a-z0-9]+://[a-z0-9][a-z0-9._-]+(/|$)", text):
         raise UserError(f"{name} ({text}) must name a bucket: {scheme[1]}://bucket/folder")
+    if scheme[1] == "s3" and importlib.util.find_spec("s3fs") is None:
+        raise UserError(f"{name} ({text}) needs the library s3fs; install it with: pip install 'imagen_jax[s3]'")
 
 
 def _is_name(path: str) -> bool:

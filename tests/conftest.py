@@ -28,7 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
-    from tests import gcs
+    from tests import gcs, s3
 
 # Meshes of up to eight devices are tested on one machine.
 jax.config.update("jax_num_cpu_devices", 8)
@@ -94,3 +94,20 @@ def bucket(bucket_server: "gcs.Server", tmp_path: Path, monkeypatch: pytest.Monk
     bucket_server.forget()
     monkeypatch.setenv("IMAGEN_JAX_CACHE_DIR", str(tmp_path / "copies"))
     return bucket_server
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> "Iterator[s3.Server]":
+    """One server for all tests of a process."""
+    from tests import s3
+
+    with s3.running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: "s3.Server", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "s3.Server":
+    """An empty bucket at s3://bucket-a, whose files have their copies in tmp_path/copies."""
+    s3_server.forget()
+    monkeypatch.setenv("IMAGEN_JAX_CACHE_DIR", str(tmp_path / "copies"))
+    return s3_server

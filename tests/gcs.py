@@ -1,14 +1,15 @@
 """A server of Google Cloud Storage's protocol on loopback, for tests of paths in buckets.
 
 It is gcp-storage-emulator, which keeps objects in memory, behind a front that does what the emulator leaves out: it
-refuses what a generation precondition forbids, names the generation of what is read (tensorstore asks for it), serves
-several requests at once, and is slow or fails when told to.
+refuses what a generation precondition forbids, names the generation of what is read (tensorstore asks for it), keeps
+the line's end that an object ends with, serves several requests at once, and is slow or fails when told to.
 """
 
 import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -28,6 +29,32 @@ logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
 BUCKET = "bucket-a"
 # Variables that send gcsfs, tensorstore and the storage libraries elsewhere.
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
+
+
+_read_data = emulator._read_data
+
+
+def _read_parts(handler: emulator.RequestHandler, query: dict[str, list[str]]) -> object:
+    """The data of a request; the emulator takes a multipart upload for mail, and line ends with it."""
+    kind = handler.headers.get("Content-Type") or ""
+    boundary = re.search(r"boundary=[\"']?([^\"';]+)", kind)
+    if not kind.startswith("multipart/related") or boundary is None:
+        return _read_data(handler, query)
+    mark = b"--" + boundary[1].encode()
+    raw = emulator._decode_raw_data(emulator._read_raw_data(handler), handler)
+    _, meta, rest = raw.split(mark, 2)
+    (_, meta), (head, content) = (re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (meta, rest))
+    # gcsfs ends parts by \n, so a \r before it may be the content's.
+    content = content[: content.rindex(mark)].removesuffix(b"\r\n" if raw.startswith(mark + b"\r\n") else b"\n")
+    found = re.search(rb"(?i)content-type:\s*(\S+)", head)
+    return {
+        "meta": json.loads(meta),
+        "content": content,
+        "content-type": found[1].decode() if found else "application/octet-stream",
+    }
+
+
+emulator._read_data = _read_parts
 
 
 class Server:
@@ -92,7 +119,7 @@ class Server:
         if self.delay_s:
             time.sleep(self.delay_s)
         status = self.fault(method, handler.path)
-        bodies, answers = handler.rfile, handler.wfile
+        answers = handler.wfile
         if status is None or status < 0:
             with self._lock:
                 handler.wfile = answers if status is None else io.BytesIO()
@@ -100,11 +127,10 @@ class Server:
                 query = urllib.parse.parse_qs(urllib.parse.urlparse(handler.path).query)
                 self.storage.wanted = query.get("ifGenerationMatch", [None])[0]
                 try:
-                    handler.keep_last_byte()
                     emulator.Router(handler).handle(method)
                 except _OtherGenerationError:
                     status = 412
-            handler.rfile, handler.wfile = bodies, answers
+            handler.wfile = answers
         if status is not None:
             handler.refuse(abs(status))
 
@@ -188,17 +214,6 @@ class _Handler(emulator.RequestHandler):
 
     def do_PATCH(self) -> None:
         self._server.answer(self, "PATCH")
-
-    def keep_last_byte(self) -> None:
-        """Ends parts as MIME does: gcsfs ends them by \\n, and the emulator takes a \\r before it for theirs."""
-        boundary = self.headers.get("Content-Type", "").partition("boundary=")[2].strip('"').encode()
-        if not boundary:
-            return
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if body.startswith(b"--" + boundary + b"\n"):
-            body = body.replace(b"\n--" + boundary, b"\r\n--" + boundary)
-        self.headers.replace_header("Content-Length", str(len(body)))
-        self.rfile = io.BytesIO(body)
 
     def end_headers(self) -> None:
         if self.generation is not None:

@@ -34,7 +34,9 @@ def test_the_hint_comes_last():
     assert str(error.value) == "num_steps (0) must be an integer >= 1; 32 to 256 is usual"
 
 
-@pytest.mark.parametrize("path", ["a", "é 漢/..", Path("a"), "\udcff", "a\n", "gs://bucket-a", "gs://b.c_d/x y"])
+@pytest.mark.parametrize(
+    "path", ["a", "é 漢/..", Path("a"), "\udcff", "a\n", "gs://bucket-a", "gs://b.c_d/x y", "s3://bucket-a/x"]
+)
 def test_any_name_of_a_file_or_in_a_bucket_is_a_path(path):
     check_path("the corpus directory", path)
 
@@ -46,7 +48,8 @@ def test_any_name_of_a_file_or_in_a_bucket_is_a_path(path):
         ("a\ud800", "no file name can"),
         ("", "must be the path"),
         (None, "must be the path"),
-        ("s3://bucket/x", "begins with s3:/, and"),
+        ("az://bucket/x", "begins with az:/, and"),
+        ("s3://", "must name a bucket"),
         ("gs://", "must name a bucket"),
         ("gs://b/x", "must name a bucket"),
         ("gs:/bucket/x", "must name a bucket"),
@@ -55,3 +58,10 @@ def test_any_name_of_a_file_or_in_a_bucket_is_a_path(path):
 def test_what_is_no_path_is_refused(path, said):
     with pytest.raises(UserError, match=rf"the corpus directory .*{said}"):
         check_path("the corpus directory", path)
+
+
+def test_an_address_whose_driver_is_missing_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_path("the corpus directory", "gs://bucket/x")
+    with pytest.raises(UserError, match=r"\(s3://bucket/x\) needs the library s3fs; .* pip install 'imagen_jax\[s3\]'"):
+        check_path("the corpus directory", "s3://bucket/x")

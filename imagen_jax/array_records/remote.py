@@ -57,6 +57,24 @@ class RemoteRecords:
           UserError: a file or its index is missing, or a record is damaged.
           OSError: the bucket cannot be read.
         """
+        try:
+            return self._read(wanted)
+        except (UserError, OSError):
+            if not self._replaced(wanted):
+                raise
+        return self._read(wanted)
+
+    def _replaced(self, wanted: Sequence[Wanted]) -> bool:
+        """Forgets those of the files that another process has written anew since; tells if there are any."""
+        with self._lock:
+            changed = [
+                path for path in {one.path for one in wanted} & self._copies.keys() if self._copies[path].is_old()
+            ]
+            for path in changed:
+                del self._copies[path]
+        return bool(changed)
+
+    def _read(self, wanted: Sequence[Wanted]) -> list[list[bytes]]:
         found: list[list[bytes]] = []
         missing: list[tuple[int, int, _Copy, np.void]] = []
         for file, one in enumerate(wanted):
@@ -119,10 +137,17 @@ class _Copy:
     """A copy of a part of one file on this machine."""
 
     def __init__(self, wanted: Wanted):
-        self._place = copy_place(wanted.path)
+        self._path, self._place = wanted.path, copy_place(wanted.path)
         self._there = self._place.with_name(f"{self._place.name}.there")
         self._url = f"{wanted.path}{SUFFIX}"
         self._index = local_copy(self._url)
+
+    def is_old(self) -> bool:
+        """Tells if the file was replaced since."""
+        try:
+            return copy_place(self._path) != self._place
+        except FileNotFoundError:
+            return False
 
     def entries(self, indices: Sequence[int]) -> np.ndarray:
         """Index entries of records."""

@@ -9,7 +9,8 @@
       digests.json       sha256 of every file above
 
 A checkpoint is whole or not there (`folders` says how). orbax returns flipped bytes as values without a word, hence the
-digests. MODEL_DIR must be one folder that every process sees: in a bucket, or on a mounted file system.
+digests. MODEL_DIR must be one folder that every process sees: in a bucket (`transfers` says how), or on a mounted file
+system.
 """
 
 import contextlib
@@ -24,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from imagen_jax.checkpoints import folders
+from imagen_jax.checkpoints import folders, transfers
 from imagen_jax.checkpoints.folders import checkpoint_dir, existing, saved_steps
 from imagen_jax.checkpoints.processes import barrier, first_checks
-from imagen_jax.checkpoints.proof import check_chunks, fix, read_part, verify, write_digests
+from imagen_jax.checkpoints.proof import check_chunks, fix, read_part, write_digests
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError, listed
 from imagen_jax.files import AnyPath, StrPath, absolute, as_path, make_dirs, remove_tree, write_bytes, write_json
@@ -87,16 +88,20 @@ def _write(final: AnyPath, state: TrainState, position: Mapping[str, Any], compa
         if jax.process_index() == 0:
             folders.begin(final)
         barrier("save_start")
-        with _saver() as checkpointer:
-            items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
-            checkpointer.save(_arrays(partial), args=ocp.args.Composite(**items))
-        first_checks(lambda: _check_chunks(partial, state))
+        with transfers.written_here(partial) as here:
+            with _saver() as checkpointer:
+                items = {name: ocp.args.PyTreeSave(getattr(state, name)) for name in ITEMS}
+                checkpointer.save(_arrays(here), args=ocp.args.Composite(**items))
+            if jax.process_index() == 0:
+                noted = {"step": int(state.step), "position": dict(position)}
+                write_json(here / "position.json", noted, indent=None, sync=True)
+                for name, content in companions.items():
+                    write_companion(here, name, content)
+            known = transfers.send(here, partial, ITEMS)
+            # One process finds all of them on its own machine.
+            first_checks(lambda: _check_chunks(here if jax.process_count() == 1 else partial, state))
         if jax.process_index() == 0:
-            noted = {"step": int(state.step), "position": dict(position)}
-            write_json(partial / "position.json", noted, indent=None, sync=True)
-            for name, content in companions.items():
-                write_companion(partial, name, content)
-            write_digests(partial)
+            write_digests(partial, known)
             folders.publish(final)
     except (OSError, ValueError, RuntimeError) as error:
         _remove_while_written(partial)
@@ -153,10 +158,10 @@ def restore(model_dir: StrPath, abstract: TrainState, step: int | None = None) -
 
 
 def _restored(path: AnyPath, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    first_checks(lambda: verify(path))
     wanted = {name: getattr(abstract, name) for name in ITEMS}
-    check_same(wanted, {name: _metadata(path, name) for name in ITEMS}, path)
-    items = {name: _restore_item(path, name, tree) for name, tree in wanted.items()}
+    with transfers.proved(path, ITEMS, alone=False) as here:
+        check_same(wanted, {name: _metadata(path, here, name) for name in ITEMS}, path)
+        items = {name: _restore_item(path, here, name, tree) for name, tree in wanted.items()}
     saved = read_part(path, "position.json", {"step": int, "position": dict})
     number = jax.device_put(jnp.int32(saved["step"]), abstract.step.sharding)
     return TrainState(step=number, **items), saved["position"]
@@ -177,9 +182,9 @@ def restore_params(model_dir: StrPath, abstract: PyTree, step: int | None = None
     item = "ema_params" if ema else "params"
 
     def read(path: AnyPath) -> PyTree:
-        first_checks(lambda: verify(path))
-        check_same({"params": abstract}, {"params": _metadata(path, item)}, path)
-        return _restore_item(path, item, abstract)
+        with transfers.proved(path, [item], alone=False) as here:
+            check_same({"params": abstract}, {"params": _metadata(path, here, item)}, path)
+            return _restore_item(path, here, item, abstract)
 
     return _read(model_dir, step, read)
 
@@ -199,11 +204,12 @@ def load_params(model_dir: StrPath, step: int | None = None, ema: bool = True) -
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
 
     def read(path: AnyPath) -> PyTree:
-        verify(path)
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, item)
-        )
-        return _restore_item(path, item, abstract)
+        with transfers.proved(path, [item], alone=True) as here:
+            abstract = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                _metadata(path, here, item),
+            )
+            return _restore_item(path, here, item, abstract)
 
     return _read(model_dir, step, read)
 
@@ -284,7 +290,7 @@ def _remove_while_written(path: AnyPath) -> None:
 
 def _arrays(path: AnyPath) -> AnyPath:
     """Where orbax writes; it asks for a path from the root on."""
-    return as_path(absolute(path)) / "arrays"
+    return as_path(absolute(path)) / transfers.ARRAYS
 
 
 def _checkpointer(item: str) -> ocp.Checkpointer:
@@ -329,15 +335,15 @@ def _unreadable(path: AnyPath) -> Iterator[None]:
         ) from error
 
 
-def _metadata(path: AnyPath, item: str) -> PyTree:
+def _metadata(path: AnyPath, here: AnyPath, item: str) -> PyTree:
     with _unreadable(path), _checkpointer(item) as checkpointer:
-        return checkpointer.metadata(_arrays(path)).item_metadata[item].tree
+        return checkpointer.metadata(_arrays(here)).item_metadata[item].tree
 
 
-def _restore_item(path: AnyPath, item: str, abstract: PyTree) -> PyTree:
+def _restore_item(path: AnyPath, here: AnyPath, item: str, abstract: PyTree) -> PyTree:
     with _unreadable(path), _checkpointer(item) as checkpointer:
         args = ocp.args.Composite(**{item: ocp.args.StandardRestore(abstract)})
-        return checkpointer.restore(_arrays(path), args=args)[item]
+        return checkpointer.restore(_arrays(here), args=args)[item]
 
 
 def write_companion(checkpoint: AnyPath, name: str, content: bytes) -> None:

@@ -26,6 +26,17 @@ def from_first(content: bytes) -> bytes:
     return np.asarray(multihost_utils.broadcast_one_to_all(sent)).astype(np.uint8).tobytes().rstrip(b"\0")
 
 
+def gathered(content: bytes) -> list[bytes]:
+    """What every process gave, in their order, the same in each."""
+    if jax.process_count() == 1:
+        return [content]
+    sizes = np.ravel(multihost_utils.process_allgather(np.array(len(content), np.int32)))
+    mine = np.zeros(int(sizes.max()), np.uint8)
+    mine[: len(content)] = np.frombuffer(content, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(mine)).astype(np.uint8)
+    return [row[:size].tobytes() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
 def those_without(mine: bool) -> list[int]:
     """Numbers of the processes that gave False, the same list in each."""
     if jax.process_count() == 1:

@@ -44,8 +44,17 @@ def verify(path: AnyPath) -> None:
       UserError: a file cannot be read, which says nothing about its bytes.
     """
     expected = read_digests(path)
-    with _readable(path):
+    with readable(path):
         found = digests(path)
+    check_digests(path, expected, found)
+
+
+def check_digests(path: AnyPath, expected: dict[str, str], found: dict[str, str]) -> None:
+    """Compares digests of a checkpoint's files with those of what was written.
+
+    Raises:
+      DamagedCheckpointError: names the files that changed, are missing or are new.
+    """
     wrong = [f"{name} (changed)" for name in expected if name in found and found[name] != expected[name]]
     wrong += [f"{name} (missing)" for name in expected if name not in found]
     wrong += [f"{name} (not written by the run)" for name in found if name not in expected]
@@ -70,7 +79,7 @@ def read_part(path: AnyPath, name: str, form: Any) -> Any:
       UserError: it cannot be read, which says nothing about its bytes.
     """
     try:
-        with _readable(path):
+        with readable(path):
             content = read_json(path / name)
         check_content(path / name, content, form, fix(path))
     except DamagedCheckpointError:
@@ -83,7 +92,13 @@ def read_part(path: AnyPath, name: str, form: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _readable(path: AnyPath) -> Iterator[None]:
+def readable(path: AnyPath) -> Iterator[None]:
+    """A block that reads files of a checkpoint and tells what a failure means.
+
+    Raises:
+      DamagedCheckpointError: a file was not there.
+      UserError: one cannot be read, which says nothing about its bytes.
+    """
     try:
         yield
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -101,11 +116,16 @@ def digests(path: AnyPath) -> dict[str, str]:
     Raises:
       OSError: a file or a folder cannot be read.
     """
-    names = sorted(name for name in _files(path) if name != DIGESTS)
+    names = sorted(name for name in listed_files(path) if name != DIGESTS)
     return dict(zip(names, sha256_of_files([path / name for name in names]), strict=True))
 
 
-def _files(path: AnyPath) -> list[str]:
+def listed_files(path: AnyPath) -> list[str]:
+    """The files of a checkpoint, by their names in it.
+
+    Raises:
+      OSError: a folder cannot be listed.
+    """
     if is_remote(path):
         return list(files_under(path))
 
@@ -116,9 +136,9 @@ def _files(path: AnyPath) -> list[str]:
     return [file.relative_to(path).as_posix() for file in files if file.is_file()]
 
 
-def write_digests(path: AnyPath) -> None:
-    """Writes the digests of all files of a checkpoint, its last file."""
-    write_json(path / DIGESTS, digests(path), sync=True)
+def write_digests(path: AnyPath, known: dict[str, str] | None = None) -> None:
+    """Writes the digests of all files of a checkpoint, its last file; None: they are taken of what lies there."""
+    write_json(path / DIGESTS, digests(path) if known is None else known, sync=True)
 
 
 def check_chunks(item: AnyPath, num_arrays: int) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ def _stream_part(
                 for number in range(batch.num_rows):
                     row += 1
                     for one in _row_examples(wanted.slice(number, 1), f"{stem}-{row:08d}", columns, folder):
-                        yield one if isinstance(one, Rejection) else _with_split(one, split, val_fraction, seed)
+                        yield one if isinstance(one, Rejection) else in_split(one, split, val_fraction, seed)
     except arrow_damage() as error:
         reason = f"the file is damaged behind row {row} ({error}); copy it again"
         yield Rejection(source=stem, reason=reason)
@@ -204,12 +204,19 @@ def _row_examples(batch: Any, key: str, columns: Columns, folder: str) -> Iterat
         yield Rejection(source=key, reason=str(error))
         return
     facts = kept_facts(row)
+    yield from examples_of(key, image, captions, facts)
+
+
+def examples_of(
+    key: str, image: Any, captions: Sequence[tuple[str, Mapping[str, float | int]]], facts: Mapping[str, Any]
+) -> Iterator[RawExample]:
+    """An example a caption of one picture; captions are as `metadata.captions_of` gives them."""
     for number, (caption, weight) in enumerate(captions):
         name = f"{key}#{number}" if number else key
         yield RawExample(key=name, image=image, caption=caption, meta={**facts, **weight} or None)
 
 
-def _with_split(one: RawExample, split: str, val_fraction: float, seed: int) -> RawExample:
+def in_split(one: RawExample, split: str, val_fraction: float, seed: int) -> RawExample:
     """The example in its split; equal images, which have rows of their own, go to the same one."""
     if split == "train" and val_fraction:
         image = one.image if isinstance(one.image, bytes) else str(one.image).encode(errors="surrogatepass")

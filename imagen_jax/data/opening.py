@@ -7,6 +7,7 @@ from imagen_jax.data.arrow import arrow_source, holds_arrow
 from imagen_jax.data.lists import Columns
 from imagen_jax.data.raw import Source
 from imagen_jax.data.sources import folder_source, list_source
+from imagen_jax.data.tfds_folder import holds_tfds, tfds_source
 from imagen_jax.data.webdataset import holds_tars, tar_source
 from imagen_jax.errors import UserError
 from imagen_jax.files import StrPath, as_path
@@ -23,7 +24,7 @@ def open_source(
     """The raw pairs at a place: tar files, a dataset on disk, a list, or a folder of images.
 
     Args:
-      place: see `tar_source`, `arrow_source`, `list_source` and `folder_source`.
+      place: see `tar_source`, `arrow_source`, `tfds_source`, `list_source` and `folder_source`.
       val_fraction: part of the images, in [0, 1), that goes to split "val", chosen by a hash.
       seed: of that choice.
       image_column, caption_column: of a list or dataset, if they have other names than usual.
@@ -32,8 +33,9 @@ def open_source(
       UserError: there is nothing of the kind, or it cannot be read.
     """
     check_path("the images", place)
-    if holds_arrow(place):
-        return arrow_source(
+    opened_dataset = arrow_source if holds_arrow(place) else tfds_source if holds_tfds(place) else None
+    if opened_dataset is not None:
+        return opened_dataset(
             place,
             image_column=image_column or "image",
             caption_column=caption_column,

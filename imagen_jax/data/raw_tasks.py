@@ -1,5 +1,6 @@
 """seqio tasks of pictures as they were found: those registered by the user, and COCO captions of TFDS."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.errors import UserError
+from imagen_jax.files import copies_limit, files_under, is_remote, local_folder
 
 
 class PreparedTfdsSource(seqio.TfdsDataSource):
@@ -70,8 +72,34 @@ def get_raw_task(name: str) -> seqio.Task:
       UserError: there is no such task.
     """
     if name in seqio.TaskRegistry.names():
-        return seqio.TaskRegistry.get(name)
+        return _here(seqio.TaskRegistry.get(name))
     if name not in RAW_TASKS:
         known = sorted({*RAW_TASKS, *seqio.TaskRegistry.names()})
         raise UserError(f"there is no seqio task {name!r}; choose one of {', '.join(known)} or register it")
-    return RAW_TASKS[name]()
+    return _here(RAW_TASKS[name]())
+
+
+def _here(task: seqio.Task) -> seqio.Task:
+    """The task, its TFDS dataset copied to this machine if that lies in a bucket: TensorFlow's own way is not taken.
+
+    Raises:
+      UserError: it is not there, or larger than all copies may be.
+    """
+    if not isinstance(task.source, seqio.TfdsDataSource):
+        return task
+    loader = task.source.tfds_dataset
+    data_dir = loader.data_dir or os.environ.get("TFDS_DATA_DIR", "")
+    if loader.name is None or not is_remote(data_dir):
+        return task
+    dataset, _, version = loader.name.partition(":")
+    there = files_under(f"{data_dir.rstrip('/')}/{dataset}")
+    wanted = {name: size for name, size in there.items() if not version or version in name.split("/")}
+    if not wanted:
+        raise UserError(f"there is no dataset {loader.name!r} in {data_dir}; prepare it there, or check TFDS_DATA_DIR")
+    if sum(wanted.values()) > copies_limit():
+        raise UserError(
+            f"dataset {loader.name!r} in {data_dir} has {sum(wanted.values()) / 1e9:.2f} GB, more than copies may take; "
+            "raise IMAGEN_JAX_CACHE_GB, or build a corpus of its folder (build_corpus --images), shard by shard"
+        )
+    loader.override_data_dir(local_folder(data_dir, [f"{dataset}/{name}" for name in wanted]))
+    return task

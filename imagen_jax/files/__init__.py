@@ -1,6 +1,14 @@
 """Files on this machine and in buckets: where they lie, whole or absent, copied here, and who may write."""
 
-from imagen_jax.files.copies import copy_place, local_copy, local_folder, make_room
+from imagen_jax.files.copies import (
+    copies_limit,
+    copy_place,
+    fetch_files,
+    local_copy,
+    local_folder,
+    make_room,
+    send_files,
+)
 from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, alone_in, locked
 from imagen_jax.files.places import (
@@ -52,8 +60,10 @@ __all__ = [
     "alone_in",
     "as_path",
     "check_content",
+    "copies_limit",
     "copy_files",
     "copy_place",
+    "fetch_files",
     "file_system",
     "files_under",
     "is_file_name",
@@ -70,6 +80,7 @@ __all__ = [
     "read_json",
     "remove_files",
     "remove_tree",
+    "send_files",
     "sha256_of_file",
     "sha256_of_files",
     "shipped_file",

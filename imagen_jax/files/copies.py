@@ -11,13 +11,16 @@ import secrets
 import tempfile
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from imagen_jax.errors import UserError
-from imagen_jax.files.places import StrPath, file_system, is_remote
+from imagen_jax.files.places import StrPath, file_system, files_under, is_remote
+from imagen_jax.files.whole import sha256_of_file
 
 DIRECTORY, GIGABYTES = "IMAGEN_JAX_CACHE_DIR", "IMAGEN_JAX_CACHE_GB"
 _DEFAULT_GB = 50.0
+_MOVED_AT_ONCE = 16
 
 
 def local_copy(path: StrPath) -> str:
@@ -58,7 +61,7 @@ def local_folder(folder: StrPath, names: Iterable[str]) -> str:
 
     Args:
       folder: where they are.
-      names: those wanted of a bucket's, of files in the folder itself.
+      names: those wanted of a bucket's, from the folder on.
 
     Raises:
       OSError: see `local_copy`.
@@ -69,6 +72,7 @@ def local_folder(folder: StrPath, names: Iterable[str]) -> str:
     together = _root() / "folders" / hashlib.sha256(repr(copies).encode()).hexdigest()[:32]
     together.mkdir(parents=True, exist_ok=True)
     for name, copy in copies.items():
+        (together / name).parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             (together / name).symlink_to(copy)
     return os.fspath(together)
@@ -82,7 +86,8 @@ def copy_place(path: StrPath) -> Path:
     """
     url = os.fspath(path)
     info = file_system(url).info(url)
-    version = hashlib.sha256(f"{url} {info.get('generation')} {info['size']}".encode()).hexdigest()[:32]
+    version = f"{url} {info.get('generation') or info.get('ETag')} {info['size']}"
+    version = hashlib.sha256(version.encode()).hexdigest()[:32]
     folder = _root() / version[:2] / version[2:]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / os.path.basename(url)
@@ -94,7 +99,7 @@ def make_room(num_bytes: int) -> None:
     Raises:
       UserError: the variable is no number of gigabytes, or no room can be made.
     """
-    limit = _limit()
+    limit = copies_limit()
     if num_bytes > limit:
         raise UserError(
             f"a file of {num_bytes / 1e9:.2f} GB is to be copied to this machine, and copies may take {limit / 1e9:g} "
@@ -118,7 +123,12 @@ def make_room(num_bytes: int) -> None:
         total -= size
 
 
-def _limit() -> float:
+def copies_limit() -> float:
+    """The bytes that all copies may take.
+
+    Raises:
+      UserError: the variable is no number of gigabytes.
+    """
     text = os.environ.get(GIGABYTES, str(_DEFAULT_GB))
     try:
         gigabytes = float(text)
@@ -142,3 +152,53 @@ def _root() -> Path:
             return root
     except OSError:
         return Path(tempfile.gettempdir(), f"imagen_jax-{os.getuid()}")
+
+
+def send_files(local: StrPath, folder: StrPath) -> dict[str, tuple[int, str]]:
+    """Sends all files of a folder of this machine to one in a bucket, many at once.
+
+    Args:
+      local: the folder here.
+      folder: where they go, under their names from `local` on.
+
+    Returns:
+      Bytes and SHA-256 of each by its name.
+
+    Raises:
+      OSError: one cannot be read or sent.
+    """
+    sizes, files = files_under(local), file_system(folder)
+
+    def send(name: str) -> str:
+        here = os.path.join(local, name)
+        files.put_file(here, f"{os.fspath(folder).rstrip('/')}/{name}")
+        return sha256_of_file(here)
+
+    with ThreadPoolExecutor(_MOVED_AT_ONCE) as threads:
+        return {name: (sizes[name], digest) for name, digest in zip(sizes, threads.map(send, sizes), strict=True)}
+
+
+def fetch_files(folder: StrPath, names: Iterable[str], local: StrPath) -> dict[str, str]:
+    """Copies files of a folder in a bucket to one of this machine, many at once.
+
+    Args:
+      folder: where they are.
+      names: their names from `folder` on, of files as `files_under` tells them.
+      local: where they go; these copies are the caller's and count for no limit.
+
+    Returns:
+      The SHA-256 of each by its name.
+
+    Raises:
+      OSError: one is not there, or cannot be read or written.
+    """
+    files, wanted = file_system(folder), list(names)
+
+    def fetch(name: str) -> str:
+        here = os.path.join(local, name)
+        os.makedirs(os.path.dirname(here), exist_ok=True)
+        files.get_file(f"{os.fspath(folder).rstrip('/')}/{name}", here)
+        return sha256_of_file(here)
+
+    with ThreadPoolExecutor(_MOVED_AT_ONCE) as threads:
+        return dict(zip(wanted, threads.map(fetch, wanted), strict=True))

@@ -1,7 +1,7 @@
 """Locks that one process at a time holds: a file's lock on this machine, a lease in a bucket.
 
 The system gives a file's lock back when its process ends, however it ends. A lease is an object that names its owner,
-made and changed only under the condition that nobody else has (a generation precondition). Its owner renews it; who
+made and changed only under the condition that nobody else has (see `conditions`). Its owner renews it; who
 sees one that is not renewed for `LEASE_S`, or whose process on the same machine has ended, takes it over. No two
 clocks are compared.
 """
@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from imagen_jax.errors import UserError
-from imagen_jax.files.places import StrPath, as_path, bucket_of, file_system, is_remote, make_dirs
+from imagen_jax.files import conditions
+from imagen_jax.files.places import StrPath, as_path, file_system, is_remote, make_dirs
 
 LEASE_S = 60.0
 _RENEWALS = 4
 _POLL_S = 0.5
-# Lease -> its generation and since when this process has seen it unchanged.
+# Lease -> its version and since when this process has seen it unchanged.
 _seen: dict[str, tuple[str, float]] = {}
 
 
@@ -242,32 +243,31 @@ class _FileLock:
 class _Lease:
     def __init__(self, url: str):
         self._url = url
-        self._key = url.partition("://")[2].partition("/")[2]
         self._nonce = secrets.token_hex(8)
-        self._generation: str | None = None
+        self._version: str | None = None
         self._stop = threading.Event()
         self._lost = False
         self.renewed = False
 
     def try_acquire(self) -> bool:
-        content = json.dumps({**_note(), "nonce": self._nonce}).encode()
+        content = self._content(0)
         with contextlib.suppress(FileExistsError):
-            file_system(self._url).pipe_file(self._url, content, mode="create")
-        found = self._read()
+            conditions.create(self._url, content)
+        found = conditions.read(self._url)
         if found is not None and self._given_up(*found):
             with contextlib.suppress(FileExistsError):
-                self._replace(content, found[0])
-            found = self._read()
+                conditions.replace(self._url, content, found[0])
+            found = conditions.read(self._url)
         # Asked for in every case: a request whose answer was lost is sent again, and finds its own object.
         if found is None or json.loads(found[1]).get("nonce") != self._nonce:
             return False
-        self._generation, self._lost = found[0], False
+        self._version, self._lost = found[0], False
         self._stop.clear()
-        threading.Thread(target=self._renew, args=(content,), daemon=True).start()
+        threading.Thread(target=self._renew, daemon=True).start()
         return True
 
     def content(self) -> bytes:
-        return (self._read() or ("", b""))[1]
+        return (conditions.read(self._url) or ("", b""))[1]
 
     def check(self) -> None:
         if self._lost:
@@ -278,72 +278,53 @@ class _Lease:
 
     def release(self) -> None:
         self._stop.set()
-        if self._generation is not None and not self._lost:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                file_system(self._url).call(
-                    "DELETE", "b/{}/o/{}", bucket_of(self._url), self._key, ifGenerationMatch=self._generation
-                )
-        self._generation = None
+        if self._version is not None and not self._lost:
+            with contextlib.suppress(FileExistsError):
+                conditions.remove(self._url, self._version)
+        self._version = None
 
     def remove_given_up(self) -> bool:
         """Removes the lease of a process that has ended; False where its process is at work."""
-        found = self._read()
+        found = conditions.read(self._url)
         if found is not None and not self._given_up(*found):
             return False
         if found is not None:
-            self._generation = found[0]
+            self._version = found[0]
             self.release()
         return True
 
-    def _read(self) -> tuple[str, bytes] | None:
-        """Generation and content; None where there is no lease."""
-        files = file_system(self._url)
-        try:
-            return str(files.info(self._url)["generation"]), files.cat_file(self._url)
-        except FileNotFoundError:
-            return None
+    def _content(self, renewals: int) -> bytes:
+        # Counted: the version that S3 knows is the content's.
+        return json.dumps({**_note(), "nonce": self._nonce, "renewals": renewals}).encode()
 
-    def _replace(self, content: bytes, generation: str) -> str:
-        files = file_system(self._url)
-        place = files.base.replace("/storage/v1/", f"/upload/storage/v1/b/{bucket_of(self._url)}/o")
-        written = files.call(
-            "POST",
-            place,
-            uploadType="media",
-            name=self._key,
-            ifGenerationMatch=generation,
-            data=content,
-            headers={"Content-Type": "application/octet-stream"},
-            json_out=True,
-        )
-        return str(written["generation"])
-
-    def _given_up(self, generation: str, content: bytes) -> bool:
+    def _given_up(self, version: str, content: bytes) -> bool:
         owner = json.loads(content)
         if owner.get("nonce") == self._nonce:
             return False
         if owner.get("machine") == _machine() and not _runs(owner.get("process")):
             return True
         before = _seen.get(self._url)
-        if before is None or before[0] != generation:
+        if before is None or before[0] != version:
             self.renewed = before is not None
-            _seen[self._url] = (generation, time.monotonic())
+            _seen[self._url] = (version, time.monotonic())
             return False
         return time.monotonic() - before[1] > LEASE_S
 
-    def _renew(self, content: bytes) -> None:
+    def _renew(self) -> None:
+        renewals = 0
         while not self._stop.wait(LEASE_S / _RENEWALS):
-            generation = self._generation
-            if generation is None:
+            version = self._version
+            if version is None:
                 return
+            renewals += 1
             try:
-                self._generation = self._replace(content, generation)
+                self._version = conditions.replace(self._url, self._content(renewals), version)
             except FileExistsError:
-                found = self._read()
+                found = conditions.read(self._url)
                 if found is None or json.loads(found[1]).get("nonce") != self._nonce:
                     self._lost = True
                     return
-                self._generation = found[0]
+                self._version = found[0]
             except Exception:  # noqa: BLE001
                 # Tried again at the next turn; whoever finds the lease unchanged for too long takes it over.
                 continue

@@ -1,8 +1,8 @@
-"""Where files lie: on this machine, or in a bucket as gs://bucket/name, behind one kind of path.
+"""Where files lie: on this machine, or in a bucket as gs://bucket/name or s3://bucket/name, behind one kind of path.
 
-Buckets are read and written through gcsfs by fsspec and etils.epath, and through tensorstore by orbax: in every mode,
+Buckets are read and written through gcsfs and s3fs by fsspec and etils.epath, and through tensorstore: in every mode,
 also where TensorFlow with a way of its own is installed. So the variables STORAGE_EMULATOR_HOST and
-TENSORSTORE_GCS_HTTP_URL alone send all of it to another server.
+TENSORSTORE_GCS_HTTP_URL, or AWS_ENDPOINT_URL, alone send all of it to another server.
 """
 
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     AnyPath = Path
 else:
     AnyPath = Path | epath.Path
-SCHEMES = ("gs",)
+SCHEMES = ("gs", "s3")
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)})://")
 # epath would otherwise take TensorFlow's file system for buckets; it reads this once, at its first use.
 os.environ["EPATH_USE_TF"] = "false"
@@ -55,16 +55,29 @@ def file_system(path: StrPath) -> Any:
     import fsspec
 
     aim()
-    return fsspec.filesystem(_scheme(path))
+    return fsspec.filesystem(scheme_of(path))
 
 
-def kvstore_spec(folder: StrPath) -> dict[str, str]:
+def kvstore_spec(folder: StrPath) -> dict[str, Any]:
     """A folder as tensorstore names it."""
     aim()
     if not is_remote(folder):
         return {"driver": "file", "path": f"{os.path.abspath(folder)}/"}
-    name = os.fspath(folder).partition("://")[2].partition("/")[2].strip("/")
-    return {"driver": "gcs", "bucket": bucket_of(folder), "path": f"{name}/"}
+    name = key_of(folder).strip("/")
+    place = {"bucket": bucket_of(folder), "path": f"{name}/" if name else ""}
+    if scheme_of(folder) == "gs":
+        return {"driver": "gcs", **place}
+    # Variables that s3fs reads and tensorstore does not.
+    server = os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    spec: dict[str, Any] = {"driver": "s3", **place}
+    if server:
+        spec["endpoint"] = server
+    if region:
+        spec["aws_region"] = region
+    if "AWS_ACCESS_KEY_ID" in os.environ:  # It would tell of every other place that it looks at in vain.
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
 
 
 def make_dirs(path: StrPath) -> None:
@@ -77,7 +90,7 @@ def make_dirs(path: StrPath) -> None:
         os.makedirs(path, exist_ok=True)
     elif not file_system(path).exists(bucket_of(path)):
         raise FileNotFoundError(
-            f"bucket {_scheme(path)}://{bucket_of(path)} does not exist; make it, or check its name"
+            f"bucket {scheme_of(path)}://{bucket_of(path)} does not exist; make it, or check its name"
         )
 
 
@@ -118,7 +131,7 @@ def read_files(paths: Sequence[str]) -> dict[str, bytes]:
       OSError: one cannot be read.
     """
     if paths and is_remote(paths[0]):
-        scheme = _scheme(paths[0])
+        scheme = scheme_of(paths[0])
         return {f"{scheme}://{name}": content for name, content in file_system(paths[0]).cat(list(paths)).items()}
     return {path: Path(path).read_bytes() for path in paths}
 
@@ -170,7 +183,13 @@ def bucket_of(path: StrPath) -> str:
     return os.fspath(path).partition("://")[2].partition("/")[0]
 
 
-def _scheme(path: StrPath) -> str:
+def key_of(path: StrPath) -> str:
+    """The name of an object in its bucket."""
+    return os.fspath(path).partition("://")[2].partition("/")[2]
+
+
+def scheme_of(path: StrPath) -> str:
+    """The kind of an address's bucket, one of SCHEMES."""
     return os.fspath(path).partition("://")[0]
 
 
@@ -189,3 +208,4 @@ def aim() -> None:
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "anonymous")
     for name in ("gs", "gcs"):
         fsspec.config.conf.setdefault(name, settings)
+    fsspec.config.conf.setdefault("s3", {"use_listings_cache": False})

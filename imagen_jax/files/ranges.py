@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import tensorstore
 
-from imagen_jax.files.places import aim, bucket_of
+from imagen_jax.files.places import bucket_of, key_of, kvstore_spec, scheme_of
 
 AT_ONCE = 256
 
@@ -24,7 +24,7 @@ def read_ranges(paths: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[
       OSError: the bucket cannot be read.
     """
     futures = [
-        _store(bucket_of(path)).read(path.partition("://")[2].partition("/")[2], byte_range=slice(*span))
+        _store(f"{scheme_of(path)}://{bucket_of(path)}").read(key_of(path), byte_range=slice(*span))
         for path, span in zip(paths, spans, strict=True)
     ]
     try:
@@ -36,6 +36,5 @@ def read_ranges(paths: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[
 
 @functools.cache
 def _store(bucket: str) -> tensorstore.KvStore:
-    aim()
-    context = tensorstore.Context({"gcs_request_concurrency": {"limit": AT_ONCE}})
-    return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket}, context=context).result()
+    limits = {f"{driver}_request_concurrency": {"limit": AT_ONCE} for driver in ("gcs", "s3")}
+    return tensorstore.KvStore.open(kvstore_spec(bucket), context=tensorstore.Context(limits)).result()

@@ -141,3 +141,12 @@ def test_failures_that_pass_lose_nothing(bucket, tmp_path):
 
     bucket.fault = fails_at_first
     assert read(RecordFiles("rebuild it"), *range(4)) == records[:4]
+
+
+def test_a_file_that_another_process_wrote_anew_is_read_as_it_is_now(bucket, tmp_path):
+    """Its index and what was read of it are of the version before."""
+    records_in_bucket(tmp_path)
+    files = RecordFiles("rebuild it")
+    read(files, 3)
+    records = records_in_bucket(tmp_path, size=3000)
+    assert read(files, 3, 4) == [records[3], records[4]]

@@ -1,5 +1,6 @@
 """Checkpoints of two processes: both see one folder, one of them verifies, and both end alike."""
 
+import hashlib
 import json
 import os
 import socket
@@ -10,12 +11,12 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-# Arguments: port, number of the process, a folder that both see, one of its own. Prints as JSON what happened.
+# Arguments: port, number of the process, a folder that both see, one of its own, what to do. Prints as JSON what
+# happened.
 HOST = """
 import dataclasses, json, sys
-from pathlib import Path
 import jax
-port, index, common, own = sys.argv[1:]
+port, index, common, own, wanted = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(f"localhost:{port}", 2, int(index), heartbeat_timeout_seconds=10)
@@ -23,6 +24,7 @@ from imagen_jax.files import whole
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.checkpoints.processes import barrier
 from imagen_jax.errors import UserError
+from imagen_jax.files import write_text
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.loop import train
 from imagen_jax.train.run_dir import check_one_folder, only_trainer
@@ -48,7 +50,7 @@ def restore(folder):
 
 def restore_damaged(folder):
     if index == "0":
-        (Path(folder) / "checkpoints" / "checkpoint_2" / "config.gin").write_text("other")
+        write_text(f"{folder}/checkpoints/checkpoint_2/config.gin", "other")
     barrier("damaged")
     restore(folder)
 
@@ -60,6 +62,8 @@ for name, task, folder in (
     ("restore", restore, common),
     ("restore damaged", restore_damaged, common),
 ):
+    if name not in wanted.split(","):
+        continue
     try:
         result = task(folder)
         told[name] = result if isinstance(result, list) else None
@@ -69,13 +73,14 @@ print(json.dumps(told), flush=True)
 """
 
 
-def on_two_hosts(common: Path, own: list[Path]) -> list[dict]:
+def on_two_hosts(common: Path | str, own: list[Path], *wanted: str) -> list[dict]:
+    """What two processes say of each thing that they are to do."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     hosts = [
         subprocess.Popen(
-            [sys.executable, "-c", HOST, str(port), str(index), str(common), str(folder)],
+            [sys.executable, "-c", HOST, str(port), str(index), str(common), str(folder), ",".join(wanted)],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,7 +100,9 @@ def on_two_hosts(common: Path, own: list[Path]) -> list[dict]:
 @pytest.mark.slow
 def test_two_processes_agree_on_their_checkpoints(tmp_path):
     common, own = tmp_path / "common", [tmp_path / "one", tmp_path / "two"]
-    one, two = on_two_hosts(common, own)
+    one, two = on_two_hosts(
+        common, own, "see common", "train own", "save own", "save common", "restore", "restore damaged"
+    )
     assert one["see common"] is None and two["see common"] is None
     for said in (one, two):
         assert "process 1 does not see what process 0 writes" in said["train own"]
@@ -107,3 +114,24 @@ def test_two_processes_agree_on_their_checkpoints(tmp_path):
     # The first alone hashes; both have what they wrote.
     assert one["restore"] == [True, len(written)] and two["restore"] == [True, 0]
     assert "config.gin (changed)" in one["restore damaged"] and one["restore damaged"] == two["restore damaged"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cloud", ["gs", "s3"])
+def test_two_processes_send_their_parts_to_one_bucket(cloud, request, tmp_path):
+    server, common = request.getfixturevalue({"gs": "bucket", "s3": "s3_bucket"}[cloud]), f"{cloud}://bucket-a/run"
+    wanted = ("see common", "save common", "restore", "restore damaged")
+    one, two = on_two_hosts(common, [tmp_path, tmp_path], *wanted)
+    for said in (one, two):
+        assert said["see common"] is None and said["save common"] is None
+        assert said["restore"][0] is True
+        assert "config.gin (changed)" in said["restore damaged"]
+    folder = "run/checkpoints/checkpoint_2/"
+    written = json.loads(server.content(f"{folder}digests.json"))
+    for number in (0, 1):
+        assert any(f"params/ocdbt.process_{number}/d/" in name for name in written)
+    # What the processes told each other is what lies there.
+    there = {name.removeprefix(folder): server.content(name) for name in server.names() if name.startswith(folder)}
+    del there["digests.json"], there["config.gin"], written["config.gin"]
+    assert {name: hashlib.sha256(content).hexdigest() for name, content in there.items()} == written
+    assert list(tmp_path.iterdir()) == []

@@ -43,13 +43,15 @@ def test_addresses_of_other_kinds_are_refused_at_every_door(words, tmp_path, mon
 
 def test_a_text_encoder_may_lie_in_a_bucket():
     parse = build_parser().parse_args
-    assert parse(["import_text", "--from=gs://bucket/t5", "--to=y"]).source == "gs://bucket/t5"
+    for scheme in ("gs", "s3"):
+        address = f"{scheme}://bucket/t5"
+        assert parse(["import_text", f"--from={address}", "--to=y"]).source == address
     assert (
         parse(["sample", "--checkpoint=x", "--output=y", "--text_encoder=gs://bucket/t5"]).text_encoder
         == "gs://bucket/t5"
     )
     with pytest.raises(SystemExit):
-        parse(["import_text", "--from=s3://bucket/t5", "--to=y"])
+        parse(["import_text", "--from=az://bucket/t5", "--to=y"])
 
 
 def test_a_flag_may_begin_with_the_home_directory(monkeypatch):

@@ -14,13 +14,21 @@ from imagen_jax.files import Lock, LockLostError, Presence, alone_in, as_path, f
 ELSEWHERE = {"host": "far", "machine": "another", "process": 7, "nonce": "0"}
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", "gs", "s3"])
 def place(request, tmp_path):
     """A folder of this machine, or one of a bucket."""
-    if request.param == "bucket":
-        request.getfixturevalue("bucket")
-        return "gs://bucket-a/run"
-    return str(tmp_path)
+    if request.param == "folder":
+        return str(tmp_path)
+    request.getfixturevalue({"gs": "bucket", "s3": "s3_bucket"}[request.param])
+    return f"{request.param}://bucket-a/run"
+
+
+@pytest.fixture(params=["gs", "s3"])
+def cloud(request):
+    """A bucket's server, and the address of an object in it."""
+    return request.getfixturevalue(
+        {"gs": "bucket", "s3": "s3_bucket"}[request.param]
+    ), f"{request.param}://bucket-a/lock"
 
 
 def test_one_holds_it_and_gives_it_back(place):
@@ -102,10 +110,11 @@ def test_a_killed_process_of_this_machine_leaves_it_free(place):
     lock.release()
 
 
-def test_a_lease_of_another_machine_is_taken_over_once_it_is_silent(bucket, monkeypatch):
+def test_a_lease_of_another_machine_is_taken_over_once_it_is_silent(cloud, monkeypatch):
+    bucket, url = cloud
     monkeypatch.setattr(locks, "LEASE_S", 0.5)
-    write_bytes("gs://bucket-a/lock", json.dumps(ELSEWHERE).encode())
-    lock = Lock("gs://bucket-a/lock")
+    write_bytes(url, json.dumps(ELSEWHERE).encode())
+    lock = Lock(url)
     assert not lock.acquire()
     assert lock.owner() == "process 7 on host far"
     assert lock.acquire(3.0)
@@ -113,9 +122,10 @@ def test_a_lease_of_another_machine_is_taken_over_once_it_is_silent(bucket, monk
     assert bucket.names() == []
 
 
-def test_a_lease_that_is_renewed_stays_and_who_is_in_a_hurry_does_not_wait(bucket, monkeypatch):
+def test_a_lease_that_is_renewed_stays_and_who_is_in_a_hurry_does_not_wait(cloud, monkeypatch):
+    _, url = cloud
     monkeypatch.setattr(locks, "LEASE_S", 0.4)
-    mine, other = Lock("gs://bucket-a/lock"), Lock("gs://bucket-a/lock")
+    mine, other = Lock(url), Lock(url)
     assert mine.acquire()
     assert not other.acquire(1.5)
     start = time.monotonic()
@@ -125,12 +135,13 @@ def test_a_lease_that_is_renewed_stays_and_who_is_in_a_hurry_does_not_wait(bucke
     mine.release()
 
 
-def test_who_lost_a_lease_is_told_and_leaves_the_new_one_alone(bucket, monkeypatch):
+def test_who_lost_a_lease_is_told_and_leaves_the_new_one_alone(cloud, monkeypatch):
+    bucket, url = cloud
     monkeypatch.setattr(locks, "LEASE_S", 0.4)
-    lock = Lock("gs://bucket-a/lock")
+    lock = Lock(url)
     assert lock.acquire()
     # As if this machine had slept: another has taken it over.
-    write_bytes("gs://bucket-a/lock", json.dumps(ELSEWHERE).encode())
+    write_bytes(url, json.dumps(ELSEWHERE).encode())
     with pytest.raises(LockLostError, match="taken over by process 7 on host far"):
         for _ in range(100):
             threading.Event().wait(0.05)

@@ -11,6 +11,7 @@ values without a word, hence the digests; a copy is verified when it is opened.
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from imagen_jax.files import (
     is_remote,
     make_dirs,
     remove_tree,
+    send_files,
     sha256_of_file,
     write_json,
 )
@@ -115,7 +117,6 @@ def import_text(
 
 
 def _write_copy(checkpoint: EncoderCheckpoint, source: str, final: str, overwrite: bool) -> None:
-    config = checkpoint.config
     there = bool(files_under(final)) if is_remote(final) else os.path.exists(final)
     if there and not (overwrite and is_copy(final)):
         hint = "set --overwrite to replace it" if is_copy(final) else "it is no encoder copy: choose another"
@@ -124,6 +125,29 @@ def _write_copy(checkpoint: EncoderCheckpoint, source: str, final: str, overwrit
     partial = final if is_remote(final) else final + PARTIAL
     remove_tree(partial)
     make_dirs(partial)
+    try:
+        if is_remote(final):
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as here:
+                header = _write_arrays(checkpoint, source, here)
+                files = {name: digest for name, (_, digest) in send_files(here, final).items()}
+        else:
+            header = _write_arrays(checkpoint, source, partial)
+            files = {name: sha256_of_file(os.path.join(partial, name)) for name in files_under(partial)}
+    except BaseException as error:
+        remove_tree(partial)
+        if isinstance(error, ValueError | RuntimeError) and not isinstance(error, UserError):
+            # What tensorstore makes of a full disk.
+            raise OSError(f"{final} could not be written: {str(error).partition(chr(10))[0]}") from error
+        raise
+    write_json(os.path.join(partial, COPY_HEADER), {**header, "files": files}, sync=True)
+    if partial != final:
+        remove_tree(final)
+        os.rename(partial, final)
+
+
+def _write_arrays(checkpoint: EncoderCheckpoint, source: str, folder: str) -> dict[str, Any]:
+    """Writes the parameters into a folder of this machine; the copy's header, but for the digests of the files."""
+    config = checkpoint.config
     held = held_dtypes(config)
     digest = ParamsDigest()
     with Progress(len(held), "import_text", "parameter") as progress:
@@ -136,28 +160,16 @@ def _write_copy(checkpoint: EncoderCheckpoint, source: str, final: str, overwrit
             node[last] = _Unread(checkpoint, path, leaf.shape, np.dtype(leaf.dtype), digest, progress)
         registry = ocp.type_handlers.create_type_handler_registry((_Unread, _OneAtATime(deepcopy_host_arrays=False)))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-        try:
-            with ocp.Checkpointer(handler) as checkpointer:
-                checkpointer.save(as_path(os.path.join(partial, COPY_ARRAYS)), args=ocp.args.PyTreeSave(tree))
-        except BaseException as error:
-            remove_tree(partial)
-            if isinstance(error, ValueError | RuntimeError) and not isinstance(error, UserError):
-                # What tensorstore makes of a full disk.
-                raise OSError(f"{final} could not be written: {str(error).partition(chr(10))[0]}") from error
-            raise
-    header = {
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(as_path(os.path.join(folder, COPY_ARRAYS)), args=ocp.args.PyTreeSave(tree))
+    return {
         "format_version": FORMAT_VERSION,
         "source": source,
         "architecture": config.architecture,
         "config": config.to_json(),
         "params_sha256": digest.hexdigest(),
         "shapes": {path: list(leaf.shape) for path, leaf in held.items()},
-        "files": {name: sha256_of_file(os.path.join(partial, name)) for name in files_under(partial)},
     }
-    write_json(os.path.join(partial, COPY_HEADER), header, sync=True)
-    if partial != final:
-        remove_tree(final)
-        os.rename(partial, final)
 
 
 def known_sha256(path: str, dtype: str) -> str | None:

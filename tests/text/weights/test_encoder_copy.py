@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import alone_in
+from imagen_jax.files import alone_in, remove_files, write_bytes
 from imagen_jax.main import main
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text import load_encoder
@@ -46,6 +46,27 @@ def test_orbax_alone_restores_it(tmp_path: Path) -> None:
     wanted = load_encoder(SOURCES[1], dtype="bfloat16").params
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
     assert found["encoder"]["layers_1"]["mlp"]["wo"]["kernel"].dtype == ml_dtypes.bfloat16
+
+
+@pytest.mark.parametrize(("cloud", "scheme"), [("bucket", "gs"), ("s3_bucket", "s3")])
+def test_a_copy_in_a_bucket_is_that_of_this_machine(request, tmp_path: Path, cloud: str, scheme: str) -> None:
+    server, place = request.getfixturevalue(cloud), f"{scheme}://bucket-a/t5"
+    import_text(str(SOURCES[0]), str(tmp_path / "copy"))
+    command = ["import_text", "--from", str(SOURCES[0]), "--to", place]
+    assert main(command) == 0
+    jax.tree.map(np.testing.assert_array_equal, load_encoder(place).params, load_encoder(tmp_path / "copy").params)
+    assert known_sha256(place, "float32") == known_sha256(str(tmp_path / "copy"), "float32")
+    assert main(command) == 2  # It is there.
+    assert main([*command, "--overwrite"]) == 0
+    # A flipped byte, and a copy without its last file.
+    name = max((name for name in server.names() if "/d/" in name), key=lambda name: len(server.content(name)))
+    content = server.content(name)
+    write_bytes(f"{scheme}://bucket-a/{name}", content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="changed"):
+        load_encoder(place)
+    remove_files(place, ["encoder.json"])
+    with pytest.raises(UserError, match=f"no encoder at {place}"):
+        load_encoder(place)
 
 
 def test_it_loads_sharded_and_stacked(tmp_path: Path) -> None:

@@ -1,0 +1,146 @@
+"""Checkpoints of buckets by way of this machine: written here and sent, fetched and then read.
+
+orbax asks a bucket some 300 times a save where a request a file does. Each process sends what it wrote; the first puts
+the parts of the arrays together under one index each, which it writes in the bucket. What is read comes here first,
+but for several processes that read one checkpoint together from gs://: each asks for its own shards there.
+"""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import tensorstore
+
+from imagen_jax.checkpoints.folders import DIGESTS
+from imagen_jax.checkpoints.processes import first_checks, gathered
+from imagen_jax.checkpoints.proof import ONE_FOLDER, check_digests, listed_files, read_digests, readable, verify
+from imagen_jax.errors import UserError, listed
+from imagen_jax.files import AnyPath, fetch_files, files_under, is_remote, kvstore_spec, remove_tree, send_files
+
+ARRAYS = "arrays"
+_PART = re.compile(r"ocdbt\.process_[0-9]+")
+# As orbax writes its own: one manifest, small values in the index, which is one node; sizes in bytes.
+_INDEX = {"manifest_kind": "single", "max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000}
+
+
+@contextlib.contextmanager
+def written_here(partial: AnyPath) -> Iterator[AnyPath]:
+    """A folder of this machine to write a checkpoint in: its place, or where that is a bucket a temporary one."""
+    if not is_remote(partial):
+        yield partial
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def send(local: AnyPath, partial: AnyPath, items: Sequence[str]) -> dict[str, str] | None:
+    """Sends what this process wrote to where every process sees it.
+
+    Args:
+      local: what `written_here` gave.
+      partial: place of the checkpoint; nothing is done where it is a disk's.
+      items: of orbax, in the arrays.
+
+    Returns:
+      The SHA-256 of every file of the checkpoint by its name, whoever sent it; None on a disk.
+
+    Raises:
+      OSError: a file cannot be read or sent.
+      UserError: one did not arrive.
+    """
+    if not is_remote(partial):
+        return None
+    several = jax.process_count() > 1
+    _tidy(Path(local), items, several)
+    mine = send_files(local, partial)
+    sent = {}
+    for part in gathered(json.dumps(mine).encode()):
+        sent.update(json.loads(part))
+    if several and jax.process_index() == 0:
+        for item in items:
+            sent.update(_merged(partial, item))
+    first_checks(lambda: _check_arrived(partial, {name: size for name, (size, _) in sent.items()}))
+    return {name: digest for name, (_, digest) in sent.items()}
+
+
+def _tidy(local: Path, items: Sequence[str], several: bool) -> None:
+    """Gives what orbax left the names that it has in the checkpoint."""
+    for folder in local.glob(f"{ARRAYS}.*"):  # Only the first process gives the folder its name.
+        os.rename(folder, local / ARRAYS)
+    if several:
+        for item in items:
+            # The index of what the first process sees, which is its own part.
+            (local / ARRAYS / item / "manifest.ocdbt").unlink(missing_ok=True)
+            remove_tree(local / ARRAYS / item / "d")
+
+
+def _merged(partial: AnyPath, item: str) -> dict[str, tuple[int, str]]:
+    """Writes the index of the arrays of an item, parts of which several processes sent; sizes and digests of it."""
+    folder = partial / ARRAYS / item
+    before = files_under(folder)
+    parts = sorted({name.partition("/")[0] for name in before if _PART.match(name)})
+    if not parts:
+        return {}
+    whole = _database(folder)
+    transaction = tensorstore.Transaction(atomic=True)
+    for part in parts:
+        _database(folder / part).experimental_copy_range_to(whole.with_transaction(transaction)).result()
+    transaction.commit_async().result()
+    new = {name: size for name, size in files_under(folder).items() if name not in before}
+    with tempfile.TemporaryDirectory() as copy:
+        digests = fetch_files(folder, new, copy)
+    return {f"{ARRAYS}/{item}/{name}": (new[name], digests[name]) for name in new}
+
+
+def _database(folder: AnyPath) -> tensorstore.KvStore:
+    spec = {"driver": "ocdbt", "base": kvstore_spec(folder), "config": _INDEX, "assume_config": True}
+    return tensorstore.KvStore.open(spec).result()
+
+
+def _check_arrived(partial: AnyPath, sizes: dict[str, int]) -> None:
+    there = files_under(partial)
+    missing = sorted(name for name, size in sizes.items() if there.get(name) != size)
+    if missing:
+        raise UserError(f"{len(missing)} files were not written: {listed(missing)}; {ONE_FOLDER}")
+
+
+@contextlib.contextmanager
+def proved(path: AnyPath, items: Sequence[str], alone: bool) -> Iterator[AnyPath]:
+    """A folder with some items of a checkpoint, whose bytes are those that were written.
+
+    Of a checkpoint in a bucket, what is not asked for is looked for, but not read.
+
+    Args:
+      path: the checkpoint.
+      items: of orbax.
+      alone: this process reads by itself, whatever others do; else the first checks for all, and all are here.
+
+    Raises:
+      DamagedCheckpointError, UserError: see `proof.verify`.
+    """
+    if not is_remote(path) or not (alone or jax.process_count() == 1 or not os.fspath(path).startswith("gs:")):
+        if alone:
+            verify(path)
+        else:
+            first_checks(lambda: verify(path))
+        yield path
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        _fetch(path, items, folder)
+        yield Path(folder)
+
+
+def _fetch(path: AnyPath, items: Sequence[str], folder: str) -> None:
+    expected = read_digests(path)
+    with readable(path):
+        there = [name for name in listed_files(path) if name != DIGESTS]
+        wanted = [name for name in there if name.split("/")[:1] != [ARRAYS] or name.split("/")[1] in items]
+        # Of what is not fetched, only the names are compared.
+        found = {name: expected.get(name, "") for name in there}
+        found.update(fetch_files(path, wanted, folder))
+    check_digests(path, expected, found)
