@@ -9,9 +9,11 @@ Needs the extra `beam`. Flags that are not listed here go to Beam, and so does -
 import argparse
 import sys
 
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import exit_code
 
 
+@bucket_errors()
 def main() -> None:
     from imagen_jax.commands.build_corpus import add_flags, build_inputs
 

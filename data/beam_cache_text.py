@@ -10,9 +10,11 @@ Needs the extra `beam`. Flags that are not listed here go to Beam:
 import argparse
 import sys
 
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import exit_code
 
 
+@bucket_errors()
 def main() -> None:
     from imagen_jax.commands.cache_text import COMMAND
     from imagen_jax.commands.parts.gin_flags import GIN_FLAGS, add_gin_flags, load_gin, split_bindings

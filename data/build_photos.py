@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import UserError, exit_code
 
 # name: (package, file inside it, origin and licence, captions)
@@ -88,6 +89,7 @@ PHOTOS = {
 }  # fmt: skip
 
 
+@bucket_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")

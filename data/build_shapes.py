@@ -8,9 +8,11 @@ Example, 20 000 training and 1 000 validation pictures in about half a minute on
 import argparse
 import sys
 
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import exit_code
 
 
+@bucket_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="corpus directory to write")

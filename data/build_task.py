@@ -9,9 +9,11 @@ import argparse
 import importlib
 import sys
 
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import exit_code
 
 
+@bucket_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="coco_captions", help="name of the task (default %(default)s)")

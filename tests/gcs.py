@@ -44,7 +44,8 @@ def _read_parts(handler: emulator.RequestHandler, query: dict[str, list[str]]) -
     raw = emulator._decode_raw_data(emulator._read_raw_data(handler), handler)
     _, meta, rest = raw.split(mark, 2)
     (_, meta), (head, content) = (re.split(rb"\r?\n\r?\n", part, maxsplit=1) for part in (meta, rest))
-    content = re.sub(rb"\r?\n\Z", b"", content[: content.rindex(mark)])
+    # gcsfs ends parts by \n, so a \r before it may be the content's.
+    content = content[: content.rindex(mark)].removesuffix(b"\r\n" if raw.startswith(mark + b"\r\n") else b"\n")
     found = re.search(rb"(?i)content-type:\s*(\S+)", head)
     return {
         "meta": json.loads(meta),

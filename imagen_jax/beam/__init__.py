@@ -1,7 +1,8 @@
 """The corpus builder and cache_text as Apache Beam pipelines, for more machines than one.
 
-Workers and the launching process see the same directories. Beam carries numbers, keys and captions; pictures and
-embeddings are files from the start, so a pipeline's description stays small and its engine needs no room for them.
+Workers and the launching process see the same directories, of a shared file system or in a bucket. Beam carries
+numbers, keys and captions; pictures and embeddings are files from the start, so a pipeline's description stays small
+and its engine needs no room for them.
 """
 
 import importlib.util

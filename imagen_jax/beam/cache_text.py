@@ -9,20 +9,18 @@ Steps 1 to 3 and step 4 are two pipelines: a store that is not refused is begun 
 """
 
 import functools
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
-from imagen_jax.beam.files import WriteLines, packed, read_lines, unpacked
+from imagen_jax.beam.files import WriteLines, packed, read_lines, shared_folder, unpacked
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError
-from imagen_jax.files import whole_file
+from imagen_jax.files import AnyPath, as_path, is_remote, write_bytes
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.cache import (
     CacheConfig,
@@ -63,10 +61,9 @@ def cache_text(config: CacheConfig, pipeline_args: Sequence[str]) -> None:
     fingerprint = encoder.fingerprint(config.dtype)
     if is_done(config, {"fingerprint": fingerprint, "corpus": {"id": corpus.digest}}):
         return
-    parent = Path(config.store_dir).parent
-    parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".captions-", dir=parent) as name:
-        work = Path(name)
+    store_dir = as_path(config.store_dir)
+    # Beside the store; a store that is a whole bucket has no place beside it.
+    with shared_folder(store_dir if is_remote(store_dir) else store_dir.parent, ".captions-") as work:
         run(functools.partial(_divide, corpus=corpus, num_shards=num_shards, work=work), options)
         sort_keys([bytes.fromhex(key) for key in sorted(read_lines(work / _REFUSED))])
         counts = {shard: (num_keys, num_captions) for shard, num_keys, num_captions in read_lines(work / _COUNTS)}
@@ -88,7 +85,7 @@ def cache_text(config: CacheConfig, pipeline_args: Sequence[str]) -> None:
         finish(config, writer, encoder)
 
 
-def _divide(pipeline: beam.Pipeline, corpus: Corpus, num_shards: int, work: Path) -> None:
+def _divide(pipeline: beam.Pipeline, corpus: Corpus, num_shards: int, work: AnyPath) -> None:
     pairs = (
         pipeline
         | beam.Create(list(_spans(corpus)))
@@ -150,23 +147,22 @@ def _with_shard(pair: Pair, num_shards: int) -> tuple[int, Pair]:
     return shard_of(caption_digest(pair[1]), num_shards), pair
 
 
-def _plan_of(work: Path, shard: int) -> Path:
+def _plan_of(work: AnyPath, shard: int) -> AnyPath:
     return work / f"plan-{shard:07d}"
 
 
-def _save_plan(group: tuple[int, Iterable[Pair]], work: Path) -> tuple[int, int, int]:
+def _save_plan(group: tuple[int, Iterable[Pair]], work: AnyPath) -> tuple[int, int, int]:
     shard, pairs = group
     keys_of: dict[str, list[bytes]] = {}
     for key, caption in pairs:
         keys_of.setdefault(caption, []).append(key)
-    plan, path = plan_shard(keys_of), _plan_of(work, shard)
-    with whole_file(path) as file:
-        file.write(packed([list(plan.captions), list(plan.keys), list(plan.rows)]))
+    plan = plan_shard(keys_of)
+    write_bytes(_plan_of(work, shard), packed([list(plan.captions), list(plan.keys), list(plan.rows)]))
     return shard, len(plan.keys), len(plan.captions)
 
 
 def _encode(
-    pipeline: beam.Pipeline, missing: Sequence[int], config: CacheConfig, plan: dict[str, Any], work: Path
+    pipeline: beam.Pipeline, missing: Sequence[int], config: CacheConfig, plan: dict[str, Any], work: AnyPath
 ) -> None:
     (
         pipeline
@@ -179,7 +175,7 @@ def _encode(
 class _Encode(beam.DoFn):
     """Shard of the store → the shard, written."""
 
-    def __init__(self, config: CacheConfig, plan: dict[str, Any], work: Path):
+    def __init__(self, config: CacheConfig, plan: dict[str, Any], work: AnyPath):
         self._config, self._plan, self._work = config, plan, work
         # One encoder a worker process, however many of these it runs.
         self._shared = Shared()
@@ -197,3 +193,6 @@ class _Encode(beam.DoFn):
         while self._writer.is_missing(shard):
             if not write_if_free(self._writer, shard, plan, self._config, self._encoder):
                 time.sleep(_WAIT_S)
+
+    def teardown(self) -> None:
+        self._writer.leave()

@@ -1,14 +1,17 @@
-"""Files that the steps of a pipeline hand to each other in a folder of the shared file system.
+"""Files that the steps of a pipeline hand to each other in a folder that all its workers see, here or in a bucket.
 
-A worker may be killed and its work done again, even twice at once: every file is written beside and then renamed.
-They hold plain data: what another user of the file system put there could be wrong, and could not run.
+A worker may be killed and its work done again, even twice at once: every file has a name and a content that follow from
+the work alone, and is whole or absent. They hold plain data: what another user of the folder put there could be wrong,
+and could not run.
 """
 
+import contextlib
 import dataclasses
-import glob
 import json
 import os
+import secrets
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,36 +20,68 @@ import apache_beam as beam
 import msgpack
 import numpy as np
 
-from imagen_jax.array_records import open_records
+from imagen_jax.array_records import RecordFiles, Wanted, open_records
 from imagen_jax.data.raw import RawExample, Rejection
 from imagen_jax.data.records import SplitWriter
 from imagen_jax.errors import UserError
+from imagen_jax.files import (
+    AnyPath,
+    file_system,
+    files_under,
+    is_remote,
+    make_dirs,
+    move_file,
+    remove_tree,
+    whole_file,
+)
 
 _BATCH = 64
+# Files that lines are divided among: as many workers write them at once.
+_LINE_FILES = 64
 _ARRAY = 1
 _KINDS: dict[int, type] = {2: RawExample, 3: Rejection}
 
 
-def write_records(path: Path, records: Iterable[bytes]) -> dict[str, Any] | None:
+@contextlib.contextmanager
+def shared_folder(parent: AnyPath, prefix: str) -> Iterator[AnyPath]:
+    """A new folder in `parent`, of a name that begins with `prefix`, which goes with all in it when the block ends."""
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    if not is_remote(folder):
+        make_dirs(folder)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(Exception):  # What went wrong first is told.
+            remove_tree(folder)
+        raise
+    remove_tree(folder)
+
+
+def write_records(path: AnyPath, records: Iterable[bytes]) -> dict[str, Any] | None:
     """Writes a shard of a corpus; returns its entry in the manifest, None where there are no records."""
-    with tempfile.TemporaryDirectory(prefix=".writing-", dir=path.parent) as own:
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=None if is_remote(path) else path.parent) as own:
         writer = SplitWriter(Path(own), "shard", 2**62)
         for record in records:
             writer.write(record)
         for entry in writer.finish()["shards"]:
             index = entry["index"]
             index_name = path.name + index["file"].removeprefix(entry["file"])
-            os.replace(Path(own, index["file"]), path.with_name(index_name))
-            os.replace(Path(own, entry["file"]), path)
+            move_file(Path(own, index["file"]), path.parent / index_name)
+            move_file(Path(own, entry["file"]), path)
             return {**entry, "file": path.name, "index": {**index, "file": index_name}}
     return None
 
 
-def read_records(path: Path, numbers: Sequence[int]) -> Iterator[bytes]:
-    """Records of such a file by their numbers, in the order given."""
-    reader = open_records(path)
-    for start in range(0, len(numbers), _BATCH):
-        yield from reader.read(list(numbers[start : start + _BATCH]))
+def read_records(path: AnyPath, numbers: Sequence[int]) -> Iterator[bytes]:
+    """Most of the records of such a file by their numbers, in the order given; one in a bucket is read whole."""
+    with tempfile.TemporaryDirectory() as own:
+        local = os.fspath(path)
+        if is_remote(path):
+            local = os.path.join(own, path.name)
+            file_system(path).get_file(os.fspath(path), local)
+        reader = open_records(local)
+        for start in range(0, len(numbers), _BATCH):
+            yield from reader.read(list(numbers[start : start + _BATCH]))
 
 
 def packed(item: Any) -> bytes:
@@ -105,34 +140,59 @@ def _from_extension(code: int, data: bytes) -> Any:
     return kind(**dict(zip([field.name for field in dataclasses.fields(kind)], fields, strict=True)))
 
 
-def save_items(path: Path, items: Iterable[Any]) -> None:
+def save_items(path: AnyPath, items: Sequence[Any]) -> None:
     """Writes things that `packed` takes, for workers to read by number."""
     write_records(path, map(packed, items))
 
 
-def load_item(path: Path, number: int) -> Any:
-    """One of them."""
-    return unpacked(next(read_records(path, [number])))
+def load_item(path: AnyPath, number: int, num_items: int) -> Any:
+    """One of them; of a file in a bucket no more than that is read.
+
+    Args:
+      path: the file.
+      number: of the thing.
+      num_items: how many the file holds.
+    """
+    files = RecordFiles("start the same command again")
+    return unpacked(files.read([Wanted(os.fspath(path), num_items, [number])])[0][0])
 
 
 class WriteLines(beam.PTransform):
     """Ends a branch of a pipeline: JSON-able elements as lines that `read_lines` reads.
 
     Args:
-      prefix: path that their files' names begin with.
+      folder: of the files with the lines, and of nothing else.
     """
 
-    def __init__(self, prefix: Path):
+    def __init__(self, folder: AnyPath):
         super().__init__()
-        self._prefix = str(prefix)
+        self._folder = folder
 
     def expand(self, elements: beam.PCollection) -> Any:
         """The lines."""
-        return elements | beam.Map(json.dumps) | beam.io.WriteToText(self._prefix, ".jsonl")
+        return (
+            elements
+            | beam.Map(json.dumps)
+            | "divide" >> beam.Map(_with_file)
+            | beam.GroupByKey()
+            | "write" >> beam.Map(_write_lines, folder=self._folder)
+        )
 
 
-def read_lines(prefix: Path) -> Iterator[Any]:
+def _with_file(line: str) -> tuple[int, str]:
+    return zlib.crc32(line.encode()) % _LINE_FILES, line
+
+
+def _write_lines(group: tuple[int, Iterable[str]], folder: AnyPath) -> None:
+    number, lines = group
+    if not is_remote(folder):
+        make_dirs(folder)
+    with whole_file(folder / f"{number:02d}.jsonl") as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
+
+
+def read_lines(folder: AnyPath) -> Iterator[Any]:
     """Reads the lines that `WriteLines` wrote, in any order."""
-    for name in sorted(glob.glob(f"{glob.escape(str(prefix))}-*-of-*.jsonl")):
-        with open(name, encoding="utf-8") as file:
+    for name in files_under(folder):
+        with (folder / name).open("r", encoding="utf-8") as file:
             yield from map(json.loads, file)

@@ -11,6 +11,10 @@ from imagen_jax.errors import UserError
 
 # What a worker raised comes back as the text of its traceback.
 _TOLD = re.compile(r"^imagen_jax\.errors\.UserError: (.*?)(?: \[while running '|\Z)", re.DOTALL | re.MULTILINE)
+# Of a file system that fails: Python's errors with a number, and those of buckets.
+_FAILED = re.compile(
+    r"^(?:\w+Error: (?=\[Errno)|OSError: |gcsfs\.retry\.HttpError: )(.*?)(?: \[while running '|$)", re.MULTILINE
+)
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -45,17 +49,18 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions) -> N
       options: from `pipeline_options`.
 
     Raises:
-      UserError: what a worker refused, where the runner tells it, or somebody cancelled the pipeline. What else goes
-        wrong in a worker is the runner's own error.
+      UserError: what a worker refused, where the runner tells it, or somebody cancelled the pipeline.
+      OSError: a worker could not read or write. What else goes wrong in a worker is the runner's own error.
     """
     pipeline = beam.Pipeline(options=options)
     build(pipeline)
     try:
         state = pipeline.run().wait_until_finish()
     except RuntimeError as error:
-        told = _TOLD.search(str(error))
-        if told is None:
-            raise
-        raise UserError(told[1]) from error
+        if told := _TOLD.search(str(error)):
+            raise UserError(told[1]) from error
+        if failed := _FAILED.search(str(error)):
+            raise OSError(f"a worker failed: {failed[1]}") from error
+        raise
     if state != PipelineState.DONE:
         raise UserError(f"the pipeline ended as {state}, expected {PipelineState.DONE}; start the same command again")

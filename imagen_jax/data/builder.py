@@ -25,8 +25,11 @@ from imagen_jax.files import (
     alone_in,
     as_path,
     check_content,
+    copy_files,
     is_remote,
+    local_copy,
     move_file,
+    read_json,
     write_json,
 )
 from imagen_jax.progress import Progress
@@ -135,6 +138,7 @@ def assemble(
     config: BuildConfig,
     write_shards: WriteShards,
     *,
+    drafts: AnyPath | None = None,
     overwrite: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> BuildReport:
@@ -145,6 +149,7 @@ def assemble(
       out_dir: the corpus directory; made if absent. Files of other names in it are left alone.
       config: how to build.
       write_shards: decodes, filters, resizes and writes.
+      drafts: folder of the same bucket that `write_shards` writes shards to; None: to the directory that it is given.
       overwrite: replace a corpus of other settings.
       extra: JSON-able facts to keep in corpus.json under "extra".
 
@@ -158,10 +163,10 @@ def assemble(
     report = None if overwrite else _existing(out, settings)
     if report is not None:
         return report
-    with alone_in(out, LOCK, f"corpus directory {str(out)!r}", "built"):
+    with alone_in(out, LOCK, f"corpus directory {str(out)!r}", "built") as still_alone:
         # Another process may have built it since.
         return (None if overwrite else _existing(out, settings)) or _build(
-            source, out, config, write_shards, settings, dict(extra or {})
+            source, out, config, write_shards, settings, dict(extra or {}), drafts, still_alone
         )
 
 
@@ -172,13 +177,15 @@ def _build(
     write_shards: WriteShards,
     settings: Mapping[str, Any],
     extra: Mapping[str, Any],
+    drafts: AnyPath | None,
+    still_alone: Callable[[], None],
 ) -> BuildReport:
     # Beside the corpus, so that moving costs nothing; what goes to a bucket is made on this machine.
     scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=None if is_remote(out) else out))
     try:
         splits, counts = write_shards(source, scratch, config)
         if config.vocab_size is not None:
-            _train_vocabulary(scratch, splits, config.vocab_size)
+            _train_vocabulary(scratch if drafts is None else drafts, splits, config.vocab_size, scratch / VOCABULARY)
         manifest = {
             "format_version": records.FORMAT_VERSION,
             "name": config.name,
@@ -192,7 +199,8 @@ def _build(
             "settings": settings,
         }
         write_json(scratch / records.MANIFEST, manifest, end="\n")
-        _move_into_place(scratch, out)
+        still_alone()
+        _move_into_place(scratch, out, drafts)
     finally:
         shutil.rmtree(scratch)
     return BuildReport(
@@ -290,19 +298,19 @@ def _write_shards(
     return {split: writer.finish() for split, writer in writers.items()}, rejects.counts
 
 
-def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:
+def _train_vocabulary(shards_in: AnyPath, splits: Mapping[str, Any], vocab_size: int, path: Path) -> None:
     if "train" not in splits:
         raise UserError(f"vocab_size is set, but there is no split 'train' to train on, only {', '.join(splits)}")
 
     def captions() -> Iterator[str]:
         for shard in splits["train"]["shards"]:
-            for record in records.read_shard(scratch / shard["file"]):
+            for record in records.read_shard(local_copy(shards_in / shard["file"])):
                 yield records.decode_record(record).caption
 
-    train_sentencepiece(captions(), str(scratch / VOCABULARY), vocab_size)
+    train_sentencepiece(captions(), str(path), vocab_size)
 
 
-def _move_into_place(scratch: Path, out: AnyPath) -> None:
+def _move_into_place(scratch: Path, out: AnyPath, drafts: AnyPath | None) -> None:
     """Replaces the corpus in `out`: the old manifest goes first, the new one comes last."""
     manifest = out / records.MANIFEST
     if manifest.exists():
@@ -317,5 +325,9 @@ def _move_into_place(scratch: Path, out: AnyPath) -> None:
             for shard in entry["shards"]:
                 for suffix in ("", SUFFIX):
                     (out / f"{shard['file']}{suffix}").unlink(missing_ok=True)
+    if drafts is not None:
+        splits = read_json(scratch / records.MANIFEST)["splits"]
+        shards = [shard for entry in splits.values() for shard in entry["shards"]]
+        copy_files(drafts, out, [name for shard in shards for name in (shard["file"], shard["index"]["file"])])
     for path in sorted(scratch.iterdir(), key=lambda path: path.name == records.MANIFEST):
         move_file(path, out / path.name)

@@ -166,7 +166,7 @@ class SplitWriter:
         return {"num_examples": sum(self._counts), "shards": shards}
 
 
-def read_shard(path: Path) -> Iterator[bytes]:
+def read_shard(path: StrPath) -> Iterator[bytes]:
     """Every record of one shard file, in order."""
     reader = open_records(path)
     for index in range(reader.num_records()):

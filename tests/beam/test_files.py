@@ -46,7 +46,7 @@ def test_a_pickle_in_their_place_runs_nothing(tmp_path: Path) -> None:
     made = tmp_path / "made"
     write_records(tmp_path / "items", [pickle.dumps(Harm(made))])
     with pytest.raises(UserError, match="is damaged"):
-        load_item(tmp_path / "items", 0)
+        load_item(tmp_path / "items", 0, 1)
     assert not made.exists()
 
 
@@ -63,7 +63,7 @@ def test_parts_share_their_functions(tmp_path: Path) -> None:
     functions, arguments = _taken_apart(parts)
     assert functions == [iter]
     save_items(tmp_path / "parts", arguments)
-    prepare = _Prepare(tmp_path, BuildConfig(name="t", image_size=2), functions)
+    prepare = _Prepare(tmp_path, BuildConfig(name="t", image_size=2), functions, len(arguments))
     *keys, (part, outcomes) = prepare.process(3)
     assert part == 3 and [one["key"] for one in outcomes] == ["k0", "k1", "k2"]
     assert [one.value for one in keys] == [("k0", (3, 0)), ("k1", (3, 1)), ("k2", (3, 2))]

@@ -27,3 +27,22 @@ def test_a_cancelled_pipeline_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beam.Pipeline, "run", lambda self: cancelled)
     with pytest.raises(UserError, match="ended as CANCELLED, expected DONE"):
         run(lambda pipeline: None, pipeline_options([]))
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "told"),
+    [
+        ("imagen_jax.errors.UserError: shard x is damaged", UserError, "shard x is damaged"),
+        ("OSError: [Errno 28] No space left on device", OSError, "a worker failed: [Errno 28] No space left on device"),
+        ("gcsfs.retry.HttpError: Backend Error, 503", OSError, "a worker failed: Backend Error, 503"),
+        ("OSError: PERMISSION_DENIED: no", OSError, "a worker failed: PERMISSION_DENIED: no"),
+    ],
+)
+def test_what_a_worker_of_another_process_met_is_told(monkeypatch: pytest.MonkeyPatch, raised, kind, told) -> None:
+    def fail(self: beam.Pipeline) -> None:
+        raise RuntimeError(f"Error processing instruction 3.\nTraceback:\n{raised} [while running 'write']\n\nmore")
+
+    monkeypatch.setattr(beam.Pipeline, "run", fail)
+    with pytest.raises(kind) as caught:
+        run(lambda pipeline: None, pipeline_options([]))
+    assert str(caught.value) == told

@@ -146,3 +146,13 @@ def test_importing_it_loads_neither_jax_nor_tensorflow():
     )
     printed = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "set()"
+
+
+@pytest.mark.parametrize("content", [b"", b"\r", b"a\n", b"a\r\n", b"a\r", b"\n\r", bytes(range(256)) * 50 + b"\r"])
+def test_a_file_in_a_bucket_has_all_its_bytes(bucket, tmp_path, content):
+    path = "gs://bucket-a/file"
+    files.write_bytes(path, content)
+    assert bucket.content("file") == files.as_path(path).read_bytes() == content
+    (tmp_path / "beside").write_bytes(content)
+    files.move_file(tmp_path / "beside", path)
+    assert bucket.content("file") == content

@@ -290,6 +290,10 @@ class StoreWriter:
         finally:
             self._presence.leave()
 
+    def leave(self) -> None:
+        """Counts this process out: it writes nothing more."""
+        self._presence.leave()
+
     def _finish(self, null_text: Float[np.ndarray, "_n _d"]) -> None:
         with locked(self._path(_FINISH_LOCK), math.inf), locked(self._path(_CHECK_LOCK), math.inf):
             if self._has(HEADER):
