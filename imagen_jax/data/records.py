@@ -1,7 +1,7 @@
 """The corpus directory: ArrayRecord shards of tf.train.Example and the manifest corpus.json.
 
     corpus.json                            written last: its presence means that the corpus is whole
-    <split>-SSSSS-of-NNNNN.array_record    key, image (PNG or JPEG), caption, height, width, meta (JSON)
+    <split>-SSSSS-of-NNNNN.array_record    key, image (PNG, JPEG or WebP), caption, height, width, meta (JSON)
     ….array_record.index                   where each record lies, for reading from a bucket
     rejects.jsonl                          one line a refused input
     vocabulary.model                       SentencePiece model, when trained from the captions
@@ -51,6 +51,7 @@ PARSE_SPEC = {
     "key": tf.io.FixedLenFeature([], tf.string),
     "image": tf.io.FixedLenFeature([], tf.string),
     "caption": tf.io.FixedLenFeature([], tf.string),
+    "orientation": tf.io.FixedLenFeature([], tf.int64, default_value=1),
 }
 
 
@@ -60,10 +61,11 @@ class Record:
 
     Args:
       key: stable identity, UTF-8.
-      image: encoded PNG or JPEG.
+      image: encoded PNG, JPEG or WebP.
       caption: the text.
-      height, width: size of the image in pixels.
+      height, width: size of the upright image, in pixels.
       meta: JSON text, "" if none.
+      orientation: 1 to 8 as EXIF counts them, of a kept original: how its pixels are turned when it is read.
     """
 
     key: bytes
@@ -72,6 +74,7 @@ class Record:
     height: int
     width: int
     meta: str = ""
+    orientation: int = 1
 
 
 def encode_record(record: Record) -> bytes:
@@ -91,6 +94,8 @@ def encode_record(record: Record) -> bytes:
         "width": number(record.width),
         "meta": text(record.meta.encode()),
     }
+    if record.orientation != 1:
+        feature["orientation"] = number(record.orientation)
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -105,6 +110,7 @@ def decode_record(serialized: bytes) -> Record:
         height=feature["height"].int64_list.value[0],
         width=feature["width"].int64_list.value[0],
         meta=feature["meta"].bytes_list.value[0].decode(),
+        orientation=feature["orientation"].int64_list.value[0] if "orientation" in feature else 1,
     )
 
 
@@ -230,6 +236,11 @@ class Corpus:
     def image_size(self) -> int:
         """Side of the square images, in pixels."""
         return self.manifest["image_size"]
+
+    @property
+    def keeps_originals(self) -> bool:
+        """Tells if pictures may be JPEG files as they came: of any size, and turned."""
+        return self.manifest.get("image_format") == "original"
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -305,13 +305,15 @@ def register_task(
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    sizes = {one.corpus.image_size for one in sources}
+    sizes = [one.corpus.image_size for one in sources]
+    fits = any(one.corpus.keeps_originals for one in sources)
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
         preprocessors=[
             preprocessors.trim_text(),
-            preprocessors.decode_image(sizes.pop() if len(sizes) == 1 else None),
+            preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
+            *([preprocessors.fit(sizes)] if fits else []),
             preprocessors.crop(image_size, crop),
             preprocessors.make_images(image_size, low_res_size),
         ],
