@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
+from imagen_jax.array_records import SUFFIX, RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
 from imagen_jax.files import (
@@ -29,6 +29,7 @@ from imagen_jax.files import (
     as_path,
     check_content,
     files_under,
+    local_copy,
     read_json,
     sha256_of_file,
 )
@@ -119,8 +120,48 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
+def renamed(shard: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entry of a shard in the manifest, under another file name."""
+    return {**shard, "file": name, "index": {**shard["index"], "file": f"{name}{SUFFIX}"}}
+
+
+class ShardWriter:
+    """Writes one shard file and its index.
+
+    Args:
+      path: of the file, on this machine.
+
+    Attributes:
+      num_examples, num_bytes: records so far, and the bytes in them.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self.num_examples, self.num_bytes = path, 0, 0
+        with file_errors():
+            self._writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+
+    def write(self, serialized: bytes) -> None:
+        """Appends one record."""
+        with file_errors():
+            self._writer.write(serialized)
+        self.num_examples += 1
+        self.num_bytes += len(serialized)
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file; returns the entry of the shard in the manifest."""
+        with file_errors():
+            self._writer.close()
+        return {
+            "file": self._path.name,
+            "num_examples": self.num_examples,
+            "num_bytes": self._path.stat().st_size,
+            "sha256": sha256_of_file(self._path),
+            "index": write_index(self._path, self.num_examples),
+        }
+
+
 class SplitWriter:
-    """Writes the records of one split into numbered shards of a scratch directory.
+    """Writes the records of one split into numbered shards of a directory.
 
     Args:
       directory: where the shards are written; an existing directory.
@@ -130,51 +171,37 @@ class SplitWriter:
 
     def __init__(self, directory: Path, split: str, examples_per_shard: int):
         self._directory, self._split, self._per_shard = directory, split, examples_per_shard
-        self._counts: list[int] = []
-        self._writer: ArrayRecordWriter | None = None
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"{self._split}-{shard:05d}"
+        self._shards: list[dict[str, Any]] = []
+        self._open: ShardWriter | None = None
 
     def write(self, serialized: bytes) -> None:
         """Appends one record."""
-        with file_errors():
-            if self._writer is None or self._counts[-1] == self._per_shard:
-                self._close()
-                self._writer = ArrayRecordWriter(str(self._path(len(self._counts))), _WRITER_OPTIONS)
-                self._counts.append(0)
-            self._writer.write(serialized)
-        self._counts[-1] += 1
+        if self._open is not None and self._open.num_examples == self._per_shard:
+            self._close()
+        if self._open is None:
+            self._open = ShardWriter(self._directory / f"{self._split}-{len(self._shards):05d}")
+        self._open.write(serialized)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            with file_errors():
-                self._writer.close()
-            self._writer = None
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
 
     def finish(self) -> dict[str, Any]:
         """Closes the shards, gives them their final names and returns the manifest entry of the split."""
         self._close()
         shards = []
-        for shard, count in enumerate(self._counts):
-            name = shard_name(self._split, shard, len(self._counts))
-            path = self._directory / name
-            os.replace(self._path(shard), path)
-            shards.append(
-                {
-                    "file": name,
-                    "num_examples": count,
-                    "num_bytes": path.stat().st_size,
-                    "sha256": sha256_of_file(path),
-                    "index": write_index(path, count),
-                }
-            )
-        return {"num_examples": sum(self._counts), "shards": shards}
+        for number, one in enumerate(self._shards):
+            shard = renamed(one, shard_name(self._split, number, len(self._shards)))
+            for old, new in ((one, shard), (one["index"], shard["index"])):
+                os.replace(self._directory / old["file"], self._directory / new["file"])
+            shards.append(shard)
+        return {"num_examples": sum(shard["num_examples"] for shard in shards), "shards": shards}
 
 
-def read_shard(path: Path) -> Iterator[bytes]:
-    """Every record of one shard file, in order."""
-    reader = open_records(path)
+def read_shard(path: StrPath) -> Iterator[bytes]:
+    """Every record of one shard file, in order; one in a bucket is copied to this machine whole."""
+    reader = open_records(local_copy(path))
     for index in range(reader.num_records()):
         yield reader.read([index])[0]
 

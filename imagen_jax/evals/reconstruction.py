@@ -9,11 +9,10 @@ import os
 
 import numpy as np
 
-from imagen_jax.data.raw import centre_square
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_json
-from imagen_jax.image_files import decode_image
+from imagen_jax.image_files import centre_square, decode_image
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import write_png
 from imagen_jax.typing import UInt8
