@@ -29,7 +29,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         "--image_format",
         default="png",
         metavar="FORMAT",
-        help="of the pictures in the corpus: png (default), jpeg, webp, or original, which keeps JPEG files as they are",
+        help="of the pictures in it: png (default), jpeg, webp, or original, which keeps JPEG files as they are",
     )
     sub.add_argument("--quality", type=int, metavar="N", help="of jpeg and webp, 1 to 100; webp without it is lossless")
     sub.add_argument(

@@ -289,6 +289,12 @@ class Corpus:
         """
         return sum(shard["num_examples"] for shard in self._shards(split))
 
+    def place_of(self, split: str, index: int) -> tuple[str, int]:
+        """File of the shard that holds a record of a split, and the number of the record in it."""
+        number = bisect.bisect_right(self._ends[split], index)
+        shard = self._shards(split)[number]
+        return shard["file"], index - self._ends[split][number] + shard["num_examples"]
+
     def read(self, split: str, indices: Sequence[int]) -> list[bytes]:
         """Serialised records by their indices in the split, in the order asked for.
 
