@@ -16,6 +16,8 @@ from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError, one_line
 
 STOP, SKIP = BAD_RECORDS
+# What a dataset raises: TensorFlow quotes bytes that are no record, and its message then is no text for Python.
+ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 class BadRecords:
@@ -53,10 +55,8 @@ class BadRecords:
         """
         self._known.add(record)
         shard, number = self._corpus.place_of(self._split, record)
-        told = (
-            f"record {number} of shard {self._corpus.directory / shard} (split {self._split!r}, key {self._key(record)}) "
-            f"cannot be decoded ({one_line(problem)})"
-        )
+        place = f"record {number} of shard {self._corpus.directory / shard}"
+        told = f"{place} (split {self._split!r}, key {self._key(record)}) cannot be decoded ({one_line(problem)})"
         if policy == STOP:
             raise UserError(f"{told}; rebuild the corpus, or pass such records over: DataConfig.bad_records = {SKIP!r}")
         if len(self._known) == self._size:
@@ -76,8 +76,8 @@ def failures(examples: tf.data.Dataset, count: int) -> Iterator[tuple[int, str]]
     for number in range(count):
         try:
             next(iterator)
-        except tf.errors.OpError as error:
-            yield number, error.message
+        except ERRORS as error:
+            yield number, error.message if isinstance(error, tf.errors.OpError) else "it is no tf.train.Example"
 
 
 def single(batch: tuple[np.ndarray, ...]) -> tf.data.Dataset:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from imagen_jax.checks import check_count
-from imagen_jax.data.bad_records import failures, single
+from imagen_jax.data.bad_records import ERRORS, failures, single
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import Order
 from imagen_jax.data.preprocessors import FailureBox
@@ -150,7 +150,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             try:
                 batch = next(self._batches)
                 break
-            except tf.errors.OpError:
+            except ERRORS:
                 if self._failures.error is not None:
                     raise self._failures.error from None
                 if not self._pass_over():
@@ -236,7 +236,7 @@ def _stop(alive: tf.Variable, batches: Iterator[dict[str, np.ndarray]]) -> None:
             next(batches)
         except StopIteration:
             return
-        except tf.errors.OpError:
+        except ERRORS:
             continue
 
 

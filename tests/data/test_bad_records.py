@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from imagen_jax.data import builder
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
-from imagen_jax.train.metrics import MetricLines
 
 _COUNT = 11
 
@@ -62,7 +60,10 @@ def _read(config: DataConfig, count: int, **options) -> tuple[list[int], BatchIt
 
 def test_the_next_good_record_stands_in_the_place_of_a_bad_one(config, numbered_corpus, numbered_store, capsys):
     good = DataConfig(
-        corpus_dir=numbered_corpus(_COUNT), store_dir=numbered_store(_COUNT), image_size=8, max_text_length=3
+        corpus_dir=numbered_corpus(_COUNT),
+        store_dir=numbered_store(_COUNT, name="good"),
+        image_size=8,
+        max_text_length=3,
     )
     expected = [{3: 5, 4: 5, 10: 0}.get(number, number) for number in _read(good, 7)[0]]
     spoilt = config()
@@ -95,12 +96,3 @@ def test_unknown_policies_are_refused():
         DataConfig(corpus_dir="c", image_size=8, max_text_length=3, bad_records="drop")
     with pytest.raises(UserError, match="is for corpora"):
         DataConfig(task="t", image_size=8, max_text_length=3, bad_records="skip")
-
-
-def test_lines_of_metrics_count_them():
-    lines, count = [], [0]
-    hook = MetricLines(SimpleNamespace(write=lines.append), bad_records=lambda: count[0])  # type: ignore[arg-type]
-    for found in (0, 2):
-        count[0] = found
-        hook.after_step(SimpleNamespace(step=1, line={"step": 1}))  # type: ignore[arg-type]
-    assert lines == [{"step": 1}, {"step": 1, "bad_records": 2}]

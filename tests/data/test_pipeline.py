@@ -261,8 +261,9 @@ def test_kept_originals_are_read_as_squares_of_their_corpus(tmp_path, source_of,
     examples = [RawExample(key=f"example-{i:03d}", image=file, caption="c") for i, file in enumerate(files)]
     out = str(tmp_path / "originals")
     build_corpus(source_of(examples), out, BuildConfig(name="o", image_size=12, image_format="original"))
+    store = numbered_store(3)
     for crop, size in (("none", 12), ("centre", 8)):
-        config = DataConfig(corpus_dir=out, store_dir=numbered_store(3), image_size=size, max_text_length=3, crop=crop)
+        config = DataConfig(corpus_dir=out, store_dir=store, image_size=size, max_text_length=3, crop=crop)
         (batch,) = _batches(config, 1, batch_size=3)
         for image, text in zip(batch["x0"], batch["text"], strict=True):
             whole = decode_image(files[int(text[0, 0])])

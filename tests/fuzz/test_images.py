@@ -67,10 +67,14 @@ def test_damaged_images_are_pictures_or_refusals(pytestconfig):
     whole = list(_whole_files())
 
     def attempt(content: bytes) -> None:
-        result = prepare_example(RawExample(key="k", image=content, caption="c"), PictureForm(image_size=8, min_size=4))
-        assert isinstance(result, Prepared | Rejection)
+        raw = RawExample(key="k", image=content, caption="c")
+        result = prepare_example(raw, PictureForm(image_size=8, min_size=4))
+        kept = prepare_example(raw, PictureForm(image_size=8, min_size=4, image_format="original"))
+        assert isinstance(result, Prepared | Rejection) and type(kept) is type(result)
         if isinstance(result, Prepared):
             assert Image.open(io.BytesIO(result.image)).size == (8, 8)
+            assert isinstance(kept, Prepared) and kept.picture_mark == result.picture_mark
+            assert kept.image == content or kept == result
 
     fuzz(pytestconfig, "images", lambda chance: damaged(chance, chance.choice(whole), whole), attempt)
 
