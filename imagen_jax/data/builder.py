@@ -209,7 +209,9 @@ def assemble(
         except LockLostError:
             raise
         except BaseException:
-            count = drafts.leave(draft)
+            count = 0
+            with contextlib.suppress(OSError):  # What ended the build may end this too.
+                count = drafts.leave(draft)
             if count:
                 told = f"build {config.name}: {count} whole shards stay in {draft}; the same build goes on there"
                 print(told, file=sys.stderr, flush=True)
@@ -227,7 +229,7 @@ def _build(
 ) -> BuildReport:
     draft = drafts.draft_of(out, settings)
     drafts.begin(draft)
-    resumed = drafts.is_made(draft, {"settings": settings, "extra": extra})
+    resumed = drafts.is_made(draft, {"settings": settings, "extra": json.loads(json.dumps(extra))})
     if not resumed:
         splits, counts = write_shards(source, draft, config)
         if config.vocab_size is not None:
@@ -328,7 +330,7 @@ def _write_shards(
         progress = stack.enter_context(
             Progress(source.num_examples, f"build {config.name}", "image", initial=begun.num_inputs)
         )
-        number = begun.num_inputs
+        number = told = begun.num_inputs
         for part, results in _prepared(source, begun.known, config.form, num_workers):
             inputs = iter(results)
             for key in begun.keys.get(part, ()):
@@ -336,7 +338,8 @@ def _write_shards(
             for one in inputs:
                 number += 1
                 if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
-                    progress.update((number - 1) % _PROGRESS_EVERY + 1)
+                    progress.update(number - told)
+                    told = number
                 outcome = drafts.Accepted.of(one) if isinstance(one, Prepared) else one
                 shards.decided(part, outcome)
                 if ledger.takes(outcome) and isinstance(one, Prepared):
