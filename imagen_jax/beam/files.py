@@ -140,7 +140,7 @@ def _from_extension(code: int, data: bytes) -> Any:
     return kind(**dict(zip([field.name for field in dataclasses.fields(kind)], fields, strict=True)))
 
 
-def save_items(path: AnyPath, items: Sequence[Any]) -> None:
+def save_items(path: AnyPath, items: Iterable[Any]) -> None:
     """Writes things that `packed` takes, for workers to read by number."""
     write_records(path, map(packed, items))
 

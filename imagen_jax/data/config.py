@@ -9,6 +9,7 @@ from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 
 CROPS = ("none", "centre", "random")
+BAD_RECORDS = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class DataConfig:
       low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
       max_text_length: tokens that captions are padded to.
       crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
+      bad_records: "stop" ends the run at a record that cannot be decoded, "skip" reads the next one in its place.
     """
 
     corpus_dir: str | None = None
@@ -74,6 +76,7 @@ class DataConfig:
     low_res_size: int | None = None
     max_text_length: int
     crop: str = "none"
+    bad_records: str = "stop"
 
     def __post_init__(self) -> None:
         if [self.corpus_dir, self.mixture, self.task].count(None) != 2:
@@ -100,6 +103,10 @@ class DataConfig:
                 )
         if self.crop not in CROPS:
             raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
+        if self.bad_records not in BAD_RECORDS:
+            raise UserError(f"bad_records is {self.bad_records!r}; choose one of {', '.join(BAD_RECORDS)}")
+        if self.task is not None and self.bad_records != "stop":
+            raise UserError("bad_records = 'skip' is for corpora; a task gives its examples in its own order")
 
     @property
     def encodes(self) -> bool:

@@ -11,6 +11,7 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.data import preprocessors
+from imagen_jax.data.bad_records import BadRecords
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
 from imagen_jax.data.mixture import shuffled
@@ -33,12 +34,19 @@ class OpenSource:
       corpus: the images and their captions.
       split: of the corpus.
       text: embeddings of the captions, or the encoder that makes them as the captions are read.
+
+    Attributes:
+      bad: records that are passed over.
     """
 
     name: str
     corpus: Corpus
     split: str
     text: EmbeddingStore | TextEncoder
+    bad: BadRecords = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bad", BadRecords(self.corpus, self.split))
 
     def embed(self, keys: Sequence[bytes], captions: Sequence[bytes], max_length: int) -> list[np.ndarray]:
         """Token embeddings of examples: float32 [n, d] each, n at most `max_length`.
@@ -257,7 +265,8 @@ class RunSource(_ByNumber):
         found: list[bytes] = [b""] * len(sources)
         for number in np.unique(sources).tolist():
             places = np.flatnonzero(sources == number)
-            read = self._sources[number].corpus.read(splits[number], records[places].tolist())
+            source = self._sources[number]
+            read = source.corpus.read(splits[number], [source.bad.replaced(one) for one in records[places].tolist()])
             for place, record in zip(places, read, strict=True):
                 found[place] = record
         return found
@@ -305,13 +314,15 @@ def register_task(
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    sizes = {one.corpus.image_size for one in sources}
+    sizes = [one.corpus.image_size for one in sources]
+    fits = any(one.corpus.keeps_originals for one in sources)
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
         preprocessors=[
             preprocessors.trim_text(),
-            preprocessors.decode_image(sizes.pop() if len(sizes) == 1 else None),
+            preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
+            *([preprocessors.fit(sizes)] if fits else []),
             preprocessors.crop(image_size, crop),
             preprocessors.make_images(image_size, low_res_size),
         ],

@@ -136,17 +136,6 @@ def read_files(paths: Sequence[str]) -> dict[str, bytes]:
     return {path: Path(path).read_bytes() for path in paths}
 
 
-def copy_files(folder: StrPath, other: StrPath, names: Sequence[str]) -> None:
-    """Copies files of a bucket's folder to another of the same bucket, within its server.
-
-    Raises:
-      OSError: one is not there, or cannot be copied.
-    """
-    places = [[f"{os.fspath(one).rstrip('/')}/{name}" for name in names] for one in (folder, other)]
-    if names:
-        file_system(folder).copy(*places)
-
-
 def remove_files(folder: StrPath, names: Iterable[str]) -> None:
     """Removes files of a folder by their names in it; those that are not there are passed over.
 
