@@ -165,7 +165,7 @@ class _Prepare(beam.DoFn):
         config: BuildConfig,
         functions: Sequence[Callable[..., Any]],
         num_parts: int,
-        marks: bool,
+        marks: bool = False,
     ):
         self._work, self._config, self._functions, self._marks = work, config, functions, marks
         self.num_parts = num_parts
