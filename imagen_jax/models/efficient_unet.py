@@ -21,10 +21,12 @@ from imagen_jax.models.backbone import CONDITIONS
 from imagen_jax.models.denoiser import Conditioning, check_size
 from imagen_jax.models.embeddings import Embedder, TextSpec
 from imagen_jax.models.layers import (
+    MAX_BLOCKS,
     Dtype,
     ResBlock,
     check_dtype,
     check_remat,
+    check_sizes,
     conv,
     depth_to_space,
     rematerialised,
@@ -189,6 +191,9 @@ class EfficientUNet(nn.Module):
         check_kinds(self.attention, len(self.dims))
         check_remat(self.remat)
         check_dtype(self.dtype)
+        check_sizes(self, "dims", "head_dim", "patch", "text_dim")
+        check_sizes(self, "emb_dim", least=0)
+        check_sizes(self, "num_res_blocks", least=0, most=MAX_BLOCKS)
         spec, emb_dim = self.attention_spec, self.emb_dim or 4 * self.dims[0]
         emb, text = Embedder(emb_dim, self.text_spec, self.head_dim, self.dtype, name="embedder")(log_snr, cond)
 

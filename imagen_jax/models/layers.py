@@ -13,11 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
 Dtype = Any
 DTYPES = ("float32", "bfloat16")
+# Of a layer, and of blocks a level. A kernel of more would have more bytes than any device, and XLA ends the process
+# where it has more than 2**63.
+MAX_WIDTH, MAX_BLOCKS = 1 << 16, 1 << 10
 Layer = Callable[[Array], Array]
 # What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
 # so that only norms and activations are computed again; what enters a block, and on the host what its layers give.
@@ -97,6 +101,14 @@ def check_dtype(dtype: Dtype) -> None:
         known = False
     if not known:
         raise UserError(f"dtype ({dtype!r}) must be one of {', '.join(DTYPES)}")
+
+
+def check_sizes(network: nn.Module, *names: str, least: int = 1, most: int = MAX_WIDTH) -> None:
+    """Raises UserError for a size of a network, or one in a tuple of sizes, that no array could have."""
+    for name in names:
+        value = getattr(network, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            check_count(f"{type(network).__name__}.{name}", one, least, most=most)
 
 
 def rematerialised(block: type[nn.Module], remat: str, in_scan: bool = False) -> type[nn.Module]:

@@ -22,7 +22,7 @@ from imagen_jax.diffusion.time_sampling import StratifiedTimes, TimeSampler
 from imagen_jax.errors import UserError
 from imagen_jax.models.backbone import Backbone, check_backbone
 from imagen_jax.models.denoiser import Conditioning, Denoiser, drop_text
-from imagen_jax.models.layers import kernels_gathered_over
+from imagen_jax.models.layers import MAX_WIDTH, kernels_gathered_over
 from imagen_jax.sharding import rules
 from imagen_jax.sharding.on_mesh import on_mesh
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
@@ -78,7 +78,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         for field in ("image_size", "text_embed_dim", "max_text_length"):
-            check_count(f"Stage.{field}", getattr(self, field))
+            check_count(f"Stage.{field}", getattr(self, field), most=MAX_WIDTH)
         process.check_prediction(self.prediction)
         if not isinstance(self.schedule, Schedule):
             raise UserError(f"Stage.schedule ({self.schedule!r}) must be a schedule, e.g. @CosineSchedule()")

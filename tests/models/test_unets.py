@@ -148,6 +148,26 @@ def test_settings_of_unequal_length_are_refused() -> None:
             jax.eval_shape(model.init, jax.random.key(0), z_t, jnp.zeros(2), cond)
 
 
+@pytest.mark.parametrize(("model", "message"), [
+    (BASE.copy(dim=0), r"UNet.dim \(0\) must be an integer >= 1"),
+    (BASE.copy(dim=-8), r"UNet.dim \(-8\) must be an integer >= 1"),
+    (BASE.copy(dim=10**9), r"UNet.dim \(1000000000\) must be at most 65536"),
+    (BASE.copy(dim_mults=(1, -2)), r"UNet.dim_mults \(-2\) must be an integer >= 1"),
+    (BASE.copy(num_res_blocks=-1), r"UNet.num_res_blocks \(-1\) must be an integer >= 0"),
+    (BASE.copy(num_res_blocks=10**9), r"UNet.num_res_blocks \(1000000000\) must be at most 1024"),
+    (BASE.copy(emb_dim=-(2**31)), r"UNet.emb_dim \(-2147483648\) must be an integer >= 0"),
+    (BASE.copy(head_dim=0), r"UNet.head_dim \(0\) must be an integer >= 1"),
+    (BASE.copy(text_dim=-1), r"UNet.text_dim \(-1\) must be an integer >= 1"),
+    (SR.copy(dims=(8, 0)), r"EfficientUNet.dims \(0\) must be an integer >= 1"),
+    (SR.copy(num_res_blocks=(1, -1)), r"EfficientUNet.num_res_blocks \(-1\) must be an integer >= 0"),
+    (SR.copy(emb_dim=10**9), r"EfficientUNet.emb_dim \(1000000000\) must be at most 65536"),
+])  # fmt: skip
+def test_sizes_that_no_array_has_are_refused(model: nn.Module, message: str) -> None:
+    cond, z_t = _cond(2, 8, 8, model.__class__ is EfficientUNet), jnp.zeros((2, 8, 8, 3))
+    with pytest.raises(UserError, match=message):
+        jax.eval_shape(model.init, jax.random.key(0), z_t, jnp.zeros(2), cond)
+
+
 VARIANTS = [
     BASE.copy(attention=("none", "self"), text_pooling="mean"),
     BASE.copy(attention=("none", "self_cross"), text_norm=False),
