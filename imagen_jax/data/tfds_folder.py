@@ -92,10 +92,11 @@ def tfds_source(
 
 def _info(folder: StrPath, names: list[str]) -> Any:
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
     try:
         return tfds.builder_from_directory(local_folder(folder, names)).info
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         what = str(error).partition("\n")[0][:200]
         raise UserError(f"{folder} is no dataset that TFDS can open ({what}); prepare it again") from error
 
