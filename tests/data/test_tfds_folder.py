@@ -132,9 +132,7 @@ def test_what_is_damaged_or_not_there_is_told(prepared, bucket):
         open_source(folder, caption_column="label")
     with pytest.raises(UserError, match="has no images in feature 'caption'"):
         open_source(folder, image_column="caption")
-    content = bytearray(bucket.content(name))
-    content[content.index(b"number") - 40] ^= 1
-    write_bytes(f"gs://bucket-a/{name}", bytes(content))
+    write_bytes(f"gs://bucket-a/{name}", bucket.content(name)[:300])
     found = _examples(open_source(folder))
     assert any(isinstance(one, Rejection) and "is damaged" in one.reason for one in found)
     bucket.remove(name)
