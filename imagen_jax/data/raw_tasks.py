@@ -26,7 +26,7 @@ class PreparedTfdsSource(seqio.TfdsDataSource):
         """The dataset.
 
         Raises:
-          UserError: it is not on disk.
+          UserError: it is not on disk, or in files that seqio does not read.
         """
         try:
             return super().get_dataset(split=split, shuffle=shuffle, **options)
@@ -34,6 +34,11 @@ class PreparedTfdsSource(seqio.TfdsDataSource):
             raise UserError(
                 f"dataset {self._name!r} is not prepared ({error}); run `tfds build {self._name}` first; "
                 "TFDS_DATA_DIR says where"
+            ) from error
+        except NotImplementedError as error:
+            raise UserError(
+                f"dataset {self._name!r} is in files that seqio does not read ({error}); build a corpus of its folder: "
+                "build_corpus --images DATA_DIR/name/version"
             ) from error
 
 

@@ -97,22 +97,29 @@ def test_a_corpus_is_built_of_it(place, tmp_path):
     assert {split: corpus.num_examples(split) for split in corpus.splits} == {"train": 8, "validation": 4}
 
 
-def test_a_seqio_task_reads_it_where_it_lies(place, tmp_path, monkeypatch):
+def test_a_seqio_task_reads_it_where_it_lies(place, prepared, monkeypatch):
     """Also in a bucket, to which TensorFlow has a way of its own that leads elsewhere."""
     monkeypatch.setenv("TFDS_DATA_DIR", place)
     text = seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.string, rank=0)
     pixels = seqio.ContinuousFeature(dtype=tf.uint8, rank=3)
-    name = re.sub(r"\W", "_", f"pairs_{place}")
     seqio.TaskRegistry.add(
-        name,
+        "pairs",
         source=raw_tasks.PreparedTfdsSource("pairs:1.0.0", ("train", "validation")),
         preprocessors=[lambda dataset: dataset.map(lambda one: {**one, "key": one["caption"]})],
         output_features={"key": text, "image": pixels, "caption": text},
     )
     monkeypatch.setattr(seqio.utils.LazyTfdsLoader, "_MEMOIZED_BUILDERS", {})
-    if "://" not in place:
-        seqio.TaskRegistry.get(name).source.tfds_dataset.override_data_dir(place)
-    found = _examples(task_source(name, ["train", "validation"]))
+    if "://" not in place:  # Other than ours, TFDS looks at the variable when it is imported.
+        seqio.TaskRegistry.get("pairs").source.tfds_dataset.override_data_dir(place)
+    try:
+        source = task_source("pairs", ["train", "validation"])
+        if prepared.name.startswith("array_record"):
+            with pytest.raises(UserError, match="in files that seqio does not read.*build_corpus --images"):
+                _examples(source)
+            return
+        found = _examples(source)
+    finally:
+        seqio.TaskRegistry.remove("pairs")
     assert sorted((one.key, int(one.image.mean())) for one in found) == [(f"number {i}", i) for i in range(7)]
 
 
@@ -125,9 +132,7 @@ def test_what_is_damaged_or_not_there_is_told(prepared, bucket):
         open_source(folder, caption_column="label")
     with pytest.raises(UserError, match="has no images in feature 'caption'"):
         open_source(folder, image_column="caption")
-    content = bytearray(bucket.content(name))
-    content[content.index(b"number") - 40] ^= 1
-    write_bytes(f"gs://bucket-a/{name}", bytes(content))
+    write_bytes(f"gs://bucket-a/{name}", bucket.content(name)[:300])
     found = _examples(open_source(folder))
     assert any(isinstance(one, Rejection) and "is damaged" in one.reason for one in found)
     bucket.remove(name)
