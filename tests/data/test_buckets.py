@@ -19,6 +19,7 @@ from imagen_jax.data.records import Corpus
 from imagen_jax.data.sources import folder_source, list_source
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_bytes
+from imagen_jax.main import main
 
 URL = "gs://bucket-a/corpora/tiny"
 
@@ -100,6 +101,20 @@ def test_a_bucket_that_is_not_there_is_not_made(bucket, source_of):
     with pytest.raises(UserError, match="bucket gs://no-such-bucket does not exist"):
         build_corpus(source_of(examples), "gs://no-such-bucket/x", BuildConfig(name="tiny", image_size=8))
     assert "no-such-bucket" not in bucket.storage.buckets
+
+
+def test_a_bucket_that_may_only_be_read_is_read_and_not_written(bucket, built, source_of, tmp_path, capsys):
+    bucket.fault = lambda method, path: None if method == "GET" else 403
+    assert Corpus(URL).read("train", [3]) == Corpus(built).read("train", [3])
+    before = bucket.names()
+    (tmp_path / "raw").mkdir()
+    for name, content in (("a.png", _png(1)), ("a.txt", b"one")):
+        (tmp_path / "raw" / name).write_bytes(content)
+    flags = ["--images", str(tmp_path / "raw"), "--image_size=8"]
+    assert main(["build_corpus", *flags, "--output=gs://bucket-a/corpora/more"]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 1 and "these credentials do not suffice" in told[0] and "Storage Object User" in told[0]
+    assert bucket.names() == before
 
 
 def test_a_half_written_corpus_is_none(bucket, built):
