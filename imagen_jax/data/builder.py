@@ -96,7 +96,7 @@ class BuildConfig:
 
     @property
     def form(self) -> PictureForm:
-        """What pictures become."""
+        """The form of its pictures."""
         return PictureForm(
             image_size=self.image_size,
             min_size=self.image_size if self.min_size is None else self.min_size,
@@ -105,7 +105,7 @@ class BuildConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What corpus.json keeps; options that came later stand there only where they are used."""
+        """The settings in corpus.json; options that came later stand there only where they are used."""
         later = {"shard_size": None, "image_format": "png", "quality": None}
         found = dataclasses.asdict(self)
         return {name: value for name, value in found.items() if name not in later or value != later[name]}

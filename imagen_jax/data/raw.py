@@ -127,7 +127,7 @@ def split_of(text: str, val_fraction: float) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureForm:
-    """What a picture becomes in a corpus.
+    """Form of the pictures of a corpus.
 
     Args:
       image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
