@@ -26,6 +26,7 @@ from imagen_jax.data.tasks import (
     OpenSource,
     feature_converter,
     feature_lengths,
+    num_threads,
     register_task,
     shares_of,
 )
@@ -33,10 +34,9 @@ from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
 
-# The device computes; a step's batch is small work, and the training step wants the cores.
-_NUM_THREADS = 2
 _PREFETCH_BATCHES = 2
-_NUM_PARALLEL = 2
+# Batches whose records and embeddings are read at once.
+_NUM_READ = 2
 # A stopped stream holds fewer batches than this.
 _MAX_LEFT = 20
 
@@ -120,7 +120,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             return (*self._order.records(number, self._seed), number)
 
         steps = tf.data.Dataset.counter(start_step).take_while(lambda _: alive.read_value())
-        dataset = task.source.read(steps.map(records), self._seed, _NUM_PARALLEL)
+        dataset = task.source.read(steps.map(records), self._seed, _NUM_READ)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed = len(self._sources) > 1
         lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
@@ -130,7 +130,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
         # is nothing to tune: threads and read-ahead are set here.
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = _NUM_THREADS
+        options.threading.private_threadpool_size = num_threads()
         options.threading.max_intra_op_parallelism = 1
         return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
 

@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,11 @@ from imagen_jax.text.store.reader import EmbeddingStore
 BASE_TASK, SUPER_RESOLUTION_TASK = "imagen_base", "imagen_sr"
 
 _READ_BATCH = 64
+
+
+def num_threads() -> int:
+    """Threads that make examples: the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -307,16 +313,17 @@ def register_task(
         seqio.TaskRegistry.remove(name)
     sizes = [one.corpus.image_size for one in sources]
     fits = any(one.corpus.keeps_originals for one in sources)
+    steps = [
+        preprocessors.trim_text(),
+        preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
+        *([preprocessors.fit(sizes)] if fits else []),
+        preprocessors.crop(image_size, crop),
+        preprocessors.make_images(image_size, low_res_size),
+    ]
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
-        preprocessors=[
-            preprocessors.trim_text(),
-            preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
-            *([preprocessors.fit(sizes)] if fits else []),
-            preprocessors.crop(image_size, crop),
-            preprocessors.make_images(image_size, low_res_size),
-        ],
+        preprocessors=[preprocessors.in_one_map(steps, num_threads())],
         output_features=features,
         shuffle_buffer_size=None,
     )
