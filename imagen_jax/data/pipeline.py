@@ -29,6 +29,7 @@ from imagen_jax.data.tasks import (
     num_threads,
     register_task,
     shares_of,
+    text_dtype,
 )
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
@@ -62,7 +63,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
-    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
+    (super-resolution only); text [b, n, d], zero-padded; text_mask [b, n] bool; of a mixture also source [b]
     int32.
 
     Args:
@@ -124,7 +125,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed = len(self._sources) > 1
         lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
-        dataset = feature_converter(config.low_res_size, mixed)(dataset, lengths)
+        dataset = feature_converter(config.low_res_size, mixed, tf.as_dtype(self.text_dtype))(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
@@ -147,6 +148,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def close(self) -> None:
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""
         self._finalizer()
+
+    @property
+    def text_dtype(self) -> np.dtype:
+        """Dtype of the text: float32, or bfloat16 where every source is a store of bfloat16 or int8."""
+        return text_dtype(self._sources)
 
     @property
     def source_names(self) -> tuple[str, ...]:
