@@ -195,9 +195,11 @@ class EmbeddingStore:
         with self._lock:
             if self._memory is None and num_bytes <= MEMORY_BYTES:
                 self._memory = self._load_all()
-            if self._memory is None:
-                return self._read(rows)
-        return [self._unpacked(self._memory[row]) for row in rows.tolist()]
+            memory = self._memory
+        # Outside of the lock: batches are read beside each other.
+        if memory is None:
+            return self._read(rows)
+        return [self._unpacked(memory[row]) for row in rows.tolist()]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below
