@@ -36,7 +36,7 @@ def pictures(size: int) -> Iterator[RawExample]:
 
 def share(folder: Path, size: int, rate: float) -> CorpusShare:
     """A corpus and its store."""
-    source = Source([functools.partial(pictures, size)], EXAMPLES, {"size": size})
+    source = Source(parts=[functools.partial(pictures, size)], num_examples=EXAMPLES, settings={"size": size})
     build_corpus(source, folder / "corpus", BuildConfig(name=folder.name, image_size=size))
     keys = [f"{number:06d}".encode() for number in range(EXAMPLES)]
     store = StoreWriter(str(folder / "store"), fingerprint={"dtype": "bfloat16"}, embed_dim=WIDTH)
