@@ -22,6 +22,7 @@ import uvloop
 VARIABLES = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL")
 _RANGE = re.compile(rb"\r\nrange: *bytes=(\d+)-(\d*)", re.IGNORECASE)
 _GENERATION = b"1"
+_FOUND = b"HTTP/1.1 200 OK\r\ncontent-type: application/json"
 
 
 class _Answers(asyncio.Protocol):
@@ -46,39 +47,33 @@ class _Answers(asyncio.Protocol):
         self._received += data
         while b"\r\n\r\n" in self._received:
             head, _, self._received = self._received.partition(b"\r\n\r\n")
-            status, content = self._answer(head)
-            length = b"%d" % len(content)
-            header = b"\r\n".join(
-                (
-                    b"HTTP/1.1 " + status,
-                    b"content-length: " + length,
-                    b"content-type: application/json" if status[:3] != b"206" else b"content-type: application/binary",
-                    b"x-goog-generation: " + _GENERATION,
-                    b"\r\n",
-                )
-            )
+            first, content = self._answer(head)
+            header = b"%s\r\ncontent-length: %d\r\nx-goog-generation: %s\r\n\r\n" % (first, len(content), _GENERATION)
             if self._delay_s:
                 asyncio.get_running_loop().call_later(self._delay_s, self._transport.writelines, (header, content))
             else:
                 self._transport.writelines((header, content))
 
     def _answer(self, head: bytes) -> tuple[bytes, bytes | memoryview]:
+        """The first lines of the answer to a request, and its content."""
         url = urllib.parse.urlsplit(head.split(b" ", 2)[1].decode())
         query = urllib.parse.parse_qs(url.query)
         place = url.path.partition(f"/b/{self._bucket}")[2]
         if place in ("/o", "/o/"):
-            return b"200 OK", self._listed(query)
+            return _FOUND, self._listed(query)
         name = urllib.parse.unquote(place.removeprefix("/o/"))
         if name not in self._objects:
-            return b"404 Not Found", b"{}"
+            return b"HTTP/1.1 404 Not Found\r\ncontent-type: application/json", b"{}"
         content = self._objects[name]
         if query.get("alt") != ["media"]:
-            return b"200 OK", json.dumps(self._entry(name)).encode()
+            return _FOUND, json.dumps(self._entry(name)).encode()
         wanted = _RANGE.search(head)
         if wanted is None:
-            return b"200 OK", memoryview(content)
+            return _FOUND, memoryview(content)
         end = int(wanted[2]) + 1 if wanted[2] else len(content)
-        return b"206 Partial Content", memoryview(content)[int(wanted[1]) : end]
+        start, end = int(wanted[1]), min(end, len(content))
+        first = b"HTTP/1.1 206 Partial Content\r\ncontent-range: bytes %d-%d/%d" % (start, end - 1, len(content))
+        return first, memoryview(content)[start:end]
 
     def _entry(self, name: str) -> dict[str, str]:
         size, generation = str(len(self._objects[name])), _GENERATION.decode()
