@@ -27,17 +27,18 @@ from imagen_jax.data.tasks import (
     OpenSource,
     feature_converter,
     feature_lengths,
+    num_threads,
     register_task,
     shares_of,
+    text_dtype,
 )
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
 
-# The device computes; a step's batch is small work, and the training step wants the cores.
-_NUM_THREADS = 2
 _PREFETCH_BATCHES = 2
-_NUM_PARALLEL = 2
+# Batches whose records and embeddings are read at once.
+_NUM_READ = 2
 # A stopped stream holds fewer batches than this.
 _MAX_LEFT = 20
 
@@ -63,7 +64,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
-    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
+    (super-resolution only); text [b, n, d], zero-padded; text_mask [b, n] bool; of a mixture also source [b]
     int32.
 
     Args:
@@ -127,11 +128,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             failures=self._failures,
         )
 
-        dataset = task.source.read(batches, self._seed, _NUM_PARALLEL)
+        dataset = task.source.read(batches, self._seed, _NUM_READ)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed = len(self._sources) > 1
         lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
-        return feature_converter(config.low_res_size, mixed)(dataset, lengths)
+        return feature_converter(config.low_res_size, mixed, tf.as_dtype(self.text_dtype))(dataset, lengths)
 
     def _dataset(self, alive: tf.Variable) -> tf.data.Dataset:
         steps = tf.data.Dataset.counter(self._step).take_while(lambda _: alive.read_value())
@@ -141,7 +142,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
         # is nothing to tune: threads and read-ahead are set here.
         options.autotune.enabled = False
-        options.threading.private_threadpool_size = _NUM_THREADS
+        options.threading.private_threadpool_size = num_threads()
         options.threading.max_intra_op_parallelism = 1
         return dataset.batch(len(self._rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
 
@@ -184,6 +185,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def close(self) -> None:
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""
         self._finalizer()
+
+    @property
+    def text_dtype(self) -> np.dtype:
+        """Dtype of the text: float32, or bfloat16 where every source is a store of bfloat16 or int8."""
+        return text_dtype(self._sources)
 
     @property
     def source_names(self) -> tuple[str, ...]:

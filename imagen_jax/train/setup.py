@@ -101,9 +101,9 @@ class TrainSetup:
             state=abstract_state(objective, settings.optimizer, mesh),
         )
 
-    def with_null_text(self, null: Conditioning | None) -> "TrainSetup":
-        """The same, with the null text that the stage's null_text names; None is zeros."""
-        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null))
+    def with_text(self, null: Conditioning | None, dtype: np.dtype) -> "TrainSetup":
+        """The same, with the null text that the stage's null_text names (None is zeros) and the dtype of the data's."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null, text_dtype=dtype))
 
     def compile(self) -> jax.stages.Compiled:
         """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch."""

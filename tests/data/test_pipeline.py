@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.data import pipeline, tasks
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
@@ -77,6 +79,18 @@ def test_rows_join_image_text_and_mask_of_the_same_example(config):
             assert np.array_equal(
                 batch["text"][row], np.where(np.arange(3)[:, None] < num_tokens, number, 0) * np.ones(4)
             )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_text_of_a_rounded_store_stays_bfloat16(config, numbered_store, dtype):
+    exact = _batches(config(), 4)
+    batches = BatchIterator(
+        config(store_dir=numbered_store(NUM_EXAMPLES, "rounded", dtype)), batch_size=4, seed=1, start_step=0
+    )
+    assert batches.text_dtype.name == "bfloat16"
+    for batch, expected in zip(itertools.islice(batches, 4), exact, strict=True):
+        assert batch["text"].tobytes() == expected["text"].astype(ml_dtypes.bfloat16).tobytes()
+        assert _equal([{**batch, "text": 0}], [{**expected, "text": 0}])
 
 
 def test_a_base_batch_has_no_low_res(config):
@@ -188,6 +202,15 @@ def test_random_crops_move_between_epochs_and_low_res_follows(photo):
             expected = Image.fromarray(window).resize((4, 4), Image.Resampling.BILINEAR)
             np.testing.assert_allclose((low_res + 1) * 127.5, np.asarray(expected), atol=1)
     assert len(corners) > 10
+
+
+def test_batches_do_not_depend_on_the_number_of_threads(photo, monkeypatch):
+    found = []
+    for count in (1, 7):
+        monkeypatch.setattr(tasks, "num_threads", lambda count=count: count)
+        monkeypatch.setattr(pipeline, "num_threads", tasks.num_threads)
+        found.append(_batches(photo, 12, batch_size=5))
+    assert _equal(*found)
 
 
 def test_bad_configurations_are_refused(config):
