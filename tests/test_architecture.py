@@ -84,7 +84,7 @@ PLACES: dict[str, set[str]] = {
     "tensorflow_text": TENSORFLOW,
     "tensorflow_datasets": TENSORFLOW,
     "seqio": TENSORFLOW,
-    "flax.linen": {"models", "text"},
+    "flax.linen": {"models", "text", "evals.features"},
     "gin": {"gin_config"},
     "ml_collections": set(),
     "torch": set(),
