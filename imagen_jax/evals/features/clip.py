@@ -99,10 +99,13 @@ class CLIPExtractor:
         check_layers(layers, LAYERS)
 
         def run(part: np.ndarray) -> dict[str, Array]:
-            pixels = np.stack([self._prepare(image) for image in part])
-            return {LAYERS[0]: self._of_pixels(self._vision_params, pixels)}
+            return {LAYERS[0]: self.features_of_prepared(np.stack([self._prepare(image) for image in part]))}
 
         return in_batches(run, images, self._batch_size)
+
+    def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
+        """Embeddings of one batch of pixels that are resized and normed already."""
+        return self._of_pixels(self._vision_params, pixels)
 
     def image_features(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b _d"]:
         """Embeddings of images, of length 1.
