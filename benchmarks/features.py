@@ -18,12 +18,12 @@ import statistics
 import sys
 import tempfile
 import time
-import types
 from typing import Any
 
 import numpy as np
 
 from benchmarks import turns
+from tests.parity.torchvision_stand_in import torchvision_stand_in
 
 BATCH, ROUNDS, DIM = 8, 7, 2048
 CLIP_SIZES = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -59,9 +59,8 @@ def peer_inception() -> Any:
     """torch-fidelity's network, its weights drawn."""
     import torch
 
-    for name in ("torchvision", "torchvision.transforms", "torchvision.datasets", "torchvision.models"):
-        sys.modules.setdefault(name, types.ModuleType(name))
-    from torch_fidelity import feature_extractor_inceptionv3 as module
+    with torchvision_stand_in():
+        from torch_fidelity import feature_extractor_inceptionv3 as module
 
     torch.manual_seed(0)
     load = module.nn.Module.load_state_dict

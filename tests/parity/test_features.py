@@ -1,7 +1,5 @@
 """Extractors and metrics beside torch-fidelity, clean-fid and transformers, on random weights and images."""
 
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from PIL import Image
 from imagen_jax.evals import load_extractor, metrics
 from imagen_jax.evals.features.resize import clean_bicubic, tf1_bilinear, torch_bilinear
 from imagen_jax.evals.features.torch_file import read_torch_file
+from tests.parity.torchvision_stand_in import torchvision_stand_in
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -19,13 +18,9 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def torch_fidelity() -> Any:
-    """torch-fidelity, with an empty torchvision where there is none: only its data sets and other networks use it."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        for name in ("torchvision", "torchvision.transforms", "torchvision.datasets", "torchvision.models"):
-            sys.modules.setdefault(name, types.ModuleType(name))
-    return pytest.importorskip("torch_fidelity")
+    """torch-fidelity, whose package asks for torchvision."""
+    with torchvision_stand_in():
+        return pytest.importorskip("torch_fidelity")
 
 
 def photo(seed: int, height: int, width: int) -> np.ndarray:

@@ -135,8 +135,14 @@ class CLIPExtractor:
 
         return in_batches(run, rows, self._batch_size)["text"]
 
-    def score(self, images: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str]) -> Float[np.ndarray, "b"]:
+    def score(
+        self, images: UInt8[np.ndarray, "b h w 3"], captions: Sequence[str] | Int[np.ndarray, "_b n"]
+    ) -> Float[np.ndarray, "b"]:
         """CLIP score of each image and its caption: 100 max(cosine, 0).
+
+        Args:
+          images: as for `image_features`.
+          captions: as for `text_features`, as many.
 
         Raises:
           UserError: there are not as many captions as images.
