@@ -86,7 +86,7 @@ def test_captions_are_chosen_the_same_everywhere():
     assert len(set(found.caption_ids)) == 5 and set(found.caption_ids) <= {31, 32, 33, 41, 51, 52}
     assert found != choose_captions(dataclasses.replace(five, seed=1), captions)
     # NumPy promises the numbers of its RandomState.
-    assert found.caption_ids == (52, 33, 32, 31, 51)
+    assert found.caption_ids == (52, 33, 32, 41, 31)
     one_each = choose_captions(made(num_images=0, one_per_image=True), captions)
     assert sorted(number // 10 for number in one_each.caption_ids) == [3, 4, 5]
     with pytest.raises(UserError, match="draws 30000 captions, and there are 6"):
