@@ -10,6 +10,7 @@ from PIL import Image
 from imagen_jax.evals import load_extractor, metrics
 from imagen_jax.evals.features.resize import clean_bicubic, tf1_bilinear, torch_bilinear
 from imagen_jax.evals.features.torch_file import read_torch_file
+from imagen_jax.evals.protocols import PROTOCOLS
 from tests.parity.torchvision_stand_in import torchvision_stand_in
 
 torch = pytest.importorskip("torch")
@@ -155,3 +156,43 @@ def test_metrics_equal_torch_fidelity(torch_fidelity: Any) -> None:
     assert metrics.inception_score(a) == pytest.approx(tuple(score.values()), rel=1e-6)
     manifold = metric_prc.prc_features_to_metric(torch.tensor(a), torch.tensor(b), verbose=False)
     assert metrics.precision_recall(a, b) == pytest.approx((manifold["precision"], manifold["recall"]))
+
+
+def library_pixels(name: str, image: np.ndarray) -> np.ndarray:
+    """An image at 299 x 299 as the library makes it, as Inception's graph of 2015 sees it: (x - 128) / 128."""
+    tensor = torch.tensor(image).permute(2, 0, 1)[None].float()
+    if name == "clean":
+        from cleanfid.resize import make_resizer
+
+        return (make_resizer("PIL", False, "bicubic", (299, 299))(image) - 128) / 128
+    if name == "tf1":
+        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+        made = (interpolate_bilinear_2d_like_tensorflow1x(tensor, size=(299, 299), align_corners=False) - 128) / 128
+    else:  # pytorch-fid's InceptionV3.forward.
+        made = torch.nn.functional.interpolate(tensor / 255, size=(299, 299), mode="bilinear", align_corners=False)
+        made = 2 * made - 1
+    return made[0].permute(1, 2, 0).numpy()
+
+
+def coarse(pixels: np.ndarray) -> np.ndarray:
+    """Features that see the resize: means and edges of a grid of cells, times 10."""
+    cells = np.abs(np.diff(pixels[:, :294, :294], axis=1, append=0)).reshape(len(pixels), 6, 49, 6, 49, 3).mean((2, 4))
+    return 10 * np.concatenate([cells.reshape(len(pixels), -1), pixels.mean((1, 2))], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"), [("tf1", "imagen_30k"), ("clean", "clean_fid_30k"), ("pytorch", "pytorch_fid_30k")]
+)
+def test_a_protocols_path_gives_its_librarys_distance(torch_fidelity: Any, name: str, protocol: str) -> None:
+    """The distance of two sets of images, once through our path and once through the library's."""
+    if name == "clean":
+        pytest.importorskip("cleanfid")
+    record, theirs, ours = PROTOCOLS[protocol], [], []
+    for first in (0, 40):
+        pictures = [photo(seed, 300 + first, 320) for seed in range(first, first + 30)]
+        ours.append(coarse((np.stack([record.prepare(one) for one in pictures]) - 128) / 128))
+        theirs.append(coarse(np.stack([library_pixels(name, record.at_size(one)) for one in pictures])))
+    wanted = metrics.frechet_distance(*theirs)
+    assert wanted > 0.1
+    assert metrics.frechet_distance(*ours) == pytest.approx(wanted, abs=1e-3)

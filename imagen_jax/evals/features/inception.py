@@ -117,7 +117,7 @@ class Branches(nn.Module):
 _1, _3, _5 = (1, 1), (3, 3), (5, 5)
 
 
-def _block_a(pool_features: int) -> Branches:
+def _block_a(pool_features: int, name: str) -> Branches:
     return Branches(
         (
             (("branch1x1", 64, _1),),
@@ -126,15 +126,16 @@ def _block_a(pool_features: int) -> Branches:
         ),
         "average",
         pool_features,
+        name=name,
     )
 
 
-def _block_b() -> Branches:
+def _block_b(name: str) -> Branches:
     double = (("branch3x3dbl_1", 64, _1), ("branch3x3dbl_2", 96, _3), ("branch3x3dbl_3", 96, _3))
-    return Branches(((("branch3x3", 384, _3),), double), "reduce")
+    return Branches(((("branch3x3", 384, _3),), double), "reduce", name=name)
 
 
-def _block_c(c: int) -> Branches:
+def _block_c(c: int, name: str) -> Branches:
     wide, tall = (1, 7), (7, 1)
     return Branches(
         (
@@ -150,10 +151,11 @@ def _block_c(c: int) -> Branches:
         ),
         "average",
         192,
+        name=name,
     )
 
 
-def _block_d() -> Branches:
+def _block_d(name: str) -> Branches:
     return Branches(
         (
             (("branch3x3_1", 192, _1), ("branch3x3_2", 320, _3)),
@@ -165,12 +167,13 @@ def _block_d() -> Branches:
             ),
         ),
         "reduce",
+        name=name,
     )
 
 
-def _block_e(pool: str) -> Branches:
-    def ends(name: str) -> tuple[tuple[Any, ...], ...]:
-        return (f"{name}a", 384, (1, 3)), (f"{name}b", 384, (3, 1))
+def _block_e(pool: str, name: str) -> Branches:
+    def ends(unit: str) -> tuple[tuple[Any, ...], ...]:
+        return (f"{unit}a", 384, (1, 3)), (f"{unit}b", 384, (3, 1))
 
     return Branches(
         (
@@ -180,6 +183,7 @@ def _block_e(pool: str) -> Branches:
         ),
         pool,
         192,
+        name=name,
     )
 
 
@@ -199,14 +203,14 @@ class Inception(nn.Module):
         x = _max_pool(Unit(192, _3, 1, False, name="Conv2d_4a_3x3")(x))
         layers["192"] = pooled(x)
         for letter, width in zip("bcd", (32, 64, 64), strict=True):
-            x = _block_a(width).clone(name=f"Mixed_5{letter}")(x)
-        x = _block_b().clone(name="Mixed_6a")(x)
+            x = _block_a(width, f"Mixed_5{letter}")(x)
+        x = _block_b("Mixed_6a")(x)
         for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
-            x = _block_c(width).clone(name=f"Mixed_6{letter}")(x)
+            x = _block_c(width, f"Mixed_6{letter}")(x)
         layers["768"] = pooled(x)
-        x = _block_d().clone(name="Mixed_7a")(x)
-        x = _block_e("average").clone(name="Mixed_7b")(x)
-        x = _block_e("max").clone(name="Mixed_7c")(x)
+        x = _block_d("Mixed_7a")(x)
+        x = _block_e("average", "Mixed_7b")(x)
+        x = _block_e("max", "Mixed_7c")(x)
         layers["2048"] = pooled(x)
         kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (2048, CLASSES))
         bias = self.param("fc_bias", nn.initializers.zeros, (CLASSES,))
