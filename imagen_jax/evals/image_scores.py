@@ -17,7 +17,7 @@ from imagen_jax.evals.features.inception import InceptionExtractor
 from imagen_jax.evals.features.loading import load_extractor
 from imagen_jax.evals.metrics import FeatureStatistics, frechet_distance
 from imagen_jax.evals.protocols import ALL, Protocol, find_protocols
-from imagen_jax.files import files_under, write_json
+from imagen_jax.files import files_under, make_dirs, write_json
 from imagen_jax.image_files import ImageError, decode_image
 from imagen_jax.progress import Progress
 
@@ -71,7 +71,7 @@ class ImageScores:
             "scores": rows,
             "spread": max(fids) - min(fids),
         }
-        os.makedirs(run_dir, exist_ok=True)
+        make_dirs(run_dir)
         write_json(os.path.join(run_dir, FILE), result)
         print(table(result))
 

@@ -15,6 +15,7 @@ from imagen_jax.typing import Float, UInt8
 
 FILE = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_MAX_SIDE = 65536
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -70,22 +71,20 @@ def _stated(content: Mapping[str, Any], default: Preparation) -> Preparation:
     size, crop = content.get("size", default.size), content.get("crop_size", default.crop)
     if isinstance(size, dict):
         size = size["shortest_edge"] if "shortest_edge" in size else (int(size["height"]), int(size["width"]))
+    size = size if size is None or isinstance(size, tuple) else int(size)
     crop = crop["height"] if isinstance(crop, dict) else crop
-    mean, std = (
-        tuple(map(float, content.get(name, usual)))
-        for name, usual in (
-            ("image_mean", default.mean),
-            ("image_std", default.std),
-        )
-    )
+    crop = None if crop is None else int(crop)
+    for side in (*(size if isinstance(size, tuple) else (size,)), crop):
+        if side is not None and not 0 < side <= _MAX_SIDE:
+            raise ValueError(f"a side of {side} pixels")
+    mean = tuple(map(float, content.get("image_mean", default.mean)))
+    std = tuple(map(float, content.get("image_std", default.std)))
     if len(mean) != 3 or len(std) != 3 or not all(std):
         raise ValueError("image_mean and image_std are not of three channels")
     return Preparation(
-        size=(size if isinstance(size, tuple) or size is None else int(size))
-        if content.get("do_resize", True)
-        else None,
-        crop=int(crop) if crop is not None and content.get("do_center_crop", True) else None,
+        size=size if content.get("do_resize", True) else None,
+        crop=crop if content.get("do_center_crop", True) else None,
         mean=mean,
         std=std,
-        resample=int(content.get("resample", default.resample)),
+        resample=Image.Resampling(int(content.get("resample", default.resample))),
     )

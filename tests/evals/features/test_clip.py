@@ -107,9 +107,10 @@ def test_damaged_folders_are_refused(copy):
             load_extractor(copy)
         assert "\n" not in str(error.value)
     (copy / "config.json").write_text(json.dumps(config))
-    (copy / "preprocessor_config.json").write_text('{"image_std": [1]}')
-    with pytest.raises(UserError, match=r"preprocessor_config\.json is damaged"):
-        load_extractor(copy)
+    for text in ('{"image_std": [1]}', '{"resample": 99}', '{"crop_size": {"height": -1}}', '{"size": []}', "[]", "{"):
+        (copy / "preprocessor_config.json").write_text(text)
+        with pytest.raises(UserError, match=r"preprocessor_config\.json is damaged"):
+            load_extractor(copy)
     (copy / "preprocessor_config.json").unlink()
     (copy / "model.safetensors").write_bytes(weights[:-1000])
     with pytest.raises(UserError, match="damaged"):
