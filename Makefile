@@ -47,8 +47,10 @@ $(BEAM_VENV)/.installed: setup.py constraints-beam.txt
 	$(BEAM_PIP_INSTALL) -e '.[dev,beam]'
 	@touch $@
 
+# The last two ask for torchvision, which is not needed and which the CPU build of torch does not load.
 $(VENV)/.installed-parity: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,parity]'
+	$(PIP_INSTALL) --no-deps torch-fidelity==0.4.0 clean-fid==0.1.35
 	@touch $@
 
 $(VENV)/.installed-plan: $(VENV)/.installed

@@ -84,7 +84,7 @@ PLACES: dict[str, set[str]] = {
     "tensorflow_text": TENSORFLOW,
     "tensorflow_datasets": TENSORFLOW,
     "seqio": TENSORFLOW,
-    "flax.linen": {"models", "text"},
+    "flax.linen": {"models", "text", "evals.features"},
     "gin": {"gin_config"},
     "ml_collections": set(),
     "torch": set(),
@@ -180,6 +180,7 @@ sampling/cascade2.py: from imagen_jax.checkpoints import checkpoints
 sampling/preview_hook.py: from imagen_jax.train.hooks import Hook
 commands/parts/training.py: from imagen_jax.sampling import preview_hook
 evals/judge.py: from imagen_jax.data import shapes
+evals/features/net.py: from flax import linen as nn
 beam/build.py: from apache_beam.options import pipeline_options
 beam/build2.py: from imagen_jax.data import builder
 gin_config.py: import gin
@@ -216,6 +217,8 @@ text/tokenizer.py: import seqio
 stage.py: from imagen_jax.text import encoder
 evals/judge.py: from imagen_jax.data import pipeline
 evals/fid.py: import torch
+evals/metrics/fid.py: from flax import linen as nn
+evals/features/torch_file.py: import pickle
 beam/items.py: from pickle import loads
 train/config.py: import gin
 data/build.py: from ml_collections import ConfigDict

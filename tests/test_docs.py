@@ -156,8 +156,9 @@ def test_obscure_words_are_reported(tmp_path):
 
 
 def examples() -> list[tuple[str, str]]:
-    """(heading, code) of every Python block of docs/extending.md."""
-    sections = re.split(r"^## ", EXTENDING.read_text(), flags=re.M)[1:]
+    """(heading, code) of every Python block of docs/extending.md and docs/features.md."""
+    pages = (EXTENDING, EXTENDING.with_name("features.md"))
+    sections = [one for page in pages for one in re.split(r"^## ", page.read_text(), flags=re.M)[1:]]
     return [
         (section.split("\n", 1)[0], code)
         for section in sections

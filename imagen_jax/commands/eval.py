@@ -13,17 +13,30 @@ def config_class() -> type:
     return EvalConfig
 
 
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds --protocols."""
+    sub.add_argument(
+        "--protocols",
+        metavar="NAME[,NAME]",
+        help="protocols of FID, or all, for evaluators of images (configs/runs/image_scores.gin)",
+    )
+
+
 def run(args: argparse.Namespace, config: Any, operative: str) -> None:
     """Loads the cascade and runs the evaluators."""
     from imagen_jax.evals.evaluator import run as run_evaluators
+    from imagen_jax.evals.evaluator import with_protocols
 
+    if args.protocols is not None:
+        config = with_protocols(config, tuple(args.protocols.split(",")))
     run_evaluators(config)
 
 
 COMMAND = GinCommand(
     name="eval",
-    help="measure how well a cascade's images match their captions",
+    help="measure a cascade's images, or those of a folder",
     config_class=config_class,
     run=run,
+    add_flags=add_flags,
     order=8,
 )

@@ -1,7 +1,7 @@
 """`imagen_jax eval`: one cascade, any number of evaluators, each writing its own result into the run directory."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
@@ -41,7 +41,26 @@ class EvalConfig:
 
 
 def run(config: EvalConfig) -> None:
-    """Loads the cascade and runs every evaluator on it."""
-    cascade = Cascade.load(config.run_dir)
+    """Loads the cascade, where an evaluator needs one, and runs every evaluator on it.
+
+    Evaluators of what is there already say so by `needs_cascade = False`.
+    """
+    needs = [getattr(evaluator, "needs_cascade", True) for evaluator in config.evaluators]
+    cascade: Any = Cascade.load(config.run_dir) if any(needs) else None
     for evaluator in config.evaluators:
         evaluator.evaluate(cascade, config.run_dir)
+
+
+def with_protocols(config: EvalConfig, names: tuple[str, ...]) -> EvalConfig:
+    """The config with other protocols in each evaluator that has some.
+
+    Raises:
+      UserError: a name is unknown, or no evaluator has protocols.
+    """
+    made = tuple(
+        dataclasses.replace(one, protocols=names) if hasattr(one, "protocols") else one  # type: ignore[type-var]
+        for one in config.evaluators
+    )
+    if not any(hasattr(one, "protocols") for one in made):
+        raise UserError("--protocols is for evaluators that have some: give --gin_file=configs/runs/image_scores.gin")
+    return dataclasses.replace(config, evaluators=made)

@@ -23,21 +23,20 @@ from imagen_jax.text.weights.sources import Source, Table, layer_rows, match, no
 
 _CLIP, _BERT = r"(?:text_model\.)?", r"(?:bert\.)?"
 
-_CLIP_TABLE: Table = (
+# Names in a layer of either half of CLIP: there → here.
+CLIP_DENSE = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.out_proj": "attention.out",
+    "mlp.fc1": "mlp.wi",
+    "mlp.fc2": "mlp.wo",
+}
+CLIP_NORMS = {"layer_norm1": "pre_attention_layer_norm", "layer_norm2": "pre_mlp_layer_norm"}
+CLIP_TABLE: Table = (
     (_CLIP + r"embeddings\.token_embedding\.weight", "token_embedder.embedding", False),
     (_CLIP + r"embeddings\.position_embedding\.weight", "position_embedder.embedding", False),
-    *layer_rows(
-        _CLIP + r"encoder\.layers\.(\d+)\.",
-        {
-            "self_attn.q_proj": "attention.query",
-            "self_attn.k_proj": "attention.key",
-            "self_attn.v_proj": "attention.value",
-            "self_attn.out_proj": "attention.out",
-            "mlp.fc1": "mlp.wi",
-            "mlp.fc2": "mlp.wo",
-        },
-        {"layer_norm1": "pre_attention_layer_norm", "layer_norm2": "pre_mlp_layer_norm"},
-    ),
+    *layer_rows(_CLIP + r"encoder\.layers\.(\d+)\.", CLIP_DENSE, CLIP_NORMS),
 )
 _BERT_TABLE: Table = (
     (_BERT + r"embeddings\.word_embeddings\.weight", "token_embedder.embedding", False),
@@ -66,7 +65,7 @@ def clip_sources(arrays: CheckpointArrays) -> dict[str, Source]:
     Raises:
       UserError: it has no CLIP text encoder.
     """
-    sources = match(arrays, _CLIP_TABLE)
+    sources = match(arrays, CLIP_TABLE)
     names = {
         "token_embedder.embedding": "text_model.embeddings.token_embedding.weight",
         "position_embedder.embedding": "text_model.embeddings.position_embedding.weight",
@@ -119,7 +118,7 @@ def _infer(arrays: CheckpointArrays, sources: Mapping[str, Source]) -> dict[str,
 
 
 # What transformers calls an activation: what it is called here.
-_ACTIVATIONS = {
+ACTIVATION_NAMES = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu_exact",
     "gelu_new": "gelu",
@@ -169,7 +168,7 @@ def _stated(content: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {
         "num_heads": content["num_attention_heads"],
-        "activation": _ACTIVATIONS[content["hidden_act"]],
+        "activation": ACTIVATION_NAMES[content["hidden_act"]],
         "norm_epsilon": float(content["layer_norm_eps"]),
         **{ours: content[theirs] for ours, theirs in sizes.items() if theirs in content},
     }

@@ -1,0 +1,91 @@
+"""FeatureExtractor: what metrics need of a network, and what all extractors share."""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from imagen_jax.errors import UserError
+from imagen_jax.files import files_under, sha256_of_files
+from imagen_jax.typing import Float, UInt8
+
+
+@runtime_checkable
+class FeatureExtractor(Protocol):
+    """Images to features, whatever is measured on them.
+
+    Attributes:
+      kind: of network: "inception", "clip" or "dinov2".
+      layers: names that `features` takes.
+      fingerprint: sha256 of the weights, which stands beside every result.
+    """
+
+    kind: str
+    layers: tuple[str, ...]
+    fingerprint: str
+
+    def features(
+        self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] = ...
+    ) -> dict[str, Float[np.ndarray, "b _d"]]:
+        """Layers of uint8 images of one size, as float32 [b, d]."""
+
+
+def check_images(images: Any) -> None:
+    """Refuses what is no array uint8 [b, h, w, 3].
+
+    Raises:
+      UserError: says what it is.
+    """
+    found = np.asarray(images)
+    if found.ndim != 4 or found.shape[3] != 3 or found.dtype != np.uint8 or not all(found.shape[1:]):
+        raise UserError(
+            f"images must be uint8 [b, h, w, 3] of 0 to 255; got {found.dtype} {list(found.shape)}: from [-1, 1] they "
+            "are np.rint((x + 1) * 127.5).astype(np.uint8)"
+        )
+
+
+def check_layers(layers: Sequence[str], known: Sequence[str]) -> None:
+    """Refuses layers that an extractor does not have.
+
+    Raises:
+      UserError: names the first.
+    """
+    if isinstance(layers, str) or not layers:
+        raise UserError(f'layers ({layers!r}) must be a tuple of names, such as ("{known[0]}",)')
+    for layer in layers:
+        if layer not in known:
+            raise UserError(f"layer {layer!r} is unknown; this extractor has {', '.join(known)}")
+
+
+def in_batches(
+    run: Callable[[np.ndarray], Mapping[str, Any]], rows: np.ndarray, batch_size: int
+) -> dict[str, Float[np.ndarray, "b _d"]]:
+    """Runs a program on batches of one size, the last filled up with its own last row.
+
+    Args:
+      run: batch_size rows → arrays of as many rows, by name.
+      rows: at least one.
+      batch_size: >= 1.
+
+    Raises:
+      UserError: there are no rows.
+    """
+    if not len(rows):
+        raise UserError("there are no images; give at least one")
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+        parts.append({name: np.asarray(made)[: len(part)] for name, made in run(filled).items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def folder_fingerprint(path: str) -> str:
+    """Sha256 of the names and sha256s of a Hugging Face folder's config.json and weights."""
+    wanted = ("config.json", "preprocessor_config.json")
+    names = sorted(name for name in files_under(path) if name in wanted or name.endswith(".safetensors"))
+    digests = sha256_of_files([os.path.join(path, name) for name in names])
+    lines = [f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
