@@ -7,88 +7,55 @@ command. In a command, {field} stands for that field of the config; `python` and
 environment, and leading NAME=VALUE words are set in the environment of that command alone, as in a shell. Every phase
 is run again on a second start; those whose mode resumes, as training does, go on from what they find. The phase named
 "report" is not measured: it reads what was.
+
+With `num_processes`, modes that take several processes run as so many, joined by jax. A phase that ends with the retry
+code or by a signal is started again, `max_restarts` times at most.
 """
 
-import itertools
-import os
-import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from absl import app
-from ml_collections import config_flags
 
-from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, shipped_file, write_json
+from imagen_jax.errors import UserError
+from imagen_jax.files import AnyPath, as_path, make_dirs, read_json, write_json
 from imagen_jax.streams import outlive_readers
 
 # Configs import their neighbours as launch.configs, wherever this folder lies.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from launch.jobs import command_line  # noqa: E402
+from launch.jobs.job import Restarts, Supervisor  # noqa: E402
+from launch.jobs.local_job import LocalJob, takes_several_hosts  # noqa: E402
+from launch.jobs.phases import REPORT, Phase, read_phases  # noqa: E402
+
 SAMPLE_EVERY_S = 0.5
-COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
-REPORT = "report"
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "pipeline to run, e.g. launch/configs/demo.py")
 
 
-def expand(command: str, fields: Mapping[str, Any]) -> list[str]:
-    """The argument list of a phase's command; a field's value with spaces in it stays one word."""
-    return [word.format(**fields) for word in command.split()]
-
-
-def split_settings(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The NAME=VALUE words that lead a command, and the command."""
-    settings = list(itertools.takewhile(re.compile("[A-Z_]+=").match, words))
-    return dict(word.split("=", 1) for word in settings), list(words[len(settings) :])
-
-
-def tree_memory(process: psutil.Process) -> int:
-    """Resident bytes of a process and all its descendants, now."""
-    total = 0
-    for member in [process, *_children(process)]:
-        try:
-            total += member.memory_info().rss
-        except psutil.NoSuchProcess:  # It ended since it was listed.
-            continue
-    return total
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def run_phase(words: Sequence[str]) -> tuple[int, float, int]:
-    """Runs one command with its output shown live; after NAME=VALUE words may come a name of COMMANDS.
+def run_phase(phase: Phase, num_processes: int, restarts: Restarts) -> tuple[int, float, int]:
+    """Runs the commands of a phase with their output shown live.
 
     Returns:
-      exit code, wall seconds, and the largest sum of resident bytes over its process tree.
+      exit code, wall seconds, and the largest sum of resident bytes over its process trees.
     """
     start, peak = time.monotonic(), 0
-    settings, (program, *arguments) = split_settings(words)
-    process = subprocess.Popen([*COMMANDS.get(program, [program]), *arguments], env={**os.environ, **settings})
-    try:
-        watched = psutil.Process(process.pid)
-        while True:
-            peak = max(peak, tree_memory(watched))
-            try:
-                code = process.wait(SAMPLE_EVERY_S)
-                return code, time.monotonic() - start, peak
-            except subprocess.TimeoutExpired:
-                continue
-    finally:  # Where this launcher is interrupted, the phase must not run on alone.
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+    for command in phase.commands:
+        number = num_processes if takes_several_hosts(command) else 1
+        job = LocalJob(phase.name, command, number, restarts)
+        try:
+            one = Phase(name=phase.name, commands=(command,))
+            Supervisor.run_all([Supervisor({one: job}, progress=False)], SAMPLE_EVERY_S)
+        finally:  # Where this launcher is interrupted, the phase must not run on alone.
+            job.cancel()
+        peak = max(peak, job.peak_bytes)
+        if job.code:
+            return job.code, time.monotonic() - start, peak
+    return 0, time.monotonic() - start, peak
 
 
 def alignment(evaluation: Mapping[str, Any]) -> dict[str, float]:
@@ -118,18 +85,19 @@ def run(config: Mapping[str, Any]) -> int:
       0, or the exit code of the phase that failed.
     """
     out_dir = as_path(config["out_dir"])
-    phases = [(name, expand(command, config)) for name, command in config["phases"]]
+    phases = read_phases(config)
     make_dirs(out_dir)
-    commands = [{"phase": name, "command": shlex.join(words)} for name, words in phases]
+    commands = [{"phase": phase.name, "command": typed(phase)} for phase in phases]
     write_json(out_dir / "commands.json", commands, indent=2, end="\n")
     seconds: dict[str, float] = {}
     start, peak = time.monotonic(), 0
-    for number, (name, words) in enumerate(phases, 1):
-        heading = f"[{number}/{len(phases)}] {name}"
-        print(f"\n{heading}: {shlex.join(words)}", flush=True)
+    restarts = Restarts(max_restarts=config.get("max_restarts", 0))
+    for number, phase in enumerate(phases, 1):
+        heading, name = f"[{number}/{len(phases)}] {phase.name}", phase.name
+        print(f"\n{heading}: {typed(phase)}", flush=True)
         if name == REPORT:
             write_metrics(out_dir, seconds, time.monotonic() - start, peak)
-        code, took, phase_peak = run_phase(words)
+        code, took, phase_peak = run_phase(phase, config.get("num_processes", 1), restarts)
         peak = max(peak, phase_peak)
         if code:
             print(f"error: phase {name} failed with exit code {code} after {took:.0f} s", file=sys.stderr)
@@ -143,40 +111,39 @@ def run(config: Mapping[str, Any]) -> int:
     return 0
 
 
-def parse_flags(arguments: list[str]) -> list[str]:
-    """absl's parsing, with what a config refuses told in plain words."""
-    words = list(arguments)
-    for number, word in enumerate(words[1:], 1):
-        name, equals, value = word.partition("=")
-        if name in ("--config", "-config") and equals:
-            words[number] = f"{name}={shipped_file(value)}"
-        elif words[number - 1] in ("--config", "-config"):
-            words[number] = shipped_file(word)
-    try:
-        rest = app.parse_flags_with_usage(words)
-        if _CONFIG.value is not None:
-            _CONFIG.value.get("out_dir")  # A config file that could not be read says so only when it is used.
-        return rest
-    except (AttributeError, KeyError) as error:
-        problem = "the config has no setting " + str(error).replace("\\n", "; ").replace("\\'", "").strip("\"'")
-    except OSError as error:
-        problem = str(error)
-    print(f"error: {problem}\n  from {' '.join(arguments[1:])}", file=sys.stderr)
-    sys.exit(2)
+def typed(phase: Phase) -> str:
+    """A phase as one would type it."""
+    return " && ".join(shlex.join(command) for command in phase.commands)
+
+
+def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool) -> int:
+    """Runs pipelines one after the other, or shows their commands.
+
+    Returns:
+      0, or the exit code of the first that failed.
+    """
+    if action != "run":
+        raise UserError(f"--action={action} is for machines elsewhere; here the launcher and its phases end together")
+    for config in configs:
+        if dry_run:
+            print("\n".join(phase.line() for phase in read_phases(config)))
+        elif code := run(config):
+            return code
+    return 0
 
 
 def main(arguments: Sequence[str]) -> None:
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]}; settings are given as --config.NAME=VALUE")
-    if _CONFIG.value is None:
-        raise app.UsageError("--config is missing; use --config launch/configs/demo.py")
+    config = command_line.config_of(arguments, "launch/configs/demo.py")
     outlive_readers()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
-        sys.exit(run(_CONFIG.value))
+        sys.exit(launch([config], command_line.ACTION.value, command_line.DRY_RUN.value))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=command_line.parse_flags)
