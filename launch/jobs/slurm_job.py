@@ -65,7 +65,8 @@ class SlurmJob(Job):
         lines = "".join(f"#SBATCH --{name}={value}\n" for name, value in options.items() if value not in ("", 0))
         tasks, ended = (shlex.quote(str(self._folder / f"{self.name}.{end}")) for end in ("tasks", "ended"))
         # Each task tells how it ended: srun's own code is the largest, which is that of tasks that were ended for it.
-        task = f'{self._phase.line()}\ncode=$?\necho "$(date +%s%N) $code" >>{tasks}\nexit "$code"'
+        # The signal goes to bash too, which waits for the command that saves a checkpoint.
+        task = f'trap : TERM\n{self._phase.line()}\ncode=$?\necho "$(date +%s%N) $code" >>{tasks}\nexit "$code"'
         return f"""\
 #!/usr/bin/env bash
 {lines}#SBATCH --requeue
