@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 STAGES = ("base", "sr256", "sr1024")
 # What training and `cache_text` share.
 _TEXT = (
-    " --gin_file={mesh} --gin.CORPUS_DIR={corpus_dir} --gin.STORE_DIR={out_dir}/embeddings --gin.T5_PATH={t5_path}"
-    " --gin.VOCABULARY_PATH={vocabulary} --gin.{overrides}"
+    " --gin.CORPUS_DIR={corpus_dir} --gin.STORE_DIR={out_dir}/embeddings --gin.T5_PATH={t5_path}"
+    " --gin.VOCABULARY_PATH={vocabulary}"
 )
 
 
@@ -29,7 +29,9 @@ def base_config() -> ConfigDict:
     )
     # How the devices of a machine are used; a gin file.
     config.mesh = "configs/mesh/pod.gin"
-    # NAME=VALUE as after --gin., for all stages; those of one stage are in stages.STAGE.overrides.
+    # Of `cache_text`; the stages' files include the first.
+    config.text_gin_files = ("configs/text/t5_v1_1_xxl.gin", "configs/runs/cache_text.gin")
+    # NAME=VALUE as after --gin., for the training of all stages; those of one stage are in stages.STAGE.overrides.
     config.overrides = ()
     config.max_restarts = 10
     # Names of variables whose values come from a store of secrets, never from here.
@@ -37,7 +39,7 @@ def base_config() -> ConfigDict:
     config.phases = (
         (
             "cache_text",
-            "imagen_jax cache_text --gin_file={stages.base.gin_files}" + _TEXT.replace("{mesh}", "{small_mesh}"),
+            "imagen_jax cache_text --gin_file={text_gin_files}" + _TEXT,
             "",
             "small",
         ),
@@ -50,13 +52,15 @@ def base_config() -> ConfigDict:
             "small",
         ),
     )
-    config.small_mesh = "configs/mesh/fsdp.gin"
     return config
 
 
 def _train(stage: str) -> tuple[str, str, str, str]:
-    command = f"imagen_jax train --gin_file={{stages.{stage}.gin_files}}{_TEXT} --gin.{{stages.{stage}.overrides}}"
-    return f"train_{stage}", f"{command} --gin.MODEL_DIR={{out_dir}}/{stage}", "cache_text", stage
+    command = (
+        f"imagen_jax train --gin_file={{stages.{stage}.gin_files}} --gin_file={{mesh}}{_TEXT}"
+        f" --gin.MODEL_DIR={{out_dir}}/{stage} --gin.{{overrides}} --gin.{{stages.{stage}.overrides}}"
+    )
+    return f"train_{stage}", command, "cache_text", stage
 
 
 def tpu_machines(base: str, sr: str, small: str) -> ConfigDict:

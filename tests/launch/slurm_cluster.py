@@ -79,7 +79,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     ports = {"controller_port": _free_port(), "node_port": _free_port()}
     config.write_text(_CONFIG.format(folder=folder, host=host, **ports))
     variables = {"SLURM_CONF": str(config), "PATH": _path()}
-    munge = [f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")]
+    munge = [
+        f"--{name}={folder}/munge.{name.split('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
+    ]
     commands = [
         ["munged", "--foreground", "--force", f"--key-file={key}", *munge],
         ["slurmctld", "-D", "-f", str(config)],

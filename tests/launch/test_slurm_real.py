@@ -92,7 +92,7 @@ def squeue(*flags):
 
 def test_a_pipeline_runs_in_order_again_after_a_signal_and_not_after_an_error(config, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LOGS", config.log_dir)
-    config.word = "it's a=\"b\" $HOME"
+    config.word = 'it\'s a="b" $HOME'
     config.phases = (
         ("sum", "{python} {out_dir}/sum.py {out_dir}/sum.txt {word}", "", "two"),
         ("stopped", "A=b {python} {out_dir}/stopped.py {out_dir}/first", "sum", "one"),
