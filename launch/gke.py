@@ -39,7 +39,8 @@ def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool, run
         restarts = remote.restarts_of(config)
         return remote.jobs_of(config, lambda phase: GkeJob(config, phase, restarts, caller))
 
-    return remote.act([(config, jobs_of(config)) for config in configs], action, dry_run, POLL_S)
+    chosen = [remote.for_show(config) if dry_run else config for config in configs]
+    return remote.act([(config, jobs_of(config)) for config in chosen], action, dry_run, POLL_S)
 
 
 if __name__ == "__main__":

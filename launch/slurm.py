@@ -61,7 +61,7 @@ def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool, run
         restarts = remote.restarts_of(config)
         return remote.jobs_of(config, lambda phase: SlurmJob(config, phase, restarts, caller))
 
-    for config in configs:
+    for config in [remote.for_show(config) if dry_run else config for config in configs]:
         jobs = jobs_of(config)
         if action == "run" and not dry_run:
             submit_all(jobs)

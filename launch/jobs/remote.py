@@ -1,5 +1,6 @@
 """Pipelines whose jobs run elsewhere: shown, run to their end, asked about, or ended."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,23 @@ def restarts_of(config: Mapping[str, Any]) -> Restarts:
 def jobs_of(config: Mapping[str, Any], make: Callable[[Phase], Job]) -> dict[Phase, Job]:
     """The jobs of a config's phases, by phase."""
     return {phase: make(phase) for phase in read_phases(config)}
+
+
+# Fields that are a user's to set.
+NEEDED = ("project", "out_dir", "corpus_dir", "t5_path", "vocabulary", "package", "image", "log_dir")
+
+
+def for_show(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config for a dry run: needed fields that are still empty stand in capitals, and are said."""
+    filled = copy.deepcopy(config)
+    empty = [name for name in NEEDED if name in config and config[name] == ""]
+    if "package" in config and "image" in empty:  # One of the two is enough.
+        empty.remove("image")
+    for name in empty:
+        filled[name] = name.upper()  # type: ignore[index]
+    if empty:
+        print(f"# still empty in the config: {', '.join(empty)}\n")
+    return filled
 
 
 def show(jobs: Jobs) -> None:

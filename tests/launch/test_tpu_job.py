@@ -1,4 +1,4 @@
-"""Queued resources of Cloud TPU: commands, the script of the hosts run for real, recorded answers and what they lead to."""
+"""Queued resources of Cloud TPU: commands, the hosts' script run for real, recorded answers and what they lead to."""
 
 import json
 import os
@@ -175,7 +175,9 @@ def test_the_script_is_good_bash(phase, image):
 STUBS = {
     # Copies nothing; a secret's value comes from it alone.
     "gcloud": 'echo "gcloud $*" >>"$CALLS"\nif [[ $1 = secrets ]]; then echo s3cr3t; fi',
-    "docker": 'echo "docker $1" >>"$CALLS"\nif [[ $1 = run ]]; then while [[ $1 != bash ]]; do shift; done; exec "$@"; fi',
+    "docker": (
+        'echo "docker $1" >>"$CALLS"\n[[ $1 = run ]] || exit 0\nwhile [[ $1 != bash ]]; do shift; done\nexec "$@"'
+    ),
     # The program: notes its words, and ends with the next code of a list.
     "imagen_jax": (
         'printf "%s\\n" "$@" >"$IMAGEN_JAX_FOLDER/words"\necho "it sees ${WANDB_API_KEY:+a key}"\n'
@@ -255,7 +257,7 @@ def test_hosts_tell_how_they_are(host):
         ([found("PROVISIONING")], State.WAITING, "PROVISIONING"),
         ([found("SUSPENDED")], State.LOST, "preempted"),
         ([found("SUSPENDING")], State.LOST, "preempted"),
-        ([found("FAILED", failedData={"error": {"message": "There is no more capacity in the zone"}})], State.LOST, "stockout"),
+        ([found("FAILED", failedData={"error": {"message": "no more capacity"}})], State.LOST, "stockout"),
         ([found("FAILED", failedData={"error": {"message": "bad request"}})], State.FAILED, "bad request"),
         ([PASSING], State.RUNNING, "not known"),
         ([found("ACTIVE"), REFUSED], State.RUNNING, "cannot be asked now"),
@@ -263,7 +265,7 @@ def test_hosts_tell_how_they_are(host):
         ([found("ACTIVE"), hosts("imagen_jax ended 0 50 a", "imagen_jax running b")], State.RUNNING, "on 1 of 2"),
         ([found("ACTIVE"), hosts("imagen_jax ended 0 50 a", "imagen_jax ended 0 51 b")], State.DONE, ""),
         # The first to end was the cause.
-        ([found("ACTIVE"), hosts("imagen_jax ended 134 60 a", "imagen_jax ended 1 50 b")], State.FAILED, "b ended with code 1"),
+        ([found("ACTIVE"), hosts("imagen_jax ended 134 60 a", "imagen_jax ended 1 50 b")], State.FAILED, "b ended"),
     ],
 )  # fmt: skip
 def test_states(answers, state, reason):
