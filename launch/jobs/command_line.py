@@ -7,8 +7,9 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from imagen_jax.errors import exit_code, one_line, printable
+from imagen_jax.errors import UserError, exit_code, one_line, printable
 from imagen_jax.files import shipped_file
+from launch.jobs.job import TryLaterError
 
 ACTIONS = ("run", "status", "logs", "cancel")
 
@@ -63,7 +64,14 @@ def main(launch: Callable[[Sequence[Any], str, bool], int], example: str) -> Non
 
     def run(arguments: list[str]) -> None:
         config, codes = config_of(arguments, example), []
-        code = exit_code(lambda: codes.append(launch([config], ACTION.value, DRY_RUN.value)))
+
+        def program() -> None:
+            try:
+                codes.append(launch([config], ACTION.value, DRY_RUN.value))
+            except TryLaterError as error:
+                raise UserError(f"{error}; give the same command again") from error
+
+        code = exit_code(program)
         sys.exit(code or codes[0])
 
     app.run(run, flags_parser=parse_flags)

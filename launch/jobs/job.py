@@ -233,8 +233,7 @@ class Supervisor:
                 self._say(one, str(status))
             if status.state is State.RUNNING and one.running_since is None:
                 one.running_since = self._now()
-            if status.state is State.DONE:
-                one.job.release()
+            if status.state is State.DONE and self._release(one):
                 self._done.add(one.phase.name)
                 self._mark_done(one.phase.name)
 
@@ -264,11 +263,25 @@ class Supervisor:
 
     def _fail(self, one: _Watched, why: str) -> None:
         self._say(one, f"failed: {why}")
-        self._failed.add(one.phase.name)
         if one.submitted or one.running_since is not None:
-            if log := one.job.logs():
+            try:
+                log = one.job.logs()
+            except TryLaterError as error:
+                log = str(error)
+            if log:
                 print(f"the end of its log:\n{log}", flush=True)
+            if not self._release(one):
+                return  # The next look comes here again.
+        self._failed.add(one.phase.name)
+
+    def _release(self, one: _Watched) -> bool:
+        """Gives back what an ended job holds, which costs money; returns whether that went well."""
+        try:
             one.job.release()
+        except TryLaterError as error:
+            print(f"{one.phase.name}: {error}; trying again", flush=True)
+            return False
+        return True
 
     def _say(self, one: _Watched, text: str) -> None:
         if text != one.said:

@@ -73,6 +73,7 @@ GCLOUD: Sequence[_Rule] = (
         Reaction.STOP,
         "the account may not do this, or the Cloud TPU API is off (gcloud services enable tpu.googleapis.com)",
     ),
+    (r"FAILED_PRECONDITION", Reaction.LATER, "something else goes on with it"),
     (
         r"UNAVAILABLE|DEADLINE_EXCEEDED|INTERNAL|ABORTED|RESOURCE_EXHAUSTED|timed out|Connection (refused|reset)"
         r"|[Nn]etwork is unreachable|HTTPError 5\d\d",

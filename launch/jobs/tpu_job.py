@@ -24,8 +24,8 @@ from launch.jobs.tpu_slices import slices_of
 PRICINGS = ("standard", "spot", "flex-start", "reserved")
 QUEUE = ["compute", "tpus", "queued-resources"]
 # States of a queued resource: docs.cloud.google.com/tpu/docs/queued-resources.
-WAITING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "DELETING"}
-GONE = {"SUSPENDING", "SUSPENDED"}
+WAITING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "SUSPENDING", "DELETING"}
+GONE = "SUSPENDED"
 # On every host; a variable only for tests, which have no such folder.
 FOLDER = "${IMAGEN_JAX_FOLDER:-/var/lib/imagen_jax}"
 _TELL = (
@@ -197,7 +197,7 @@ fi
         state = resource.get("state", {}).get("state", "")
         if state in WAITING:
             return Status(State.WAITING, f"{state} in {zone}")
-        if state in GONE:
+        if state == GONE:
             return Status(State.LOST, f"{state} in {zone}: preempted, or its time is over")
         if state == "ACTIVE":
             return self._ask_hosts(zone)
@@ -216,7 +216,7 @@ fi
     def cancel(self) -> None:
         found = self._find()
         if found is not None:
-            self._delete(found[0])
+            self._delete(found[0], "--async")
 
     def release(self) -> None:
         self.cancel()
@@ -235,7 +235,7 @@ fi
         return None
 
     def _delete(self, zone: str, *flags: str) -> None:
-        answer = self._gcloud("delete", zone, "--force", *(flags or ("--async",)))
+        answer = self._gcloud("delete", zone, "--force", *flags)
         problem = understand(answer, GCLOUD, f"deleting {self.name} in {zone}")
         if answer.code != 0 and problem.reaction is not Reaction.ABSENT:
             raise problem.error()
@@ -243,8 +243,8 @@ fi
     def _delete_what_is_gone(self) -> None:
         """Makes room for a new queued resource: one that lost its machines keeps its name until it is deleted."""
         found = self._find()
-        if found is not None and found[1].get("state", {}).get("state", "") in {*GONE, "FAILED"}:
-            self._delete(found[0], "--verbosity=error")
+        if found is not None and found[1].get("state", {}).get("state", "") in (GONE, "FAILED"):
+            self._delete(found[0])
 
     def _ask_hosts(self, zone: str) -> Status:
         answer = self._ssh(zone, "all", _TELL)

@@ -21,6 +21,7 @@ class Script(Job):
         super().__init__(name, restarts or Restarts(max_restarts=2, wait_s=10, max_wait_s=30, healthy_s=1000))
         self._runs, self._events, self._clock = list(runs), events, clock
         self._now, self.ended = [], []
+        self.busy = 0
 
     def preview(self):
         return ""
@@ -44,6 +45,9 @@ class Script(Job):
 
     def release(self):
         self.ended.append("release")
+        if self.busy:
+            self.busy -= 1
+            raise TryLaterError("the service does not answer")
 
 
 class Clock:
@@ -160,6 +164,13 @@ def test_a_job_that_somebody_deletes_is_not_started_again(world, capsys):
     world.add("base", [[State.RUNNING, State.ABSENT]])
     assert world.run() == 1
     assert world.submitted() == ["base"] and "somebody deleted it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("end", "code"), [(State.DONE, 0), (State.FAILED, 1)])
+def test_machines_are_given_back_even_when_the_service_is_busy(world, end, code):
+    job = world.add("base", [[State.RUNNING, end]])
+    job.busy = 2
+    assert world.run() == code and job.ended == ["release"] * 3
 
 
 def test_codes_that_ask_for_a_restart():

@@ -256,7 +256,7 @@ def test_hosts_tell_how_they_are(host):
         ([found("WAITING_FOR_RESOURCES")], State.WAITING, "WAITING_FOR_RESOURCES in us-central2-b"),
         ([found("PROVISIONING")], State.WAITING, "PROVISIONING"),
         ([found("SUSPENDED")], State.LOST, "preempted"),
-        ([found("SUSPENDING")], State.LOST, "preempted"),
+        ([found("SUSPENDING")], State.WAITING, "SUSPENDING"),
         ([found("FAILED", failedData={"error": {"message": "no more capacity"}})], State.LOST, "stockout"),
         ([found("FAILED", failedData={"error": {"message": "bad request"}})], State.FAILED, "bad request"),
         ([PASSING], State.RUNNING, "not known"),
