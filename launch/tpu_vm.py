@@ -1,0 +1,47 @@
+"""Runs a pipeline on Cloud TPU machines: each phase on a queued resource of its own, with those that may side by side.
+
+    imagen_jax script launch/tpu_vm.py --config launch/configs/tpu_v4.py --config.project=P \\
+      --config.out_dir=gs://B/run --config.package=gs://B/imagen_jax [--dry_run] [--action=status|logs|cancel]
+
+It asks for the machines, waits for each phase, asks for new machines where they were preempted, and deletes them at
+the end. Interrupted, it leaves the machines at work; the same command goes on watching. docs/launch.md tells more.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from launch.jobs import command_line, remote  # noqa: E402
+from launch.jobs.runner import Runner  # noqa: E402
+from launch.jobs.tpu_job import TpuJob  # noqa: E402
+
+POLL_S = 30
+
+
+def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool, runner: Runner | None = None) -> int:
+    """Runs pipelines side by side, or asks about them.
+
+    Args:
+      configs: of the pipelines.
+      action: one of `command_line.ACTIONS`.
+      dry_run: prints commands and files, and calls nothing.
+      runner: calls gcloud; None: the one of this machine.
+
+    Returns:
+      0, or 1 if a phase failed.
+    """
+    caller = runner or Runner()
+
+    def jobs_of(config: Mapping[str, Any]) -> remote.Jobs:
+        restarts = remote.restarts_of(config)
+        return remote.jobs_of(config, lambda phase: TpuJob(config, phase, restarts, caller))
+
+    chosen = [remote.for_show(config) if dry_run else config for config in configs]
+    return remote.act([(config, jobs_of(config)) for config in chosen], action, dry_run, POLL_S)
+
+
+if __name__ == "__main__":
+    command_line.main(launch, "launch/configs/tpu_v4.py")
