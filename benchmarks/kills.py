@@ -166,7 +166,7 @@ def main() -> None:
         wanted, got = outcome(here), outcome(URL)
         differ = [what for what in wanted.keys() | got.keys() if wanted.get(what) != got.get(what)]
         left = [name for name in server.names() if name.startswith("cascade/") and "lock" in name]
-        print(f"killed {done} times, {time.monotonic() - started:.0f} s, {answered[0]} answers")
+        print(f"killed {done} times, {time.monotonic() - started:.0f} s, {len(server.requests)} requests")
         print(f"locks left: {left or 'none'}; different: {sorted(differ) or 'nothing'} of {len(wanted)}")
         sys.exit(bool(differ or left))
 
