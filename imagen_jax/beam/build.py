@@ -27,6 +27,7 @@ from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
+from imagen_jax.errors import UserError
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
 
@@ -57,8 +58,10 @@ def build_corpus(
       overwrite, extra: as for `imagen_jax.data.builder.assemble`.
 
     Raises:
-      UserError: as `assemble`; or Beam does not know an option.
+      UserError: as `assemble`; or Beam does not know an option, or the config asks for sizes.
     """
+    if config.sizes:
+        raise UserError("sizes are not built with Beam; use `imagen_jax build_corpus --sizes`, or leave them out here")
     write_shards = functools.partial(_write_shards, options=pipeline_options(pipeline_args))
     return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
 
@@ -137,7 +140,7 @@ class _Prepare(beam.DoFn):
             else:
                 yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
                 outcomes.append({field: getattr(one, field) for field in _KEPT})
-                accepted.append(serialized(one, image_size))
+                accepted.append(serialized(one))
         write_records(_records_of(self._work, part), accepted)
         yield part, outcomes
 

@@ -18,6 +18,7 @@ from imagen_jax.data.card import CARD_FACTS, CARD_PAGE
 from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part, prepare_part_at_once
 from imagen_jax.data.rejects import Counts, Rejects
+from imagen_jax.data.sizes import Size, check_sizes, joined_splits, shards_name
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     AnyPath,
@@ -45,6 +46,7 @@ class BuildConfig:
     Args:
       name: name of the corpus; letters, digits and underscores.
       image_size: side of the square images, in pixels.
+      sizes: heights and widths that pictures come in, each in the nearest; see `data.sizes`. Empty: squares alone.
       min_size: least shorter side of a raw image, in pixels; None means image_size, so nothing is enlarged.
       seed: seed that the source was made with, recorded in corpus.json.
       vocab_size: pieces of a SentencePiece vocabulary trained from the captions of split "train";
@@ -54,6 +56,7 @@ class BuildConfig:
 
     name: str
     image_size: int
+    sizes: tuple[Size, ...] = ()
     min_size: int | None = None
     seed: int = 0
     vocab_size: int | None = None
@@ -68,6 +71,11 @@ class BuildConfig:
             if value is None and field in ("min_size", "vocab_size"):
                 continue
             check_count(field, value, least)
+        object.__setattr__(self, "sizes", check_sizes("sizes", self.sizes, self.image_size))
+
+    def settings(self) -> dict[str, Any]:
+        """What corpus.json says of the build; of a corpus of squares it is what it was before there were sizes."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "sizes" or value}
 
     @property
     def least_side(self) -> int:
@@ -153,7 +161,7 @@ def assemble(
     """
     check_path("the corpus directory", out_dir)
     out = as_path(out_dir)
-    settings = json.loads(json.dumps({"build": dataclasses.asdict(config), "source": source.settings}))
+    settings = json.loads(json.dumps({"build": config.settings(), "source": source.settings}))
     # Outside of the lock, for a corpus that may only be read.
     report = None if overwrite else _existing(out, settings)
     if report is not None:
@@ -239,9 +247,11 @@ def _existing(out: AnyPath, settings: Mapping[str, Any]) -> BuildReport | None:
 def _prepared(source: Source, config: BuildConfig, num_workers: int) -> Iterator[Prepared | Rejection]:
     if num_workers == 0:
         for part in source.parts:
-            yield from prepare_part(part, config.image_size, config.least_side)
+            yield from prepare_part(part, config.image_size, config.least_side, config.sizes)
         return
-    work = functools.partial(prepare_part_at_once, image_size=config.image_size, min_size=config.least_side)
+    work = functools.partial(
+        prepare_part_at_once, image_size=config.image_size, min_size=config.least_side, sizes=config.sizes
+    )
     # spawn: this process holds TensorFlow's threads, which do not survive a fork.
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
         for results in pool.imap(work, source.parts):
@@ -254,10 +264,16 @@ def check_split(split: str) -> None:
         raise UserError(f"split {split!r} must consist of letters, digits and underscores")
 
 
-def serialized(one: Prepared, image_size: int) -> bytes:
+def serialized(one: Prepared) -> bytes:
     """The record of a prepared example."""
     record = records.Record(
-        key=one.key.encode(), image=one.png, caption=one.caption, height=image_size, width=image_size, meta=one.meta
+        key=one.key.encode(),
+        image=one.png,
+        caption=one.caption,
+        height=one.size[0],
+        width=one.size[1],
+        meta=one.meta,
+        original_size=one.original_size,
     )
     return records.encode_record(record)
 
@@ -281,13 +297,15 @@ def _write_shards(
             else:
                 keys.add(one.key)
                 rejects.add_repair(one.key, one.repair)
-                if one.split not in writers:
+                name = shards_name(one.split, one.size if config.sizes else None)
+                if name not in writers:
                     check_split(one.split)
-                    writers[one.split] = records.SplitWriter(scratch, one.split, config.examples_per_shard)
-                writers[one.split].write(serialized(one, config.image_size))
+                    writers[name] = records.SplitWriter(scratch, name, config.examples_per_shard)
+                writers[name].write(serialized(one))
     if not keys:
         raise rejects.nothing_accepted(config.name)
-    return {split: writer.finish() for split, writer in writers.items()}, rejects.counts
+    entries = {name: writer.finish() for name, writer in writers.items()}
+    return joined_splits(entries, config.sizes) if config.sizes else entries, rejects.counts
 
 
 def _train_vocabulary(scratch: Path, splits: Mapping[str, Any], vocab_size: int) -> None:

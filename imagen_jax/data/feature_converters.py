@@ -12,6 +12,9 @@ import tensorflow as tf
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 _IMAGE = _Spec(dtype=tf.float32, rank=3)
+# A picture of any size has a known number of channels alone, which stands for its length.
+_SIZED_IMAGE = _Spec(dtype=tf.float32, rank=3, sequence_dim=2)
+_FRAMING = _Spec(dtype=tf.float32, rank=1)
 _TEXT = _Spec(dtype=tf.float32, rank=2)
 _MASK = _Spec(dtype=tf.bool, rank=1)
 _SOURCE = _Spec(dtype=tf.int32, rank=0)
@@ -22,6 +25,7 @@ class BaseFeatureConverter(seqio.FeatureConverter):
 
     Args:
       with_source: the number of the example's source is kept too.
+      sized: pictures may have any size, and have their framing.
     """
 
     TASK_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {"x0": _IMAGE, "text": _TEXT}
@@ -31,10 +35,13 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType] | None] = None
 
-    def __init__(self, with_source: bool = False) -> None:
+    def __init__(self, with_source: bool = False, sized: bool = False) -> None:
         super().__init__(pack=False)
-        if with_source:
-            extra = {"source": _SOURCE}
+        extra = {"source": _SOURCE} if with_source else {}
+        if sized:
+            images = {name: _SIZED_IMAGE for name in self.TASK_FEATURES if name in ("x0", "low_res")}
+            extra = {**extra, **images, "framing": _FRAMING}
+        if extra:
             self.TASK_FEATURES = {**self.TASK_FEATURES, **extra}  # type: ignore[misc]
             self.MODEL_FEATURES = {**self.MODEL_FEATURES, **extra}  # type: ignore[misc]
 

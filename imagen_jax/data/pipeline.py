@@ -6,7 +6,7 @@
     record    = shuffled(m mod N; seed, epoch)   each epoch is a permutation
     a host reads the rows that its devices hold
 
-Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
+A corpus of sizes has an order of its own: `data.size_order`. Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
 nothing twice.
 """
 
@@ -22,6 +22,8 @@ from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import Order
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
+from imagen_jax.data.size_order import SizeOrder
+from imagen_jax.data.sized_pictures import check_corpus_sizes
 from imagen_jax.data.tasks import (
     OpenSource,
     feature_converter,
@@ -63,7 +65,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
     (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
-    int32.
+    int32; of a corpus of sizes also framing [b, 6] float32 (`data.sized_pictures`), and h, w are those of its batch.
 
     Args:
       config: what to read.
@@ -99,6 +101,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             [share.rate for share in shares],
             [(step * batch_size, rates) for step, rates in config.rate_changes],
         )
+        ranges = [check_corpus_sizes(config, one.corpus, one.split) for one in self._sources][0]
+        self._sized = SizeOrder(ranges, batch_size, seed) if ranges else None
         alive = tf.Variable(True)
         batches = self._dataset(start_step, own, alive).as_numpy_iterator()
         self._batches = batches
@@ -113,18 +117,22 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             max_text_length=config.max_text_length,
             crop=config.crop,
             failures=self._failures,
+            sized=bool(config.sizes),
         )
 
         def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             number = step * self._batch_size + tf.constant(rows, tf.int64)
+            if self._sized is not None:
+                return tf.zeros_like(number), self._sized.records(step, tf.constant(rows, tf.int64)), number
             return (*self._order.records(number, self._seed), number)
 
         steps = tf.data.Dataset.counter(start_step).take_while(lambda _: alive.read_value())
         dataset = task.source.read(steps.map(records), self._seed, _NUM_PARALLEL)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed = len(self._sources) > 1
-        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
-        dataset = feature_converter(config.low_res_size, mixed)(dataset, lengths)
+        sized = bool(config.sizes)
+        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed, sized)
+        dataset = feature_converter(config.low_res_size, mixed, sized)(dataset, lengths)
         options = tf.data.Options()
         options.deterministic = True
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from imagen_jax.data.duplicates import Screen, caption_mark, picture_mark
+from imagen_jax.data.sizes import Size, fitted, nearest_size, too_small
 from imagen_jax.errors import UserError
 from imagen_jax.image_files import ImageError, decode_and_tell
 
@@ -45,9 +46,11 @@ class RawExample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One example ready to be written: a square RGB PNG.
+    """One example ready to be written: an RGB PNG.
 
     Attributes:
+      size: height and width of the picture.
+      original_size: those that it had before, in a corpus of sizes; None where pictures become squares.
       repair: what about the input could not be used and was done without; empty if all was well.
       picture_mark, caption_mark: tell pictures that look alike and captions of equal words; see `duplicates`.
     """
@@ -60,6 +63,8 @@ class Prepared:
     repair: str = ""
     picture_mark: str = ""
     caption_mark: str = ""
+    size: Size
+    original_size: Size | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,13 +135,14 @@ def centre_square(image: Image.Image, image_size: int) -> Image.Image:
     return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
 
 
-def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejection:
+def prepare(raw: RawExample, image_size: int, min_size: int, sizes: Sequence[Size] = ()) -> Prepared | Rejection:
     """Decodes, filters, resizes and encodes one example; a bad one is a `Rejection`, never an exception.
 
     Args:
       raw: the pair; white space of its caption is collapsed.
       image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
       min_size: least shorter side of the raw image, in pixels.
+      sizes: what the picture becomes the nearest of; none: a square.
     """
     try:
         key_bytes, _ = raw.key.encode(), raw.caption.encode()
@@ -151,15 +157,18 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
         image, repair = decode_and_tell(raw.image)
     except ImageError as error:
         return Rejection(source=raw.key, reason=f"image cannot be decoded: {error}")
-    if min(image.size) < min_size:
-        width, height = image.size
+    width, height = image.size
+    size = nearest_size((height, width), sizes) if sizes else (image_size, image_size)
+    if sizes and (problem := too_small((height, width), size, image_size, min_size)):
+        return Rejection(source=raw.key, reason=problem)
+    if not sizes and min(image.size) < min_size:
         return Rejection(
             source=raw.key,
             reason=f"image is {width}x{height}; the shorter side must be at least {min_size} pixels",
         )
     square = centre_square(image, image_size)
     meta = "" if raw.meta is None else json.dumps(raw.meta, sort_keys=True)
-    png = encode_png(square)
+    png = encode_png(fitted(image, size) if sizes else square)
     return Prepared(
         key=raw.key,
         png=png,
@@ -169,15 +178,21 @@ def prepare(raw: RawExample, image_size: int, min_size: int) -> Prepared | Rejec
         repair=repair,
         picture_mark=picture_mark(square),
         caption_mark=caption_mark(caption),
+        size=size,
+        original_size=(height, width) if sizes else None,
     )
 
 
-def prepare_part(part: Part, image_size: int, min_size: int) -> Iterator[Prepared | Rejection]:
+def prepare_part(
+    part: Part, image_size: int, min_size: int, sizes: Sequence[Size] = ()
+) -> Iterator[Prepared | Rejection]:
     """Everything one part of a source comes to, in order."""
     for one in part():
-        yield one if isinstance(one, Rejection) else prepare(one, image_size, min_size)
+        yield one if isinstance(one, Rejection) else prepare(one, image_size, min_size, sizes)
 
 
-def prepare_part_at_once(part: Part, image_size: int, min_size: int) -> list[Prepared | Rejection]:
+def prepare_part_at_once(
+    part: Part, image_size: int, min_size: int, sizes: Sequence[Size] = ()
+) -> list[Prepared | Rejection]:
     """`prepare_part` for a worker process, which hands back a list."""
-    return list(prepare_part(part, image_size, min_size))
+    return list(prepare_part(part, image_size, min_size, sizes))

@@ -23,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError, file_errors
+from imagen_jax.data.sizes import SIZES_FORM, Size, SizeRange, ranges_of
 from imagen_jax.files import (
     FILE_NAME,
     StrPath,
@@ -52,6 +53,8 @@ PARSE_SPEC = {
     "image": tf.io.FixedLenFeature([], tf.string),
     "caption": tf.io.FixedLenFeature([], tf.string),
 }
+# Of a corpus of sizes besides: height and width before the picture got its size.
+SIZED_PARSE_SPEC = {**PARSE_SPEC, "original_size": tf.io.FixedLenFeature([2], tf.int64)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Record:
       caption: the text.
       height, width: size of the image in pixels.
       meta: JSON text, "" if none.
+      original_size: height and width before the picture got its size, in a corpus of sizes.
     """
 
     key: bytes
@@ -72,6 +76,7 @@ class Record:
     height: int
     width: int
     meta: str = ""
+    original_size: Size | None = None
 
 
 def encode_record(record: Record) -> bytes:
@@ -80,8 +85,8 @@ def encode_record(record: Record) -> bytes:
     def text(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    def number(value: int) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+    def number(*values: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
     feature = {
         "key": text(record.key),
@@ -91,6 +96,8 @@ def encode_record(record: Record) -> bytes:
         "width": number(record.width),
         "meta": text(record.meta.encode()),
     }
+    if record.original_size is not None:
+        feature["original_size"] = number(*record.original_size)
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -98,6 +105,7 @@ def encode_record(record: Record) -> bytes:
 def decode_record(serialized: bytes) -> Record:
     """Reads what `encode_record` wrote."""
     feature = tf.train.Example.FromString(serialized).features.feature
+    original = tuple(feature["original_size"].int64_list.value)
     return Record(
         key=feature["key"].bytes_list.value[0],
         image=feature["image"].bytes_list.value[0],
@@ -105,6 +113,7 @@ def decode_record(serialized: bytes) -> Record:
         height=feature["height"].int64_list.value[0],
         width=feature["width"].int64_list.value[0],
         meta=feature["meta"].bytes_list.value[0].decode(),
+        original_size=(original[0], original[1]) if original else None,
     )
 
 
@@ -228,7 +237,7 @@ class Corpus:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+        """Side of the square images, in pixels; of a corpus of sizes the nominal one (`data.sizes`)."""
         return self.manifest["image_size"]
 
     @property
@@ -250,6 +259,20 @@ class Corpus:
           UserError: no such split.
         """
         return sum(shard["num_examples"] for shard in self._shards(split))
+
+    def sizes(self, split: str) -> tuple[SizeRange, ...]:
+        """Where the records of each size lie in a split; none of a corpus of squares.
+
+        Raises:
+          UserError: no such split, or the manifest counts other records of sizes than there are.
+        """
+        count, entry = self.num_examples(split), self.manifest["splits"][split]
+        place = self.directory / MANIFEST
+        check_content(place, entry.get("sizes", []), [SIZES_FORM], _FIX, f"sizes of split {split!r}")
+        ranges = ranges_of(entry)
+        if ranges and sum(one.count for one in ranges) != count:
+            raise UserError(f"the sizes of split {split!r} in {place} do not count its {count} records; {_FIX}")
+        return ranges
 
     def read(self, split: str, indices: Sequence[int]) -> list[bytes]:
         """Serialised records by their indices in the split, in the order asked for.

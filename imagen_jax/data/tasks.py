@@ -14,7 +14,8 @@ from imagen_jax.data import preprocessors
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
 from imagen_jax.data.mixture import shuffled
-from imagen_jax.data.records import PARSE_SPEC, Corpus
+from imagen_jax.data.records import PARSE_SPEC, SIZED_PARSE_SPEC, Corpus
+from imagen_jax.data.sized_pictures import make_sized_images
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
@@ -132,17 +133,23 @@ class CorpusSource(_ByNumber):
         return batches.map(read).unbatch()
 
 
-def parsed(read: Callable[..., Sequence[bytes]], arguments: Sequence[tf.Tensor], shape: Any) -> dict[str, tf.Tensor]:
+def parsed(
+    read: Callable[..., Sequence[bytes]],
+    arguments: Sequence[tf.Tensor],
+    shape: Any,
+    spec: Mapping[str, Any] = PARSE_SPEC,
+) -> dict[str, tf.Tensor]:
     """Records that a Python function reads, as key, image and caption.
 
     Args:
       read: gives the records for the values of `arguments`.
       arguments: its arguments.
       shape: of the records, (k,).
+      spec: what is read of them.
     """
     fetch = lambda *values: np.array(read(*values), dtype=object)  # noqa: E731
     serialized = tf.numpy_function(fetch, arguments, tf.string, stateful=False)
-    return tf.io.parse_example(tf.ensure_shape(serialized, shape), PARSE_SPEC)
+    return tf.io.parse_example(tf.ensure_shape(serialized, shape), spec)
 
 
 def add_corpus(name: str, corpus_dir: str, store_dir: str | None = None) -> seqio.Task:
@@ -237,9 +244,11 @@ class RunSource(_ByNumber):
     def _read(self, splits: Sequence[str], batches: tf.data.Dataset, seed: int, num_parallel: int) -> tf.data.Dataset:
         records = self._failures.guard(functools.partial(self._records, splits))
         embed, width = self._failures.guard(self._embed), self._sources[0].text_width
+        sized = bool(self._sources[0].corpus.sizes(splits[0]))
+        spec = SIZED_PARSE_SPEC if sized else PARSE_SPEC
 
         def read(source: tf.Tensor, record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = parsed(records, [source, record], record.shape)
+            found = parsed(records, [source, record], record.shape, spec)
             text, num_tokens = tf.numpy_function(
                 embed, [source, found["key"], found["caption"]], (tf.float32, tf.int64), stateful=False
             )
@@ -284,6 +293,7 @@ def register_task(
     max_text_length: int,
     crop: str,
     failures: preprocessors.FailureBox,
+    sized: bool = False,
 ) -> seqio.Task:
     """Registers `imagen_base`, or `imagen_sr` where there is a low_res_size, and returns it.
 
@@ -294,6 +304,7 @@ def register_task(
       image_size, low_res_size, crop: see `preprocessors`.
       max_text_length: most token embeddings of a caption.
       failures: keeps a UserError raised inside the dataset.
+      sized: the source is a corpus of sizes.
     """
     features = {
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
@@ -303,34 +314,50 @@ def register_task(
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
+    if sized:
+        features["framing"] = seqio.ContinuousFeature(dtype=tf.float32, rank=1)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    sizes = {one.corpus.image_size for one in sources}
+    sides = {one.corpus.image_size for one in sources}
+    corpus_side = sides.pop() if len(sides) == 1 else None
+    pictures = [
+        preprocessors.decode_image(corpus_side),
+        preprocessors.crop(image_size, crop),
+        preprocessors.make_images(image_size, low_res_size),
+    ]
+    if sized:
+        side = sources[0].corpus.image_size
+        pictures = [preprocessors.decode_image(None), make_sized_images(image_size, low_res_size, side)]
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
         preprocessors=[
             preprocessors.trim_text(),
-            preprocessors.decode_image(sizes.pop() if len(sizes) == 1 else None),
-            preprocessors.crop(image_size, crop),
-            preprocessors.make_images(image_size, low_res_size),
+            *pictures,
         ],
         output_features=features,
         shuffle_buffer_size=None,
     )
 
 
-def feature_converter(low_res_size: int | None, with_source: bool = False) -> seqio.FeatureConverter:
+def feature_converter(
+    low_res_size: int | None, with_source: bool = False, sized: bool = False
+) -> seqio.FeatureConverter:
     """The converter that fits the task of `register_task`; `with_source` keeps the numbers of the sources."""
     converter = BaseFeatureConverter if low_res_size is None else SuperResolutionFeatureConverter
-    return converter(with_source)
+    return converter(with_source, sized)
 
 
 def feature_lengths(
-    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False
+    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False, sized: bool = False
 ) -> dict[str, int]:
-    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption."""
+    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption.
+
+    Of a picture of any size that is the number of its channels.
+    """
+    if sized:
+        image_size, low_res_size = 3, None if low_res_size is None else 3
     lengths = {"x0": image_size, "text": max_text_length}
     if low_res_size is not None:
         lengths["low_res"] = low_res_size
-    return lengths | ({"source": 1} if with_source else {})
+    return lengths | ({"source": 1} if with_source else {}) | ({"framing": 6} if sized else {})
