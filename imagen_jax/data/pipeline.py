@@ -6,8 +6,8 @@
     record    = shuffled(m mod N; seed, epoch)   each epoch is a permutation
     a host reads the rows that its devices hold
 
-A corpus of sizes has an order of its own: `data.size_order`. Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
-nothing twice.
+A corpus of sizes has an order of its own: `data.size_order`. Nothing depends on the number of hosts, shards or threads,
+and resuming at a step skips nothing and reads nothing twice.
 """
 
 import weakref

@@ -22,8 +22,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
-from imagen_jax.errors import UserError, file_errors
 from imagen_jax.data.sizes import SIZES_FORM, Size, SizeRange, ranges_of
+from imagen_jax.errors import UserError, file_errors
 from imagen_jax.files import (
     FILE_NAME,
     StrPath,

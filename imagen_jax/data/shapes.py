@@ -95,7 +95,7 @@ def eval_prompts(
     """
     wanted = (("single", num_single, False), ("two", num_two, False), ("count", num_count, False),
               ("single", num_heldout, True))  # fmt: skip
-    prompts = []
+    prompts: list[tuple[str, Scene]] = []
     for kind, number, heldout in wanted:
         drawn = ((_stream(seed, f"prompts/{kind}/{heldout}", index), kind, heldout) for index in itertools.count())
         found = ((rng, sample_scene(rng, kind, heldout)) for rng, kind, heldout in drawn)

@@ -75,7 +75,7 @@ class SizeOrder:
           int64 [k].
         """
 
-        def found(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def found(step: np.ndarray) -> tuple[np.int64, np.int64]:
             size, first = self.batch(int(step))
             return np.int64(size), np.int64(first)
 

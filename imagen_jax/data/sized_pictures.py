@@ -42,7 +42,7 @@ def check_corpus_sizes(config: DataConfig, corpus: Corpus, split: str) -> tuple[
 
 
 def make_sized_images(image_size: int, low_res_size: int | None, corpus_image_size: int) -> Preprocessor:
-    """`image`, `original_size` → `x0`, `framing` [6] and, for super-resolution, `low_res`; float32, pictures in [-1, 1].
+    """`image`, `original_size` → `x0`, `framing` [6] and, for super-resolution, `low_res`; float32.
 
     Args:
       image_size, low_res_size: nominal sides of x0 and low_res, in pixels; None for a base model.

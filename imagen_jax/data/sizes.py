@@ -142,14 +142,15 @@ def joined_splits(entries: Mapping[str, Mapping[str, Any]], sizes: Sequence[Size
       entries: by `shards_name`.
       sizes: of the corpus.
     """
-    order = {size_name(size): number for number, size in enumerate(sizes)}
-    parts = [(*name.split("-"), entry) for name, entry in entries.items()]
-    splits: dict[str, Any] = {split: {"num_examples": 0, "sizes": [], "shards": []} for split, _, _ in parts}
-    for split, name, entry in sorted(parts, key=lambda part: order[part[1]]):
-        height, width = sizes[order[name]]
-        splits[split]["num_examples"] += entry["num_examples"]
-        splits[split]["sizes"].append({"height": height, "width": width, "num_examples": entry["num_examples"]})
-        splits[split]["shards"] += entry["shards"]
+    names = [size_name(size) for size in sizes]
+    splits: dict[str, Any] = {}
+    for name in sorted(entries, key=lambda name: names.index(name.partition("-")[2])):
+        split, _, own = name.partition("-")
+        height, width = sizes[names.index(own)]
+        joined = splits.setdefault(split, {"num_examples": 0, "sizes": [], "shards": []})
+        joined["num_examples"] += entries[name]["num_examples"]
+        joined["sizes"].append({"height": height, "width": width, "num_examples": entries[name]["num_examples"]})
+        joined["shards"] += entries[name]["shards"]
     return splits
 
 

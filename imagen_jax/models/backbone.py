@@ -84,6 +84,6 @@ def check_backbone(model: Any, wanted: tuple[str, ...]) -> None:
     if missing:
         raise UserError(
             f"Stage.model ({name}) has conditions {conditions}, expected {wanted}: a stage gives text always, low_res "
-            f"with low_res_size, self_cond with self_cond_rate and framing with framing; choose a network that reads {missing[0]!r}, or "
-            "unset that of the stage"
+            "with low_res_size, self_cond with self_cond_rate and framing where it is set; choose a network that reads "
+            f"{missing[0]!r}, or unset that of the stage"
         )

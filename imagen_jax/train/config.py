@@ -170,8 +170,8 @@ class TrainConfig:
             self.stage.check_rows(height, self.mesh.spatial)
         if self.stage.framing and not self.data.sizes:
             raise UserError(
-                "Stage.framing is True, but DataConfig.sizes is empty: only a corpus of sizes says how its pictures are "
-                "framed; build one (`imagen_jax build_corpus --sizes`), or unset Stage.framing"
+                "Stage.framing is True, but DataConfig.sizes is empty: only a corpus of sizes says how its pictures "
+                "are framed; build one (`imagen_jax build_corpus --sizes`), or unset Stage.framing"
             )
         if self.data.encodes and self.text.max_length > self.data.max_text_length:
             raise UserError(

@@ -134,7 +134,8 @@ class TrainSetup:
         programs = {size: self.of_size(size).compile() for size in self.sizes}
 
         def step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
-            return programs[batch["x0"].shape[1:3]](state, batch, frozen)
+            _, height, width, _ = batch["x0"].shape
+            return programs[height, width](state, batch, frozen)
 
         return step
 
