@@ -12,6 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from imagen_jax.files import local_copy
 
+# The tag of EXIF.
+_ORIENTATION = 0x0112
+
 ImageSource = str | os.PathLike[str] | bytes
 
 
@@ -95,6 +98,41 @@ def decode_and_tell(image: ImageSource | np.ndarray) -> Decoded:
         return Decoded(_rgb(opened), problem)
     except Exception as error:  # Palettes and profiles are read here, in each mode's own way.
         raise ImageError(str(error) or type(error).__name__) from error
+
+
+def upright_original(image: ImageSource | np.ndarray) -> tuple[bytes, int] | None:
+    """A JPEG file as it is and the EXIF orientation of its pixels, 1 to 8; None of pictures of other kinds.
+
+    Only of 8-bit grey or RGB pixels, which every decoder gives alike. Broken EXIF data count as upright, as for
+    `decode_and_tell`.
+
+    Args:
+      image: one that `decode_and_tell` takes.
+    """
+    if isinstance(image, np.ndarray):
+        return None
+    opened = header_of(image)
+    # MPO is a JPEG file with more pictures behind it, as some cameras write.
+    if opened.format not in ("JPEG", "MPO") or opened.mode not in ("L", "RGB"):
+        return None
+    try:
+        with _without_warnings():
+            orientation = opened.getexif().get(_ORIENTATION, 1)
+    except Exception:  # As in `_upright`.
+        orientation = 1
+    if orientation != 1 and _upright(opened)[1]:
+        orientation = 1
+    if isinstance(image, bytes):
+        content = image
+    else:
+        with open(local_copy(image), "rb") as file:
+            content = file.read()
+    return content, orientation if orientation in range(1, 9) else 1
+
+
+def centre_square(image: Image.Image, size: int) -> Image.Image:
+    """The centre square of an image, scaled to a side of `size` pixels, antialiased."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

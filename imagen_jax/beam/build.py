@@ -23,19 +23,25 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from imagen_jax.beam.files import WriteLines, load_item, read_lines, read_records, save_items, write_records
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.builder import BuildConfig, BuildReport, assemble, check_split, serialized
+from imagen_jax.data.draft import Accepted, begin, is_full
 from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
-from imagen_jax.errors import UserError
+from imagen_jax.data.sizes import joined_splits
+from imagen_jax.files import AnyPath
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
 
 # Of an accepted example, for those steps that do not see its record.
-_KEPT = ("split", "key", "repair", "picture_mark", "caption_mark")
+_KEPT = Accepted._fields
+# And the bytes of its record.
+_BYTES = "num_bytes"
 
 # Number of a part of the source, number of a record among those of the part.
 Place = tuple[int, int]
+# A record's bytes too.
+Sized = tuple[Place, int]
 
 
 def build_corpus(
@@ -58,17 +64,18 @@ def build_corpus(
       overwrite, extra: as for `imagen_jax.data.builder.assemble`.
 
     Raises:
-      UserError: as `assemble`; or Beam does not know an option, or the config asks for sizes.
+      UserError: as `assemble`; or Beam does not know an option.
     """
-    if config.sizes:
-        raise UserError("sizes are not built with Beam; use `imagen_jax build_corpus --sizes`, or leave them out here")
     write_shards = functools.partial(_write_shards, options=pipeline_options(pipeline_args))
     return assemble(source, out_dir, config, write_shards, overwrite=overwrite, extra=extra)
 
 
 def _write_shards(
-    source: Source, scratch: Path, config: BuildConfig, options: PipelineOptions
+    source: Source, draft: AnyPath, config: BuildConfig, options: PipelineOptions
 ) -> tuple[dict[str, Any], Counts]:
+    # What an earlier start left is not gone on with.
+    begin(draft, anew=True)
+    scratch = Path(draft)
     with tempfile.TemporaryDirectory(prefix="work-", dir=scratch) as name, Rejects(scratch) as rejects:
         work = Path(name)
         functions, arguments = _taken_apart(source.parts)
@@ -78,7 +85,7 @@ def _write_shards(
         places = _plan(work, rejects, Screened(source.screen))
         if not places:
             raise rejects.nothing_accepted(config.name)
-        shards = list(_shards(places, config.examples_per_shard))
+        shards = list(_shards(places, config))
         save_items(work / _SHARDS, shards)
         run(functools.partial(_copy, work=work, scratch=scratch, num_shards=len(shards)), options)
         entries = dict(read_lines(work / _ENTRIES))
@@ -89,7 +96,7 @@ def _write_shards(
             }
             for split, mine in places.items()
         }
-        return splits, rejects.counts
+        return joined_splits(splits, config.sizes) if config.sizes else splits, rejects.counts
 
 
 def _taken_apart(parts: Sequence[Part]) -> tuple[list[Callable[..., Any]], list[Any]]:
@@ -131,16 +138,16 @@ class _Prepare(beam.DoFn):
     def process(self, part: int) -> Iterator[Any]:
         number, arguments, named = load_item(self._work / _PARTS, part)
         taken = functools.partial(self._functions[number], *arguments, **named)
-        image_size = self._config.image_size
-        outcomes: list[dict[str, str]] = []
+        outcomes: list[dict[str, Any]] = []
         accepted: list[bytes] = []
-        for one in prepare_part(taken, image_size, self._config.least_side):
+        for one in prepare_part(taken, self._config.form):
             if isinstance(one, Rejection):
                 outcomes.append(dataclasses.asdict(one))
             else:
                 yield beam.pvalue.TaggedOutput(_KEYS, (one.key, (part, len(accepted))))
                 outcomes.append({field: getattr(one, field) for field in _KEPT})
                 accepted.append(serialized(one))
+                outcomes[-1][_BYTES] = len(accepted[-1])
         write_records(_records_of(self._work, part), accepted)
         yield part, outcomes
 
@@ -155,10 +162,10 @@ def _all_but_the_first(key_places: tuple[str, Iterable[Place]]) -> Iterator[tupl
         yield key, place
 
 
-def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Place]]:
+def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Sized]]:
     """Records of each split in the order of the source; the refused inputs go to `rejects`."""
     recurring = {tuple(place): key for key, place in read_lines(work / _RECURRING)}
-    places: dict[str, list[Place]] = {}
+    places: dict[str, list[Sized]] = {}
     for part, outcomes in sorted(read_lines(work / _OUTCOMES)):
         record = itertools.count()
         for outcome in outcomes:
@@ -178,16 +185,23 @@ def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Pl
             if split not in places:
                 check_split(split)
                 places[split] = []
-            places[split].append(place)
+            places[split].append((place, outcome[_BYTES]))
     return places
 
 
-def _shards(places: Mapping[str, Sequence[Place]], per_shard: int) -> Iterator[tuple[str, str, Sequence[Place]]]:
+def _shards(places: Mapping[str, Sequence[Sized]], config: BuildConfig) -> Iterator[tuple[str, str, Sequence[Place]]]:
     """(split, file name, records) of every shard."""
     for split, mine in places.items():
-        count = -(-len(mine) // per_shard)
-        for shard in range(count):
-            yield split, shard_name(split, shard, count), mine[shard * per_shard : (shard + 1) * per_shard]
+        shards: list[list[Place]] = []
+        num_bytes = 0
+        for place, size in mine:
+            num_bytes += size
+            if not shards or is_full(len(shards[-1]), num_bytes, config.examples_per_shard, config.shard_size):
+                shards.append([])
+                num_bytes = size
+            shards[-1].append(place)
+        for number, shard in enumerate(shards):
+            yield split, shard_name(split, number, len(shards)), shard
 
 
 def _copy(pipeline: beam.Pipeline, work: Path, scratch: Path, num_shards: int) -> None:

@@ -10,6 +10,7 @@ from imagen_jax.data.sizes import Size, check_sizes, names_of, scaled
 from imagen_jax.errors import UserError
 
 CROPS = ("none", "centre", "random")
+BAD_RECORDS = ("stop", "skip")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class DataConfig:
         batch is of one of them. Empty: squares.
       max_text_length: tokens that captions are padded to.
       crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
+      bad_records: "stop" ends the run at a record that cannot be decoded, "skip" reads the next one in its place.
     """
 
     corpus_dir: str | None = None
@@ -78,6 +80,7 @@ class DataConfig:
     sizes: tuple[Size, ...] = ()
     max_text_length: int
     crop: str = "none"
+    bad_records: str = "stop"
 
     def __post_init__(self) -> None:
         if [self.corpus_dir, self.mixture, self.task].count(None) != 2:
@@ -107,6 +110,10 @@ class DataConfig:
         object.__setattr__(self, "sizes", check_sizes("DataConfig.sizes", self.sizes, self.image_size))
         if self.sizes:
             self._check_sizes()
+        if self.bad_records not in BAD_RECORDS:
+            raise UserError(f"bad_records is {self.bad_records!r}; choose one of {', '.join(BAD_RECORDS)}")
+        if self.task is not None and self.bad_records != "stop":
+            raise UserError("bad_records = 'skip' is for corpora; a task gives its examples in its own order")
 
     @property
     def encodes(self) -> bool:
@@ -116,10 +123,10 @@ class DataConfig:
         return self.mixture is None and self.store_dir is None
 
     def _check_sizes(self) -> None:
-        if self.corpus_dir is None or self.crop != "none":
+        if self.corpus_dir is None or self.crop != "none" or self.bad_records != "stop":
             raise UserError(
                 f"DataConfig.sizes ({names_of(self.sizes)}) is of one corpus whose pictures are taken whole; give "
-                "corpus_dir in place of mixture and task, and crop 'none', or leave sizes empty"
+                "corpus_dir in place of mixture and task, crop 'none' and bad_records 'stop', or leave sizes empty"
             )
         for size in self.sizes:
             if self.low_res_size is not None and scaled(size, self.low_res_size, self.image_size) is None:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from imagen_jax.data import records
 from imagen_jax.data.duplicates import Screen, caption_mark, marks_of, picture_mark
 from imagen_jax.data.opening import open_source
-from imagen_jax.data.raw import Rejection, centre_square
+from imagen_jax.data.raw import Rejection
 from imagen_jax.errors import UserError
 from imagen_jax.files import as_path
-from imagen_jax.image_files import ImageError, decode_image
+from imagen_jax.image_files import ImageError, centre_square, decode_image
 
 
 def excluded(places: Sequence[str], image_size: int) -> Screen:

@@ -6,8 +6,8 @@
     record    = shuffled(m mod N; seed, epoch)   each epoch is a permutation
     a host reads the rows that its devices hold
 
-A corpus of sizes has an order of its own: `data.size_order`. Nothing depends on the number of hosts, shards or threads,
-and resuming at a step skips nothing and reads nothing twice.
+Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
+nothing twice.
 """
 
 import weakref
@@ -18,12 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from imagen_jax.checks import check_count
+from imagen_jax.data.bad_records import ERRORS, failures, single
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import Order
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
-from imagen_jax.data.size_order import SizeOrder
-from imagen_jax.data.sized_pictures import check_corpus_sizes
 from imagen_jax.data.tasks import (
     OpenSource,
     feature_converter,
@@ -65,7 +64,7 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
     (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
-    int32; of a corpus of sizes also framing [b, 6] float32 (`data.sized_pictures`), and h, w are those of its batch.
+    int32.
 
     Args:
       config: what to read.
@@ -101,14 +100,23 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             [share.rate for share in shares],
             [(step * batch_size, rates) for step, rates in config.rate_changes],
         )
-        ranges = [check_corpus_sizes(config, one.corpus, one.split) for one in self._sources][0]
-        self._sized = SizeOrder(ranges, batch_size, seed) if ranges else None
+        self._rows = own
+        self._start()
+
+    def _start(self) -> None:
+        """Begins to read at the step."""
         alive = tf.Variable(True)
-        batches = self._dataset(start_step, own, alive).as_numpy_iterator()
+        batches = self._dataset(alive).as_numpy_iterator()
         self._batches = batches
         self._finalizer = weakref.finalize(self, _stop, alive, batches)
 
-    def _dataset(self, start_step: int, rows: np.ndarray, alive: tf.Variable) -> tf.data.Dataset:
+    def _records(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Of this host's rows of a step: sources, record numbers in them, and the numbers of the examples."""
+        number = step * self._batch_size + tf.constant(self._rows, tf.int64)
+        return (*self._order.records(number, self._seed), number)
+
+    def _examples(self, batches: tf.data.Dataset) -> tf.data.Dataset:
+        """Single examples of batches of `_records`."""
         config = self._config
         task = register_task(
             self._sources,
@@ -117,22 +125,17 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             max_text_length=config.max_text_length,
             crop=config.crop,
             failures=self._failures,
-            sized=bool(config.sizes),
         )
 
-        def records(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-            number = step * self._batch_size + tf.constant(rows, tf.int64)
-            if self._sized is not None:
-                return tf.zeros_like(number), self._sized.records(step, tf.constant(rows, tf.int64)), number
-            return (*self._order.records(number, self._seed), number)
-
-        steps = tf.data.Dataset.counter(start_step).take_while(lambda _: alive.read_value())
-        dataset = task.source.read(steps.map(records), self._seed, _NUM_PARALLEL)
+        dataset = task.source.read(batches, self._seed, _NUM_PARALLEL)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed = len(self._sources) > 1
-        sized = bool(config.sizes)
-        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed, sized)
-        dataset = feature_converter(config.low_res_size, mixed, sized)(dataset, lengths)
+        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
+        return feature_converter(config.low_res_size, mixed)(dataset, lengths)
+
+    def _dataset(self, alive: tf.Variable) -> tf.data.Dataset:
+        steps = tf.data.Dataset.counter(self._step).take_while(lambda _: alive.read_value())
+        dataset = self._examples(steps.map(self._records))
         options = tf.data.Options()
         options.deterministic = True
         # Autotuning's thread pauses for up to a minute, and a program that ended during a pause waited for it. There
@@ -140,17 +143,43 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         options.autotune.enabled = False
         options.threading.private_threadpool_size = _NUM_THREADS
         options.threading.max_intra_op_parallelism = 1
-        return dataset.batch(len(rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
+        return dataset.batch(len(self._rows), drop_remainder=True).prefetch(_PREFETCH_BATCHES).with_options(options)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        try:
-            batch = next(self._batches)
-        except tf.errors.OpError:
-            if self._failures.error is not None:
-                raise self._failures.error from None
-            raise
+        while True:
+            try:
+                batch = next(self._batches)
+                break
+            except ERRORS:
+                if self._failures.error is not None:
+                    raise self._failures.error from None
+                if not self._pass_over():
+                    raise
         self._step += 1
         return batch
+
+    def _pass_over(self) -> bool:
+        """Finds the bad records of the batch that failed, and reads it without them; False if none is bad.
+
+        Raises:
+          UserError: the run is to stop at a bad record, or a shard is damaged.
+        """
+        sources, records, numbers = (part.numpy() for part in self._records(tf.constant(self._step, tf.int64)))
+        found = list(failures(self._examples(single((sources, records, numbers))), len(numbers)))
+        if self._failures.error is not None:
+            raise self._failures.error
+        for row, problem in found:
+            bad = self._sources[sources[row]].bad
+            bad.add(bad.replaced(int(records[row])), problem, self._config.bad_records)
+        if found:
+            self.close()
+            self._start()
+        return bool(found)
+
+    @property
+    def num_bad_records(self) -> int:
+        """Records that were passed over since the start of this process, each counted once."""
+        return sum(len(one.bad) for one in self._sources)
 
     def close(self) -> None:
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""
@@ -207,7 +236,7 @@ def _stop(alive: tf.Variable, batches: Iterator[dict[str, np.ndarray]]) -> None:
             next(batches)
         except StopIteration:
             return
-        except tf.errors.OpError:
+        except ERRORS:
             continue
 
 

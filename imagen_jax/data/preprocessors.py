@@ -4,7 +4,7 @@ Every resize is the same antialiased bilinear filter, so the low-res condition o
 bit for bit, the picture that the base model was trained on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class FailureBox:
         return guarded
 
 
-def resize(image: tf.Tensor, size: int) -> tf.Tensor:
+def resize(image: tf.Tensor, size: int | tf.Tensor) -> tf.Tensor:
     """Antialiased bilinear resize to [size, size, 3], float32 of the same range."""
     return tf.image.resize(image, (size, size), method="bilinear", antialias=True)
 
@@ -44,23 +44,67 @@ def to_unit_range(image: tf.Tensor) -> tf.Tensor:
 
 
 def decode_image(corpus_image_size: int | None) -> Preprocessor:
-    """`image`: encoded PNG or JPEG → uint8 [size, size, 3].
+    """`image`: encoded PNG, JPEG or WebP → uint8 [size, size, 3], upright.
 
     Args:
       corpus_image_size: side of the corpus images, in pixels; any other size stops the pipeline. None: any size.
     """
 
     def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        encoded = example["image"]
-        image = tf.cond(
-            tf.io.is_jpeg(encoded),
-            # The default is faster and differs from Pillow's and libjpeg's exact result.
-            lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-            lambda: tf.io.decode_png(encoded, channels=3),
-        )
+        example = dict(example)
+        image = upright(_pixels(example["image"]), example.pop("orientation", tf.constant(1, tf.int64)))
         return {**example, "image": tf.ensure_shape(image, (corpus_image_size, corpus_image_size, 3))}
 
     return lambda dataset: dataset.map(decode)
+
+
+def _pixels(encoded: tf.Tensor) -> tf.Tensor:
+    """uint8 [h, w, 3] of a file, by what its bytes are."""
+
+    def others() -> tf.Tensor:
+        return tf.cond(
+            tf.strings.substr(encoded, 0, 4) == b"RIFF",
+            lambda: tf.io.decode_webp(encoded, channels=3)[0],  # The first of its frames.
+            lambda: tf.io.decode_png(encoded, channels=3),
+        )
+
+    # The default of decode_jpeg is faster and differs from Pillow's and libjpeg's exact result.
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
+        others,
+    )
+
+
+def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Pixels [h, w, 3] turned as their EXIF orientation says: int64, 1 to 8; 1 is upright already."""
+
+    def turned() -> tf.Tensor:
+        one = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+        one = tf.cond(tf.reduce_any(orientation == [2, 3, 6, 7]), lambda: one[:, ::-1], lambda: one)
+        return tf.cond(tf.reduce_any(orientation == [3, 4, 7, 8]), lambda: one[::-1], lambda: one)
+
+    return tf.cond(orientation == 1, lambda: image, turned)
+
+
+def fit(sizes: Sequence[int]) -> Preprocessor:
+    """`image`: uint8 of any shape, such as a kept original → its centre square at the size of its corpus, uint8.
+
+    Args:
+      sizes: sides of the images of each corpus, in pixels, in the order of the numbers in `source`.
+    """
+    size = sizes[0] if len({*sizes}) == 1 else None
+
+    def fitted(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        image, side = example["image"], tf.gather(tf.constant(list(sizes)), example["source"])
+        shape = tf.shape(image)
+        least = tf.minimum(shape[0], shape[1])
+        corner = tf.stack(((shape[0] - least) // 2, (shape[1] - least) // 2, 0))
+        cut = tf.slice(image, corner, (least, least, 3))
+        scaled = tf.cond(least == side, lambda: cut, lambda: tf.saturate_cast(tf.round(resize(cut, side)), tf.uint8))
+        return {**example, "image": tf.ensure_shape(scaled, (size, size, 3))}
+
+    return lambda dataset: dataset.map(fitted)
 
 
 def square(size: int, failures: FailureBox) -> Preprocessor:

@@ -9,16 +9,17 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from imagen_jax.data.duplicates import Screen, caption_mark, picture_mark
-from imagen_jax.data.sizes import Size, fitted, nearest_size, too_small
+from imagen_jax.data.sizes import Size, fitted, nearest_size, shards_name, too_small
 from imagen_jax.errors import UserError
-from imagen_jax.image_files import ImageError, decode_and_tell
+from imagen_jax.image_files import ImageError, centre_square, decode_and_tell, upright_original
 
+IMAGE_FORMATS = ("png", "jpeg", "webp", "original")
 # A quarter of the time of Pillow's default level for files 1 to 5 % larger.
 _PNG_LEVEL = 1
 # What an embedding store takes.
@@ -46,24 +47,29 @@ class RawExample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """One example ready to be written: an RGB PNG.
+    """One example ready to be written.
 
     Attributes:
-      size: height and width of the picture.
-      original_size: those that it had before, in a corpus of sizes; None where pictures become squares.
+      image: the file of its picture.
+      height, width: of the upright picture, in pixels.
+      orientation: how EXIF turns its pixels; 1 of all but kept originals.
+      split: where its record goes: the split or, in a corpus of sizes, what `sizes.shards_name` makes of it.
+      original_size: height and width before the picture got its size, in a corpus of sizes.
       repair: what about the input could not be used and was done without; empty if all was well.
       picture_mark, caption_mark: tell pictures that look alike and captions of equal words; see `duplicates`.
     """
 
     key: str
-    png: bytes
+    image: bytes
+    height: int
+    width: int
     caption: str
     split: str
     meta: str
+    orientation: int = 1
     repair: str = ""
     picture_mark: str = ""
     caption_mark: str = ""
-    size: Size
     original_size: Size | None = None
 
 
@@ -123,26 +129,58 @@ def split_of(text: str, val_fraction: float) -> str:
     return "val" if drawn < val_fraction else "train"
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """The PNG file of an image."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
-    return buffer.getvalue()
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PictureForm:
+    """What a picture becomes in a corpus.
+
+    Args:
+      image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
+      min_size: least shorter side of the raw picture, in pixels.
+      image_format: "png"; "jpeg" of `quality`, colours at full resolution; "webp" of `quality`, without one lossless;
+        "original": a JPEG file of grey or RGB pixels as it came, byte for byte, whatever its size and shape, and PNG
+        squares of all others. Who reads an original turns it upright and cuts and scales its centre square.
+      quality: 1 to 100, of "jpeg" and "webp".
+      sizes: heights and widths that it comes in, the nearest of them; see `data.sizes`. Empty: squares alone.
+    """
+
+    image_size: int
+    min_size: int
+    image_format: str = "png"
+    quality: int | None = None
+    sizes: tuple[Size, ...] = ()
+
+    def size_of(self, original: Size) -> Size:
+        """Height and width that a picture gets."""
+        return nearest_size(original, self.sizes) if self.sizes else (self.image_size, self.image_size)
+
+    def problem(self, original: Size) -> str:
+        """The reason to refuse a picture of a height and width; empty if it is large enough."""
+        if self.sizes:
+            return too_small(original, self.size_of(original), self.image_size, self.min_size)
+        if min(original) >= self.min_size:
+            return ""
+        return f"image is {original[1]}x{original[0]}; the shorter side must be at least {self.min_size} pixels"
+
+    def encode(self, square: Image.Image) -> bytes:
+        """The file of a square, or of a picture that has its size."""
+        buffer = io.BytesIO()
+        if self.image_format == "jpeg":
+            square.save(buffer, "JPEG", quality=self.quality, subsampling=0)
+        elif self.image_format == "webp":
+            lossless = self.quality is None
+            # Of a lossless file, quality is the effort.
+            square.save(buffer, "WEBP", lossless=lossless, quality=50 if lossless else self.quality)
+        else:
+            square.save(buffer, "PNG", compress_level=_PNG_LEVEL)
+        return buffer.getvalue()
 
 
-def centre_square(image: Image.Image, image_size: int) -> Image.Image:
-    """The centre square of an image, scaled to a side of `image_size` pixels, antialiased."""
-    return ImageOps.fit(image, (image_size, image_size), Image.Resampling.BICUBIC)
-
-
-def prepare(raw: RawExample, image_size: int, min_size: int, sizes: Sequence[Size] = ()) -> Prepared | Rejection:
+def prepare(raw: RawExample, form: PictureForm) -> Prepared | Rejection:
     """Decodes, filters, resizes and encodes one example; a bad one is a `Rejection`, never an exception.
 
     Args:
       raw: the pair; white space of its caption is collapsed.
-      image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
-      min_size: least shorter side of the raw image, in pixels.
-      sizes: what the picture becomes the nearest of; none: a square.
+      form: what its picture becomes.
     """
     try:
         key_bytes, _ = raw.key.encode(), raw.caption.encode()
@@ -158,41 +196,55 @@ def prepare(raw: RawExample, image_size: int, min_size: int, sizes: Sequence[Siz
     except ImageError as error:
         return Rejection(source=raw.key, reason=f"image cannot be decoded: {error}")
     width, height = image.size
-    size = nearest_size((height, width), sizes) if sizes else (image_size, image_size)
-    if sizes and (problem := too_small((height, width), size, image_size, min_size)):
+    size = form.size_of((height, width))
+    if problem := form.problem((height, width)):
         return Rejection(source=raw.key, reason=problem)
-    if not sizes and min(image.size) < min_size:
-        return Rejection(
-            source=raw.key,
-            reason=f"image is {width}x{height}; the shorter side must be at least {min_size} pixels",
-        )
-    square = centre_square(image, image_size)
+    square = centre_square(image, form.image_size)
+    original = upright_original(raw.image) if form.image_format == "original" else None
+    if original is None:
+        file, orientation = form.encode(fitted(image, size) if form.sizes else square), 1
+    else:
+        file, orientation = original
     meta = "" if raw.meta is None else json.dumps(raw.meta, sort_keys=True)
-    png = encode_png(fitted(image, size) if sizes else square)
     return Prepared(
         key=raw.key,
-        png=png,
+        image=file,
+        height=size[0] if original is None else height,
+        width=size[1] if original is None else width,
+        orientation=orientation,
         caption=caption,
-        split=raw.split,
+        split=shards_name(raw.split, size) if form.sizes else raw.split,
         meta=meta,
         repair=repair,
         picture_mark=picture_mark(square),
         caption_mark=caption_mark(caption),
-        size=size,
-        original_size=(height, width) if sizes else None,
+        original_size=(height, width) if form.sizes else None,
     )
 
 
-def prepare_part(
-    part: Part, image_size: int, min_size: int, sizes: Sequence[Size] = ()
-) -> Iterator[Prepared | Rejection]:
-    """Everything one part of a source comes to, in order."""
-    for one in part():
-        yield one if isinstance(one, Rejection) else prepare(one, image_size, min_size, sizes)
+class Known(NamedTuple):
+    """Inputs of a part that a build knew already when it was killed.
+
+    Args:
+      count: how many, from the first on; they are passed over.
+      again: numbers of those among them that are prepared once more, rising.
+    """
+
+    count: int = 0
+    again: tuple[int, ...] = ()
 
 
-def prepare_part_at_once(
-    part: Part, image_size: int, min_size: int, sizes: Sequence[Size] = ()
-) -> list[Prepared | Rejection]:
+_NOTHING = Known()
+
+
+def prepare_part(part: Part, form: PictureForm, known: Known = _NOTHING) -> Iterator[Prepared | Rejection]:
+    """Everything one part of a source comes to, in order, without what is `known`."""
+    again = frozenset(known.again)
+    for number, one in enumerate(part()):
+        if number >= known.count or number in again:
+            yield one if isinstance(one, Rejection) else prepare(one, form)
+
+
+def prepare_part_at_once(part: tuple[Part, Known], form: PictureForm) -> list[Prepared | Rejection]:
     """`prepare_part` for a worker process, which hands back a list."""
-    return list(prepare_part(part, image_size, min_size, sizes))
+    return list(prepare_part(part[0], form, part[1]))

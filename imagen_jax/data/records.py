@@ -1,7 +1,7 @@
 """The corpus directory: ArrayRecord shards of tf.train.Example and the manifest corpus.json.
 
     corpus.json                            written last: its presence means that the corpus is whole
-    <split>-SSSSS-of-NNNNN.array_record    key, image (PNG or JPEG), caption, height, width, meta (JSON)
+    <split>-SSSSS-of-NNNNN.array_record    key, image (PNG, JPEG or WebP), caption, height, width, meta (JSON)
     ….array_record.index                   where each record lies, for reading from a bucket
     rejects.jsonl                          one line a refused input
     vocabulary.model                       SentencePiece model, when trained from the captions
@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow as tf
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagen_jax.array_records import RecordFiles, Wanted, open_records, write_index
+from imagen_jax.array_records import SUFFIX, RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
 from imagen_jax.data.sizes import SIZES_FORM, Size, SizeRange, ranges_of
 from imagen_jax.errors import UserError, file_errors
@@ -30,6 +30,7 @@ from imagen_jax.files import (
     as_path,
     check_content,
     files_under,
+    local_copy,
     read_json,
     sha256_of_file,
 )
@@ -52,6 +53,7 @@ PARSE_SPEC = {
     "key": tf.io.FixedLenFeature([], tf.string),
     "image": tf.io.FixedLenFeature([], tf.string),
     "caption": tf.io.FixedLenFeature([], tf.string),
+    "orientation": tf.io.FixedLenFeature([], tf.int64, default_value=1),
 }
 # Of a corpus of sizes besides: height and width before the picture got its size.
 SIZED_PARSE_SPEC = {**PARSE_SPEC, "original_size": tf.io.FixedLenFeature([2], tf.int64)}
@@ -63,10 +65,11 @@ class Record:
 
     Args:
       key: stable identity, UTF-8.
-      image: encoded PNG or JPEG.
+      image: encoded PNG, JPEG or WebP.
       caption: the text.
-      height, width: size of the image in pixels.
+      height, width: size of the upright image, in pixels.
       meta: JSON text, "" if none.
+      orientation: 1 to 8 as EXIF counts them, of a kept original: how its pixels are turned when it is read.
       original_size: height and width before the picture got its size, in a corpus of sizes.
     """
 
@@ -76,6 +79,7 @@ class Record:
     height: int
     width: int
     meta: str = ""
+    orientation: int = 1
     original_size: Size | None = None
 
 
@@ -96,6 +100,8 @@ def encode_record(record: Record) -> bytes:
         "width": number(record.width),
         "meta": text(record.meta.encode()),
     }
+    if record.orientation != 1:
+        feature["orientation"] = number(record.orientation)
     if record.original_size is not None:
         feature["original_size"] = number(*record.original_size)
     example = tf.train.Example(features=tf.train.Features(feature=feature))
@@ -105,7 +111,7 @@ def encode_record(record: Record) -> bytes:
 def decode_record(serialized: bytes) -> Record:
     """Reads what `encode_record` wrote."""
     feature = tf.train.Example.FromString(serialized).features.feature
-    original = tuple(feature["original_size"].int64_list.value)
+    original = tuple(feature["original_size"].int64_list.value) if "original_size" in feature else ()
     return Record(
         key=feature["key"].bytes_list.value[0],
         image=feature["image"].bytes_list.value[0],
@@ -113,6 +119,7 @@ def decode_record(serialized: bytes) -> Record:
         height=feature["height"].int64_list.value[0],
         width=feature["width"].int64_list.value[0],
         meta=feature["meta"].bytes_list.value[0].decode(),
+        orientation=feature["orientation"].int64_list.value[0] if "orientation" in feature else 1,
         original_size=(original[0], original[1]) if original else None,
     )
 
@@ -122,8 +129,48 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"{split}-{shard:05d}-of-{num_shards:05d}.array_record"
 
 
+def renamed(shard: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The entry of a shard in the manifest, under another file name."""
+    return {**shard, "file": name, "index": {**shard["index"], "file": f"{name}{SUFFIX}"}}
+
+
+class ShardWriter:
+    """Writes one shard file and its index.
+
+    Args:
+      path: of the file, on this machine.
+
+    Attributes:
+      num_examples, num_bytes: records so far, and the bytes in them.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self.num_examples, self.num_bytes = path, 0, 0
+        with file_errors():
+            self._writer = ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+
+    def write(self, serialized: bytes) -> None:
+        """Appends one record."""
+        with file_errors():
+            self._writer.write(serialized)
+        self.num_examples += 1
+        self.num_bytes += len(serialized)
+
+    def close(self) -> dict[str, Any]:
+        """Ends the file; returns the entry of the shard in the manifest."""
+        with file_errors():
+            self._writer.close()
+        return {
+            "file": self._path.name,
+            "num_examples": self.num_examples,
+            "num_bytes": self._path.stat().st_size,
+            "sha256": sha256_of_file(self._path),
+            "index": write_index(self._path, self.num_examples),
+        }
+
+
 class SplitWriter:
-    """Writes the records of one split into numbered shards of a scratch directory.
+    """Writes the records of one split into numbered shards of a directory.
 
     Args:
       directory: where the shards are written; an existing directory.
@@ -133,51 +180,37 @@ class SplitWriter:
 
     def __init__(self, directory: Path, split: str, examples_per_shard: int):
         self._directory, self._split, self._per_shard = directory, split, examples_per_shard
-        self._counts: list[int] = []
-        self._writer: ArrayRecordWriter | None = None
-
-    def _path(self, shard: int) -> Path:
-        return self._directory / f"{self._split}-{shard:05d}"
+        self._shards: list[dict[str, Any]] = []
+        self._open: ShardWriter | None = None
 
     def write(self, serialized: bytes) -> None:
         """Appends one record."""
-        with file_errors():
-            if self._writer is None or self._counts[-1] == self._per_shard:
-                self._close()
-                self._writer = ArrayRecordWriter(str(self._path(len(self._counts))), _WRITER_OPTIONS)
-                self._counts.append(0)
-            self._writer.write(serialized)
-        self._counts[-1] += 1
+        if self._open is not None and self._open.num_examples == self._per_shard:
+            self._close()
+        if self._open is None:
+            self._open = ShardWriter(self._directory / f"{self._split}-{len(self._shards):05d}")
+        self._open.write(serialized)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            with file_errors():
-                self._writer.close()
-            self._writer = None
+        if self._open is not None:
+            self._shards.append(self._open.close())
+            self._open = None
 
     def finish(self) -> dict[str, Any]:
         """Closes the shards, gives them their final names and returns the manifest entry of the split."""
         self._close()
         shards = []
-        for shard, count in enumerate(self._counts):
-            name = shard_name(self._split, shard, len(self._counts))
-            path = self._directory / name
-            os.replace(self._path(shard), path)
-            shards.append(
-                {
-                    "file": name,
-                    "num_examples": count,
-                    "num_bytes": path.stat().st_size,
-                    "sha256": sha256_of_file(path),
-                    "index": write_index(path, count),
-                }
-            )
-        return {"num_examples": sum(self._counts), "shards": shards}
+        for number, one in enumerate(self._shards):
+            shard = renamed(one, shard_name(self._split, number, len(self._shards)))
+            for old, new in ((one, shard), (one["index"], shard["index"])):
+                os.replace(self._directory / old["file"], self._directory / new["file"])
+            shards.append(shard)
+        return {"num_examples": sum(shard["num_examples"] for shard in shards), "shards": shards}
 
 
-def read_shard(path: Path) -> Iterator[bytes]:
-    """Every record of one shard file, in order."""
-    reader = open_records(path)
+def read_shard(path: StrPath) -> Iterator[bytes]:
+    """Every record of one shard file, in order; one in a bucket is copied to this machine whole."""
+    reader = open_records(local_copy(path))
     for index in range(reader.num_records()):
         yield reader.read([index])[0]
 
@@ -241,6 +274,11 @@ class Corpus:
         return self.manifest["image_size"]
 
     @property
+    def keeps_originals(self) -> bool:
+        """Tells if pictures may be JPEG files as they came: of any size, and turned."""
+        return self.manifest.get("image_format") == "original"
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """Names of the splits."""
         return tuple(self.manifest["splits"])
@@ -273,6 +311,12 @@ class Corpus:
         if ranges and sum(one.count for one in ranges) != count:
             raise UserError(f"the sizes of split {split!r} in {place} do not count its {count} records; {_FIX}")
         return ranges
+
+    def place_of(self, split: str, index: int) -> tuple[str, int]:
+        """File of the shard that holds a record of a split, and the number of the record in it."""
+        number = bisect.bisect_right(self._ends[split], index)
+        shard = self._shards(split)[number]
+        return shard["file"], index - self._ends[split][number] + shard["num_examples"]
 
     def read(self, split: str, indices: Sequence[int]) -> list[bytes]:
         """Serialised records by their indices in the split, in the order asked for.

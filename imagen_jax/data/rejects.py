@@ -1,13 +1,14 @@
 """The inputs that a build refuses, and those that it repairs."""
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from imagen_jax.data.raw import Rejection
 from imagen_jax.errors import UserError, listed
+from imagen_jax.files import AnyPath, whole_file
 
 REJECTS, REPAIRS = "rejects.jsonl", "repairs.jsonl"
 _FIRST_REASONS = 3
@@ -24,21 +25,24 @@ class Counts(NamedTuple):
 class Rejects:
     """rejects.jsonl and repairs.jsonl while they are written.
 
+    They take their places when the block ends without an error.
+
     Args:
-      scratch: directory of the files.
+      folder: of the files.
     """
 
-    def __init__(self, scratch: Path):
-        self._files = {name: (scratch / name).open("w") for name in (REJECTS, REPAIRS)}
-        self._counts, self._first = dict.fromkeys(self._files, 0), list[str]()
+    def __init__(self, folder: AnyPath):
+        self._folder, self._stack = folder, contextlib.ExitStack()
+        self._files: dict[str, BinaryIO] = {}
+        self._counts, self._first = dict.fromkeys((REJECTS, REPAIRS), 0), list[str]()
         self._dropped: Counter[str] = Counter()
 
     def __enter__(self) -> "Rejects":
+        self._files = {name: self._stack.enter_context(whole_file(self._folder / name)) for name in self._counts}
         return self
 
-    def __exit__(self, *unused: object) -> None:
-        for file in self._files.values():
-            file.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
     @property
     def counts(self) -> Counts:
@@ -48,7 +52,7 @@ class Rejects:
     def _write(self, name: str, one: Rejection) -> None:
         self._counts[name] += 1
         fields = {field: value for field, value in dataclasses.asdict(one).items() if value or field != "dropped_by"}
-        self._files[name].write(json.dumps(fields) + "\n")
+        self._files[name].write(f"{json.dumps(fields)}\n".encode())
 
     def add(self, one: Rejection) -> None:
         """Writes the line of a refused input."""

@@ -130,9 +130,14 @@ def too_small(original: Size, size: Size, image_size: int, min_size: int) -> str
     return f"image is {original[1]}x{original[0]}; to become {size[1]}x{size[0]} it must have {least[1]}x{least[0]}"
 
 
-def shards_name(split: str, size: Size | None) -> str:
-    """What the names of shards begin with: the split and, in a corpus of sizes, the size."""
-    return split if size is None else f"{split}-{size_name(size)}"
+def shards_name(split: str, size: Size) -> str:
+    """What the names of the shards of one size begin with."""
+    return f"{split}-{size_name(size)}"
+
+
+def split_of_shards(name: str) -> str:
+    """The split of which `shards_name` made a name."""
+    return name.rpartition("-")[0]
 
 
 def joined_splits(entries: Mapping[str, Mapping[str, Any]], sizes: Sequence[Size]) -> dict[str, Any]:
@@ -144,8 +149,8 @@ def joined_splits(entries: Mapping[str, Mapping[str, Any]], sizes: Sequence[Size
     """
     names = [size_name(size) for size in sizes]
     splits: dict[str, Any] = {}
-    for name in sorted(entries, key=lambda name: names.index(name.partition("-")[2])):
-        split, _, own = name.partition("-")
+    for name in sorted(entries, key=lambda name: names.index(name.rpartition("-")[2])):
+        split, _, own = name.rpartition("-")
         height, width = sizes[names.index(own)]
         joined = splits.setdefault(split, {"num_examples": 0, "sizes": [], "shards": []})
         joined["num_examples"] += entries[name]["num_examples"]

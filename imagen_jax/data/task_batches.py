@@ -42,6 +42,7 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
     """
 
     source_names: tuple[str, ...] = ()
+    num_bad_records = 0
 
     def __init__(
         self,

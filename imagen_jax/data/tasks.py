@@ -11,11 +11,11 @@ import seqio
 import tensorflow as tf
 
 from imagen_jax.data import preprocessors
+from imagen_jax.data.bad_records import BadRecords
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
 from imagen_jax.data.mixture import shuffled
-from imagen_jax.data.records import PARSE_SPEC, SIZED_PARSE_SPEC, Corpus
-from imagen_jax.data.sized_pictures import make_sized_images
+from imagen_jax.data.records import PARSE_SPEC, Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
@@ -34,12 +34,19 @@ class OpenSource:
       corpus: the images and their captions.
       split: of the corpus.
       text: embeddings of the captions, or the encoder that makes them as the captions are read.
+
+    Attributes:
+      bad: records that are passed over.
     """
 
     name: str
     corpus: Corpus
     split: str
     text: EmbeddingStore | TextEncoder
+    bad: BadRecords = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bad", BadRecords(self.corpus, self.split))
 
     def embed(self, keys: Sequence[bytes], captions: Sequence[bytes], max_length: int) -> list[np.ndarray]:
         """Token embeddings of examples: float32 [n, d] each, n at most `max_length`.
@@ -133,23 +140,17 @@ class CorpusSource(_ByNumber):
         return batches.map(read).unbatch()
 
 
-def parsed(
-    read: Callable[..., Sequence[bytes]],
-    arguments: Sequence[tf.Tensor],
-    shape: Any,
-    spec: Mapping[str, Any] = PARSE_SPEC,
-) -> dict[str, tf.Tensor]:
+def parsed(read: Callable[..., Sequence[bytes]], arguments: Sequence[tf.Tensor], shape: Any) -> dict[str, tf.Tensor]:
     """Records that a Python function reads, as key, image and caption.
 
     Args:
       read: gives the records for the values of `arguments`.
       arguments: its arguments.
       shape: of the records, (k,).
-      spec: what is read of them.
     """
     fetch = lambda *values: np.array(read(*values), dtype=object)  # noqa: E731
     serialized = tf.numpy_function(fetch, arguments, tf.string, stateful=False)
-    return tf.io.parse_example(tf.ensure_shape(serialized, shape), spec)
+    return tf.io.parse_example(tf.ensure_shape(serialized, shape), PARSE_SPEC)
 
 
 def add_corpus(name: str, corpus_dir: str, store_dir: str | None = None) -> seqio.Task:
@@ -244,11 +245,9 @@ class RunSource(_ByNumber):
     def _read(self, splits: Sequence[str], batches: tf.data.Dataset, seed: int, num_parallel: int) -> tf.data.Dataset:
         records = self._failures.guard(functools.partial(self._records, splits))
         embed, width = self._failures.guard(self._embed), self._sources[0].text_width
-        sized = bool(self._sources[0].corpus.sizes(splits[0]))
-        spec = SIZED_PARSE_SPEC if sized else PARSE_SPEC
 
         def read(source: tf.Tensor, record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = parsed(records, [source, record], record.shape, spec)
+            found = parsed(records, [source, record], record.shape)
             text, num_tokens = tf.numpy_function(
                 embed, [source, found["key"], found["caption"]], (tf.float32, tf.int64), stateful=False
             )
@@ -266,7 +265,8 @@ class RunSource(_ByNumber):
         found: list[bytes] = [b""] * len(sources)
         for number in np.unique(sources).tolist():
             places = np.flatnonzero(sources == number)
-            read = self._sources[number].corpus.read(splits[number], records[places].tolist())
+            source = self._sources[number]
+            read = source.corpus.read(splits[number], [source.bad.replaced(one) for one in records[places].tolist()])
             for place, record in zip(places, read, strict=True):
                 found[place] = record
         return found
@@ -293,7 +293,6 @@ def register_task(
     max_text_length: int,
     crop: str,
     failures: preprocessors.FailureBox,
-    sized: bool = False,
 ) -> seqio.Task:
     """Registers `imagen_base`, or `imagen_sr` where there is a low_res_size, and returns it.
 
@@ -304,7 +303,6 @@ def register_task(
       image_size, low_res_size, crop: see `preprocessors`.
       max_text_length: most token embeddings of a caption.
       failures: keeps a UserError raised inside the dataset.
-      sized: the source is a corpus of sizes.
     """
     features = {
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
@@ -314,50 +312,36 @@ def register_task(
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
-    if sized:
-        features["framing"] = seqio.ContinuousFeature(dtype=tf.float32, rank=1)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    sides = {one.corpus.image_size for one in sources}
-    corpus_side = sides.pop() if len(sides) == 1 else None
-    pictures = [
-        preprocessors.decode_image(corpus_side),
-        preprocessors.crop(image_size, crop),
-        preprocessors.make_images(image_size, low_res_size),
-    ]
-    if sized:
-        side = sources[0].corpus.image_size
-        pictures = [preprocessors.decode_image(None), make_sized_images(image_size, low_res_size, side)]
+    sizes = [one.corpus.image_size for one in sources]
+    fits = any(one.corpus.keeps_originals for one in sources)
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
         preprocessors=[
             preprocessors.trim_text(),
-            *pictures,
+            preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
+            *([preprocessors.fit(sizes)] if fits else []),
+            preprocessors.crop(image_size, crop),
+            preprocessors.make_images(image_size, low_res_size),
         ],
         output_features=features,
         shuffle_buffer_size=None,
     )
 
 
-def feature_converter(
-    low_res_size: int | None, with_source: bool = False, sized: bool = False
-) -> seqio.FeatureConverter:
+def feature_converter(low_res_size: int | None, with_source: bool = False) -> seqio.FeatureConverter:
     """The converter that fits the task of `register_task`; `with_source` keeps the numbers of the sources."""
     converter = BaseFeatureConverter if low_res_size is None else SuperResolutionFeatureConverter
-    return converter(with_source, sized)
+    return converter(with_source)
 
 
 def feature_lengths(
-    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False, sized: bool = False
+    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False
 ) -> dict[str, int]:
-    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption.
-
-    Of a picture of any size that is the number of its channels.
-    """
-    if sized:
-        image_size, low_res_size = 3, None if low_res_size is None else 3
+    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption."""
     lengths = {"x0": image_size, "text": max_text_length}
     if low_res_size is not None:
         lengths["low_res"] = low_res_size
-    return lengths | ({"source": 1} if with_source else {}) | ({"framing": 6} if sized else {})
+    return lengths | ({"source": 1} if with_source else {})

@@ -5,15 +5,14 @@ R, G and B, between the mean of the drawn image and the mean of the original, in
 """
 
 import dataclasses
-import io
 import os
 
 import numpy as np
-from PIL import Image
 
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.files import write_json
+from imagen_jax.image_files import centre_square, decode_image
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import write_png
 from imagen_jax.typing import UInt8
@@ -67,7 +66,7 @@ class Reconstruction:
         drawn = cascade.sample(captions, seed=self.seed, label="reconstruction")[-1]
         rows = []
         for i, (record, image) in enumerate(zip(records, drawn, strict=True)):
-            original = np.asarray(Image.open(io.BytesIO(record.image)).convert("RGB"))
+            original = np.asarray(centre_square(decode_image(record.image), size))
             names = {kind: os.path.join("photos", f"{i:03d}_{kind}.png") for kind in ("original", "drawn")}
             write_png(os.path.join(run_dir, names["original"]), original, {"prompt": record.caption})
             info = {"prompt": record.caption, "seed": self.seed, "config_hash": cascade.config_hash}

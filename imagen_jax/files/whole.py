@@ -212,6 +212,21 @@ def move_file(beside: StrPath, path: StrPath, sync: bool = False) -> None:
     os.replace(beside, path)
 
 
+def rename_file(path: StrPath, other: StrPath) -> None:
+    """Gives a file another place on the same file system or in the same bucket, whose server then copies it.
+
+    Args:
+      path: the file; in a bucket, a process that is killed may leave it beside its copy.
+      other: its new place.
+    """
+    if not is_remote(path):
+        os.replace(path, other)
+        return
+    files = file_system(path)
+    files.cp_file(os.fspath(path), os.fspath(other))
+    files.rm_file(os.fspath(path))
+
+
 def sync_directory(path: StrPath) -> None:
     """Waits until the disk holds a directory's entries, and so the renames in it; no wait for a bucket's."""
     if is_remote(path):

@@ -231,6 +231,8 @@ def _train(
     extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
+    lines = MetricLines(writer, batches.epochs, lambda: batches.num_bad_records)
+
     def save(state: TrainState) -> AnyPath:
         check_alone()
         writer.send()
@@ -243,7 +245,7 @@ def _train(
             global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
-            hooks=HookList((MetricLines(writer, batches.epochs), ShowProgress(progress), *extra)),
+            hooks=HookList((lines, ShowProgress(progress), *extra)),
             save=save,
             stop=stop.reason,
         )

@@ -223,16 +223,24 @@ class MetricLines(Hook):
     Args:
       writer: where they go.
       epochs: gives how often each source of a mixture was gone through before a step; {} of one corpus.
+      bad_records: gives how many records this process has passed over.
     """
 
-    def __init__(self, writer: MetricWriter, epochs: Callable[[int], Mapping[str, float]] = lambda step: {}):
-        self._writer, self._epochs = writer, epochs
+    def __init__(
+        self,
+        writer: MetricWriter,
+        epochs: Callable[[int], Mapping[str, float]] = lambda step: {},
+        bad_records: Callable[[], int] = lambda: 0,
+    ):
+        self._writer, self._epochs, self._bad_records = writer, epochs, bad_records
 
     def after_step(self, info: StepInfo) -> None:
         """Writes the line, where one is due."""
         if info.line is not None:
             epochs = self._epochs(info.step)
-            self._writer.write({**info.line, **({"epochs": dict(epochs)} if epochs else {})})
+            bad = self._bad_records()
+            more: dict[str, Any] = {"epochs": dict(epochs)} if epochs else {}
+            self._writer.write({**info.line, **more, **({"bad_records": bad} if bad else {})})
 
 
 class ShowProgress(Hook):

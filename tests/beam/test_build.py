@@ -56,6 +56,22 @@ def test_bytes_are_the_serial_builders(tmp_path: Path) -> None:
     assert build_corpus(_source(*parts), tmp_path / "serial", CONFIG, TWO_WORKERS).reused
 
 
+def test_originals_and_shards_of_bytes_are_the_serial_builders(tmp_path: Path) -> None:
+    photo = np.asarray(Image.effect_noise((20, 30), 60))
+    parts = []
+    for kind in ("JPEG", "PNG"):
+        buffer = io.BytesIO()
+        Image.fromarray(photo).save(buffer, kind)
+        parts.append([_example(f"{kind}{i}", split="vt"[i % 2] + "x", caption="c" * 50 * i) for i in range(7)])
+        parts[-1] += [RawExample(key=kind, image=buffer.getvalue(), caption="c", split="vx")]
+    config = BuildConfig(name="tiny", image_size=8, shard_size=700, image_format="original")
+    builder.build_corpus(_source(*parts), tmp_path / "serial", config)
+    build_corpus(_source(*parts), tmp_path / "beam", config, TWO_WORKERS)
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
+    shards = Corpus(tmp_path / "beam").manifest["splits"]["vx"]["shards"]
+    assert len({shard["num_examples"] for shard in shards}) > 2
+
+
 def test_what_is_dropped_is_what_the_serial_builder_drops(tmp_path: Path) -> None:
     """Pictures of keys of one length are alike; the first stands in another part than those that look like it."""
     parts = [
@@ -139,7 +155,7 @@ def test_a_failing_worker_leaves_an_older_corpus_whole(tmp_path: Path) -> None:
 
 def test_drawn_shapes(tmp_path: Path) -> None:
     source = shapes_source({"train": 250, "val": 20}, seed=1, image_size=16)
-    config = BuildConfig(name="shapes", image_size=16, examples_per_shard=100)
+    config = BuildConfig(name="shapes", image_size=16, examples_per_shard=100, image_format="webp", quality=80)
     build_corpus(source, tmp_path / "beam", config, TWO_WORKERS)
     builder.build_corpus(source, tmp_path / "serial", config)
     assert files(tmp_path / "beam") == files(tmp_path / "serial")

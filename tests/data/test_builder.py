@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.data import draft
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.corpora import build_shapes
 from imagen_jax.data.raw import RawExample, Rejection, Source
@@ -75,6 +76,42 @@ def test_refused_inputs_are_counted_and_named(tmp_path, source_of):
     )
     for pattern, one in zip(patterns, refused, strict=True):
         assert re.search(pattern, one["reason"])
+
+
+def test_the_manifest_says_the_format_and_nothing_new_of_png_squares(tmp_path, source_of):
+    photo = np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(photo).save(buffer, "JPEG")
+    for image_format, quality in (("png", None), ("jpeg", 90), ("webp", None), ("original", None)):
+        config = _config(image_format=image_format, quality=quality)
+        build_corpus(source_of([_example("k", image=buffer.getvalue())]), tmp_path / image_format, config)
+        corpus = Corpus(tmp_path / image_format)
+        build = corpus.manifest["settings"]["build"]
+        (record,) = corpus.records("train")
+        if image_format == "png":
+            assert "image_format" not in corpus.manifest and not {"image_format", "quality", "shard_size"} & {*build}
+        else:
+            assert corpus.manifest["image_format"] == build["image_format"] == image_format
+        assert build.get("quality") == quality and corpus.keeps_originals == (image_format == "original")
+        assert (record.height, record.width) == ((12, 20) if image_format == "original" else (8, 8))
+    assert record.image == buffer.getvalue()
+
+
+def test_shards_have_at_most_so_many_bytes_of_records(tmp_path, source_of):
+    pictures = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), np.uint8) for i in range(9)]
+    examples = [_example(f"k{i}", image=pictures[i] if i % 2 else pictures[i] * 0) for i in range(9)]
+    examples.append(_example("long", caption="word " * 300))
+    build_corpus(source_of(examples), tmp_path, _config(shard_size=800, examples_per_shard=2))
+    corpus, sizes = Corpus(tmp_path), []
+    shards = corpus.manifest["splits"]["train"]["shards"]
+    records = corpus.read("train", range(10))
+    for count in (shard["num_examples"] for shard in shards):
+        sizes.append(sum(len(record) for record in records[:count]))
+        del records[:count]
+        # The next one did not fit.
+        assert not records or sizes[-1] + len(records[0]) > 800
+    assert max(shard["num_examples"] for shard in shards) > 2
+    assert all(size <= 800 for size in sizes[:-1]) and shards[-1]["num_examples"] == 1 and sizes[-1] > 800
 
 
 def test_smaller_images_are_enlarged_when_min_size_allows(tmp_path, source_of):
@@ -224,14 +261,29 @@ def test_the_same_build_is_reused_after_a_check(tmp_path, source_of):
         build_corpus(source_of([_example("k")]), tmp_path, _config())
 
 
-def test_workers_change_no_byte(tmp_path):
+def test_workers_change_no_byte(tmp_path, monkeypatch, capsys):
     source = shapes_source({"train": 120, "val": 5}, seed=7, image_size=32)
     config = _config(name="shapes", image_size=32, examples_per_shard=50)
     build_corpus(source, tmp_path / "alone", config)
     build_corpus(source, tmp_path / "again", config)
     build_corpus(source, tmp_path / "workers", config, num_workers=2)
+    # One that was killed after its first shard, gone on with by workers.
+    real, notes = draft.write_json, []
+
+    def killed(path, *arguments, **named):
+        if notes:
+            raise KeyboardInterrupt
+        notes.append(path)
+        real(path, *arguments, **named)
+
+    monkeypatch.setattr(draft, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(source, tmp_path / "killed", config)
+    monkeypatch.setattr(draft, "write_json", real)
+    assert "1 whole shards stay in" in capsys.readouterr().err
+    build_corpus(source, tmp_path / "killed", config, num_workers=2)
     alone = _files(tmp_path / "alone")
-    assert alone == _files(tmp_path / "again") == _files(tmp_path / "workers")
+    assert alone == _files(tmp_path / "killed") == _files(tmp_path / "again") == _files(tmp_path / "workers")
     assert Corpus(tmp_path / "alone").num_examples("train") == 120
 
 
@@ -248,17 +300,25 @@ def test_shapes_corpus_holds_vocabulary_heldout_pairs_and_scenes(tmp_path):
         assert not drawn & HELDOUT
 
 
-def test_vocabulary_needs_training_captions(tmp_path, source_of):
+def test_vocabulary_needs_training_captions(tmp_path, source_of, capsys):
+    source = source_of([_example("k", split="val")])
     with pytest.raises(UserError, match="no split 'train'"):
-        build_corpus(source_of([_example("k", split="val")]), tmp_path, _config(vocab_size=20))
-    assert list(tmp_path.iterdir()) == []
+        build_corpus(source, tmp_path, _config(vocab_size=20))
+    (draft,) = tmp_path.iterdir()
+    assert f"1 whole shards stay in {draft}" in capsys.readouterr().err
+    build_corpus(source, tmp_path, _config())
+    assert not draft.exists() and Corpus(tmp_path).num_examples("val") == 1
 
 
 def test_bad_settings_are_refused(tmp_path, source_of):
-    for field, value in {"name": "a-b", "image_size": 0, "min_size": 0, "seed": -1, "vocab_size": 0,
-                         "examples_per_shard": True}.items():  # fmt: skip
+    for field, value in {"name": "a-b", "image_size": 0, "min_size": 0, "seed": -1, "vocab_size": 0, "shard_size": 0,
+                         "examples_per_shard": True, "image_format": "gif", "quality": 90}.items():  # fmt: skip
         with pytest.raises(UserError, match=field):
             _config(**{field: value})
+    with pytest.raises(UserError, match="jpeg has no quality"):
+        _config(image_format="jpeg")
+    with pytest.raises(UserError, match=r"quality \(101\)"):
+        _config(image_format="webp", quality=101)
     with pytest.raises(UserError, match="split 'a/b'"):
         build_corpus(source_of([_example("k", split="a/b")]), tmp_path, _config())
     with pytest.raises(UserError, match=r"num_workers \(-1\) must be an integer >= 0"):

@@ -13,7 +13,7 @@ from PIL import Image
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.duplicates import Screen, Screened, caption_mark, difference_hash, picture_mark
 from imagen_jax.data.exclusion import excluded
-from imagen_jax.data.raw import RawExample, Source, prepare, screened
+from imagen_jax.data.raw import PictureForm, RawExample, Source, prepare, screened
 from imagen_jax.data.records import Corpus
 from imagen_jax.errors import UserError
 from imagen_jax.main import main
@@ -32,7 +32,9 @@ def _encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def _mark(image: Image.Image) -> str:
-    return prepare(RawExample(key="k", image=_encoded(image), caption="c"), 32, 1).picture_mark
+    return prepare(
+        RawExample(key="k", image=_encoded(image), caption="c"), PictureForm(image_size=32, min_size=1)
+    ).picture_mark
 
 
 def test_the_bits_are_comparisons_of_neighbouring_areas():

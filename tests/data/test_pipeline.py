@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -18,6 +19,7 @@ from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.raw import RawExample
 from imagen_jax.errors import UserError
+from imagen_jax.image_files import centre_square, decode_image
 from imagen_jax.text.store.reader import StoreWriter
 
 NUM_EXAMPLES = 11
@@ -243,3 +245,28 @@ def test_a_shard_damaged_while_training_is_named(config):
         path.write_bytes(content)
     with pytest.raises(UserError, match=f"shard {re.escape(made.corpus_dir)}/train-.* is damaged"):
         _batches(made, 3)
+
+
+def test_kept_originals_are_read_as_squares_of_their_corpus(tmp_path, source_of, numbered_store):
+    """Turned and wide JPEG files beside a PNG: what Pillow makes of them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 4, 3), np.uint8)
+    wide = Image.fromarray(coarse).resize((40, 24), Image.Resampling.BICUBIC)
+    files = []
+    for kind, options in (("JPEG", {}), ("JPEG", {"exif": exif}), ("PNG", {})):
+        buffer = io.BytesIO()
+        wide.save(buffer, kind, quality=95, **options)
+        files.append(buffer.getvalue())
+    examples = [RawExample(key=f"example-{i:03d}", image=file, caption="c") for i, file in enumerate(files)]
+    out = str(tmp_path / "originals")
+    build_corpus(source_of(examples), out, BuildConfig(name="o", image_size=12, image_format="original"))
+    store = numbered_store(3)
+    for crop, size in (("none", 12), ("centre", 8)):
+        config = DataConfig(corpus_dir=out, store_dir=store, image_size=size, max_text_length=3, crop=crop)
+        (batch,) = _batches(config, 1, batch_size=3)
+        for image, text in zip(batch["x0"], batch["text"], strict=True):
+            whole = decode_image(files[int(text[0, 0])])
+            expected = np.asarray(centre_square(whole, 12), np.float64)
+            cut = slice((12 - size) // 2, (12 + size) // 2)
+            np.testing.assert_allclose((image + 1) * 127.5, expected[cut, cut], atol=12)

@@ -1,11 +1,12 @@
 """Resizes agree with Pillow, crops are windows of the picture, texts are those of their key."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagen_jax.data import preprocessors
 
@@ -22,13 +23,13 @@ def _run(preprocessor, **features) -> dict[str, np.ndarray]:
     return example
 
 
-def _file(kind: str) -> bytes:
+def _file(kind: str, pixels: np.ndarray = _PHOTO, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(_PHOTO).save(buffer, kind)
+    Image.fromarray(pixels).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_decoding_is_exactly_pillows(kind):
     example = _run(preprocessors.decode_image(48), image=_file(kind), key=b"k")
     assert np.array_equal(example["image"], np.asarray(Image.open(io.BytesIO(_file(kind)))))
@@ -38,6 +39,24 @@ def test_decoding_is_exactly_pillows(kind):
 def test_an_image_of_another_size_stops_the_pipeline():
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"\[48,48,3\]"):
         _run(preprocessors.decode_image(32), image=_file("PNG"))
+
+
+def test_a_turned_original_is_upright_as_in_pillow():
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        file = _file("JPEG", _PHOTO[:, :40], exif=exif)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
+        example = _run(preprocessors.decode_image(None), image=file, orientation=np.int64(orientation))
+        assert set(example) == {"image"} and np.array_equal(example["image"], expected)
+
+
+def test_originals_of_any_shape_become_centre_squares_of_their_corpus():
+    wide = np.concatenate([np.zeros((48, 5, 3), np.uint8), _PHOTO, np.zeros((48, 6, 3), np.uint8)], axis=1)
+    for size, source in ((48, 0), (16, 1)):
+        example = _run(preprocessors.fit([48, 16]), image=wide, source=np.int32(source))
+        expected = np.asarray(Image.fromarray(_PHOTO).resize((size, size), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(example["image"].astype(int), expected, atol=0 if size == 48 else 1)
 
 
 @pytest.mark.parametrize("size", [24, 16, 12])

@@ -15,7 +15,7 @@ from imagen_jax.checkpoints.trained_stage import TrainedStage, Weights
 from imagen_jax.commands.parts.sample_images import images_and_settings
 from imagen_jax.commands.parts.sample_options import MODES, SampleOptions
 from imagen_jax.commands.parts.sample_settings import changed_settings
-from imagen_jax.data.raw import Prepared, RawExample, Rejection
+from imagen_jax.data.raw import PictureForm, Prepared, RawExample, Rejection
 from imagen_jax.data.raw import prepare as prepare_example
 from imagen_jax.report.data import read_picture
 from imagen_jax.sampling.cascade import Cascade
@@ -67,10 +67,14 @@ def test_damaged_images_are_pictures_or_refusals(pytestconfig):
     whole = list(_whole_files())
 
     def attempt(content: bytes) -> None:
-        result = prepare_example(RawExample(key="k", image=content, caption="c"), image_size=8, min_size=4)
-        assert isinstance(result, Prepared | Rejection)
+        raw = RawExample(key="k", image=content, caption="c")
+        result = prepare_example(raw, PictureForm(image_size=8, min_size=4))
+        kept = prepare_example(raw, PictureForm(image_size=8, min_size=4, image_format="original"))
+        assert isinstance(result, Prepared | Rejection) and type(kept) is type(result)
         if isinstance(result, Prepared):
-            assert Image.open(io.BytesIO(result.png)).size == (8, 8)
+            assert Image.open(io.BytesIO(result.image)).size == (8, 8)
+            assert isinstance(kept, Prepared) and kept.picture_mark == result.picture_mark
+            assert kept.image == content or kept == result
 
     fuzz(pytestconfig, "images", lambda chance: damaged(chance, chance.choice(whole), whole), attempt)
 

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from imagen_jax.data.raw import Prepared, Rejection, Source, prepare_part
+from imagen_jax.data.raw import PictureForm, Prepared, Rejection, Source, prepare_part
 from imagen_jax.data.sources import folder_source, list_source
 from tests.fuzz.mutate import damaged, json_file, odd_text, odd_value
 from tests.fuzz.running import fuzz
@@ -28,7 +28,7 @@ def _images(folder: Path) -> None:
 def _use(source: Source) -> None:
     """Every row is an example or a refusal that names itself."""
     for part in source.parts:
-        for one in prepare_part(part, 8, 4):
+        for one in prepare_part(part, PictureForm(image_size=8, min_size=4)):
             assert isinstance(one, Prepared | Rejection)
             if isinstance(one, Rejection):
                 assert one.reason

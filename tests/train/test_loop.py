@@ -219,15 +219,17 @@ def test_another_learning_rate_and_a_longer_run_go_on(tmp_path):
     assert tiny_run.lines_of(tmp_path)[-1]["learning_rate"] == pytest.approx(2e-2)
 
 
-def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path):
+def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path, monkeypatch):
     config = tiny_run.tiny_config(tmp_path)
     loop.train(config, "operative", stop_at=6)
+    monkeypatch.setattr(tiny_run.TinyBatches, "num_bad_records", 3)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "loss": 0}\n{"step": 9, "lo')
     loop.train(config, "operative")
     lines = tiny_run.lines_of(tmp_path)
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert lines[3]["loss"] > 0
+    assert [line.get("bad_records") for line in lines] == [None, None, None, 3, 3, 3]
     for line in lines:
         assert line["step_time_s"] == pytest.approx(line["data_s"] + line["compute_s"])
         assert line["images_per_s"] == pytest.approx(16 / line["step_time_s"])
