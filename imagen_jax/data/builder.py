@@ -8,7 +8,7 @@ import multiprocessing
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,9 @@ class BuildConfig:
             check_count(field, value, least)
         object.__setattr__(self, "sizes", check_sizes("sizes", self.sizes, self.image_size))
         if self.sizes and self.image_format == "original":
-            raise UserError("sizes with image_format original: an original keeps the size it has; leave out one of them")
+            raise UserError(
+                "sizes with image_format original: an original keeps the size it has; leave out one of them"
+            )
         if self.image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {self.image_format!r}; choose one of {', '.join(IMAGE_FORMATS)}")
         if self.image_format == "jpeg" and self.quality is None:

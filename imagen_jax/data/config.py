@@ -107,13 +107,13 @@ class DataConfig:
                 )
         if self.crop not in CROPS:
             raise UserError(f"crop is {self.crop!r}; choose one of {', '.join(CROPS)}")
-        object.__setattr__(self, "sizes", check_sizes("DataConfig.sizes", self.sizes, self.image_size))
-        if self.sizes:
-            self._check_sizes()
         if self.bad_records not in BAD_RECORDS:
             raise UserError(f"bad_records is {self.bad_records!r}; choose one of {', '.join(BAD_RECORDS)}")
         if self.task is not None and self.bad_records != "stop":
             raise UserError("bad_records = 'skip' is for corpora; a task gives its examples in its own order")
+        object.__setattr__(self, "sizes", check_sizes("DataConfig.sizes", self.sizes, self.image_size))
+        if self.sizes:
+            self._check_sizes()
 
     @property
     def encodes(self) -> bool:

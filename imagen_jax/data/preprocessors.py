@@ -4,6 +4,7 @@ Every resize is the same antialiased bilinear filter, so the low-res condition o
 bit for bit, the picture that the base model was trained on.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,24 @@ import tensorflow as tf
 from imagen_jax.errors import UserError
 
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
+Example = dict[str, tf.Tensor]
+Step = Callable[[Example], Example]
+
+
+def in_one_map(steps: Sequence[Step], num_parallel: int) -> Preprocessor:
+    """All steps on one example in one thread, examples beside each other; they leave in the order they came.
+
+    A map of its own for each step costs more than a small picture's decoding.
+
+    Args:
+      steps: applied one after the other.
+      num_parallel: examples in the making at once.
+    """
+
+    def apply(example: Example) -> Example:
+        return functools.reduce(lambda found, step: step(found), steps, example)
+
+    return lambda dataset: dataset.map(apply, num_parallel_calls=num_parallel, deterministic=True)
 
 
 class FailureBox:
@@ -43,36 +62,27 @@ def to_unit_range(image: tf.Tensor) -> tf.Tensor:
     return tf.cast(image, tf.float32) / 127.5 - 1.0
 
 
-def decode_image(corpus_image_size: int | None) -> Preprocessor:
-    """`image`: encoded PNG, JPEG or WebP → uint8 [size, size, 3], upright.
+def decode_image(corpus_image_size: int | None) -> Step:
+    """`image`: encoded PNG, JPEG or WebP → uint8 [size, size, 3].
 
     Args:
       corpus_image_size: side of the corpus images, in pixels; any other size stops the pipeline. None: any size.
     """
 
-    def decode(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        example = dict(example)
-        image = upright(_pixels(example["image"]), example.pop("orientation", tf.constant(1, tf.int64)))
-        return {**example, "image": tf.ensure_shape(image, (corpus_image_size, corpus_image_size, 3))}
+    def decode(example: Example) -> Example:
+        image = tf.ensure_shape(_pixels(example["image"]), (corpus_image_size, corpus_image_size, 3))
+        return {**example, "image": image}
 
-    return lambda dataset: dataset.map(decode)
+    return decode
 
 
 def _pixels(encoded: tf.Tensor) -> tf.Tensor:
     """uint8 [h, w, 3] of a file, by what its bytes are."""
-
-    def others() -> tf.Tensor:
-        return tf.cond(
-            tf.strings.substr(encoded, 0, 4) == b"RIFF",
-            lambda: tf.io.decode_webp(encoded, channels=3)[0],  # The first of its frames.
-            lambda: tf.io.decode_png(encoded, channels=3),
-        )
-
-    # The default of decode_jpeg is faster and differs from Pillow's and libjpeg's exact result.
     return tf.cond(
-        tf.io.is_jpeg(encoded),
+        tf.strings.substr(encoded, 0, 4) == b"RIFF",
+        lambda: tf.io.decode_webp(encoded, channels=3)[0],  # The first of its frames.
+        # It reads PNG as well. The default method is faster and differs from Pillow's and libjpeg's exact result.
         lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE"),
-        others,
     )
 
 
@@ -87,16 +97,18 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     return tf.cond(orientation == 1, lambda: image, turned)
 
 
-def fit(sizes: Sequence[int]) -> Preprocessor:
-    """`image`: uint8 of any shape, such as a kept original → its centre square at the size of its corpus, uint8.
+def fit(sizes: Sequence[int]) -> Step:
+    """`image`: uint8 of any shape, a kept original → turned upright, its centre square at the corpus's size, uint8.
 
     Args:
       sizes: sides of the images of each corpus, in pixels, in the order of the numbers in `source`.
     """
     size = sizes[0] if len({*sizes}) == 1 else None
 
-    def fitted(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        image, side = example["image"], tf.gather(tf.constant(list(sizes)), example["source"])
+    def fitted(example: Example) -> Example:
+        example = dict(example)
+        image = upright(example["image"], example.pop("orientation"))
+        side = tf.gather(tf.constant(list(sizes)), example["source"])
         shape = tf.shape(image)
         least = tf.minimum(shape[0], shape[1])
         corner = tf.stack(((shape[0] - least) // 2, (shape[1] - least) // 2, 0))
@@ -104,10 +116,10 @@ def fit(sizes: Sequence[int]) -> Preprocessor:
         scaled = tf.cond(least == side, lambda: cut, lambda: tf.saturate_cast(tf.round(resize(cut, side)), tf.uint8))
         return {**example, "image": tf.ensure_shape(scaled, (size, size, 3))}
 
-    return lambda dataset: dataset.map(fitted)
+    return fitted
 
 
-def square(size: int, failures: FailureBox) -> Preprocessor:
+def square(size: int, failures: FailureBox) -> Step:
     """`image`: uint8 of any shape → its centre square, uint8.
 
     Args:
@@ -125,7 +137,7 @@ def square(size: int, failures: FailureBox) -> Preprocessor:
 
     guarded = failures.guard(checked)
 
-    def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def cut(example: Example) -> Example:
         image = example["image"]
         shape = tf.numpy_function(guarded, [tf.shape(image)], tf.int32, stateful=False)
         shape = tf.ensure_shape(shape, (3,))
@@ -133,10 +145,10 @@ def square(size: int, failures: FailureBox) -> Preprocessor:
         corner = tf.stack(((shape[0] - side) // 2, (shape[1] - side) // 2, 0))
         return {**example, "image": tf.ensure_shape(tf.slice(image, corner, (side, side, 3)), (None, None, 3))}
 
-    return lambda dataset: dataset.map(cut)
+    return cut
 
 
-def crop(size: int, mode: str) -> Preprocessor:
+def crop(size: int, mode: str) -> Step:
     """`image`: cut to [size, size, 3]; section 2.5 trains the 1024 x 1024 model on crops.
 
     Args:
@@ -146,7 +158,7 @@ def crop(size: int, mode: str) -> Preprocessor:
         restart and every layout of hosts.
     """
 
-    def cut(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def cut(example: Example) -> Example:
         image = example["image"]
         room = tf.shape(image)[0] - size
         if mode == "random":
@@ -156,10 +168,10 @@ def crop(size: int, mode: str) -> Preprocessor:
         window = tf.slice(image, tf.concat((corner, (0,)), axis=0), (size, size, 3))
         return {**example, "image": window}
 
-    return (lambda dataset: dataset) if mode == "none" else lambda dataset: dataset.map(cut)
+    return (lambda example: example) if mode == "none" else cut
 
 
-def make_images(image_size: int, low_res_size: int | None) -> Preprocessor:
+def make_images(image_size: int, low_res_size: int | None) -> Step:
     """`image` → `x0`, and `low_res` of the same crop for super-resolution; float32 in [-1, 1].
 
     Args:
@@ -167,7 +179,7 @@ def make_images(image_size: int, low_res_size: int | None) -> Preprocessor:
       low_res_size: side of low_res, in pixels; None for a base model.
     """
 
-    def make(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def make(example: Example) -> Example:
         example = dict(example)
         image = example.pop("image")
         example["x0"] = to_unit_range(resize(image, image_size))
@@ -175,14 +187,14 @@ def make_images(image_size: int, low_res_size: int | None) -> Preprocessor:
             example["low_res"] = to_unit_range(resize(image, low_res_size))
         return example
 
-    return lambda dataset: dataset.map(make)
+    return make
 
 
-def trim_text() -> Preprocessor:
+def trim_text() -> Step:
     """`text` [n, d] of a batch's longest caption and `num_tokens` → `text` [num_tokens, d]."""
 
-    def trim(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def trim(example: Example) -> Example:
         example = dict(example)
         return {**example, "text": example["text"][: example.pop("num_tokens")]}
 
-    return lambda dataset: dataset.map(trim)
+    return trim

@@ -1,4 +1,4 @@
-"""seqio preprocessor of a corpus of sizes: pictures scaled to a stage's sizes, and how each is framed.
+"""Preprocessing of a corpus of sizes: pictures scaled to a stage's sizes, and how each is framed.
 
 `framing` is what SDXL tells its network of a picture (arXiv 2307.01952, section 2.2): six numbers,
 
@@ -12,7 +12,7 @@ a stage that trains at the corpus's own size is told what SDXL is.
 import tensorflow as tf
 
 from imagen_jax.data.config import DataConfig
-from imagen_jax.data.preprocessors import Preprocessor, to_unit_range
+from imagen_jax.data.preprocessors import Example, Step, to_unit_range
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.sizes import SizeRange, names_of, scaled
 from imagen_jax.errors import UserError
@@ -41,7 +41,7 @@ def check_corpus_sizes(config: DataConfig, corpus: Corpus, split: str) -> tuple[
     return ranges
 
 
-def make_sized_images(image_size: int, low_res_size: int | None, corpus_image_size: int) -> Preprocessor:
+def make_sized_images(image_size: int, low_res_size: int | None, corpus_image_size: int) -> Step:
     """`image`, `original_size` → `x0`, `framing` [6] and, for super-resolution, `low_res`; float32.
 
     Args:
@@ -49,7 +49,7 @@ def make_sized_images(image_size: int, low_res_size: int | None, corpus_image_si
       corpus_image_size: nominal side of the corpus.
     """
 
-    def make(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def make(example: Example) -> Example:
         example = dict(example)
         image, original = example.pop("image"), tf.cast(example.pop("original_size"), tf.float32)
         stored = tf.shape(image)[:2]
@@ -67,4 +67,4 @@ def make_sized_images(image_size: int, low_res_size: int | None, corpus_image_si
         example["framing"] = tf.concat([original * ratio, cut * ratio, size * ratio], axis=0)
         return example
 
-    return lambda dataset: dataset.map(make)
+    return make

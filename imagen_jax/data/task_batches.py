@@ -15,6 +15,7 @@ from imagen_jax.data import preprocessors
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import checked_rows
 from imagen_jax.data.raw_tasks import get_raw_task
+from imagen_jax.data.tasks import num_threads
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 
@@ -79,15 +80,15 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
             stream = tf.stack((tf.constant(self._seed, tf.int64), number))
             return {"image": found["image"], "caption": found["caption"], "stream": stream}
 
+        encoded = dataset.element_spec[1]["image"].dtype == tf.string
         dataset = dataset.map(example)
-        if dataset.element_spec["image"].dtype == tf.string:
-            dataset = preprocessors.decode_image(None)(dataset)
-        for step in (
+        steps = [
+            *([preprocessors.decode_image(None)] if encoded else []),
             preprocessors.square(config.image_size, self._failures),
             preprocessors.crop(config.image_size, config.crop),
             preprocessors.make_images(config.image_size, config.low_res_size),
-        ):
-            dataset = step(dataset)
+        ]
+        dataset = preprocessors.in_one_map(steps, num_threads())(dataset)
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.data import pipeline, tasks
 from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import BatchIterator
@@ -188,6 +189,15 @@ def test_random_crops_move_between_epochs_and_low_res_follows(photo):
             expected = Image.fromarray(window).resize((4, 4), Image.Resampling.BILINEAR)
             np.testing.assert_allclose((low_res + 1) * 127.5, np.asarray(expected), atol=1)
     assert len(corners) > 10
+
+
+def test_batches_do_not_depend_on_the_number_of_threads(photo, monkeypatch):
+    found = []
+    for count in (1, 7):
+        monkeypatch.setattr(tasks, "num_threads", lambda count=count: count)
+        monkeypatch.setattr(pipeline, "num_threads", tasks.num_threads)
+        found.append(_batches(photo, 12, batch_size=5))
+    assert _equal(*found)
 
 
 def test_bad_configurations_are_refused(config):

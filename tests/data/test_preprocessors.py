@@ -17,9 +17,9 @@ _PHOTO = np.asarray(
 )
 
 
-def _run(preprocessor, **features) -> dict[str, np.ndarray]:
+def _run(step, **features) -> dict[str, np.ndarray]:
     dataset = tf.data.Dataset.from_tensors({name: tf.constant(value) for name, value in features.items()})
-    (example,) = preprocessor(dataset).as_numpy_iterator()
+    (example,) = dataset.map(step).as_numpy_iterator()
     return example
 
 
@@ -47,14 +47,17 @@ def test_a_turned_original_is_upright_as_in_pillow():
         exif[0x0112] = orientation
         file = _file("JPEG", _PHOTO[:, :40], exif=exif)
         expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(file))))
-        example = _run(preprocessors.decode_image(None), image=file, orientation=np.int64(orientation))
-        assert set(example) == {"image"} and np.array_equal(example["image"], expected)
+        decoded = _run(preprocessors.decode_image(None), image=file)["image"]
+        turned = preprocessors.upright(tf.constant(decoded), tf.constant(orientation, tf.int64))
+        assert np.array_equal(turned, expected)
 
 
 def test_originals_of_any_shape_become_centre_squares_of_their_corpus():
     wide = np.concatenate([np.zeros((48, 5, 3), np.uint8), _PHOTO, np.zeros((48, 6, 3), np.uint8)], axis=1)
     for size, source in ((48, 0), (16, 1)):
-        example = _run(preprocessors.fit([48, 16]), image=wide, source=np.int32(source))
+        original = {"image": wide[::-1], "orientation": np.int64(4), "source": np.int32(source)}  # 4: upside down.
+        example = _run(preprocessors.fit([48, 16]), **original)
+        assert set(example) == {"image", "source"}
         expected = np.asarray(Image.fromarray(_PHOTO).resize((size, size), Image.Resampling.BILINEAR))
         np.testing.assert_allclose(example["image"].astype(int), expected, atol=0 if size == 48 else 1)
 
@@ -98,7 +101,7 @@ _NUMBERED = np.arange(64).reshape(8, 8)
 def _crops(mode: str, streams: list[tuple[int, int]]) -> list[np.ndarray]:
     image = tf.constant(_NUMBERED[..., None].repeat(3, axis=-1), tf.uint8)
     dataset = tf.data.Dataset.from_tensor_slices({"stream": np.array(streams, np.int64)})
-    dataset = preprocessors.crop(4, mode)(dataset.map(lambda one: {**one, "image": image}))
+    dataset = dataset.map(lambda one: {**one, "image": image}).map(preprocessors.crop(4, mode))
     return [example["image"][..., 0] for example in dataset.as_numpy_iterator()]
 
 
