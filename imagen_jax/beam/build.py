@@ -28,7 +28,7 @@ from imagen_jax.data.duplicates import Screened
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
-from imagen_jax.data.sizes import joined_splits
+from imagen_jax.data.sizes import Size, joined_splits
 from imagen_jax.files import AnyPath
 
 _PARTS, _SHARDS, _OUTCOMES, _RECURRING, _ENTRIES, _KEYS = "parts", "shards", "outcomes", "recurring", "entries", "keys"
@@ -82,7 +82,7 @@ def _write_shards(
         save_items(work / _PARTS, arguments)
         prepare = _Prepare(work, config, functions)
         run(functools.partial(_prepare, prepare=prepare, work=work, num_parts=len(source.parts)), options)
-        places = _plan(work, rejects, Screened(source.screen))
+        places = _plan(work, rejects, Screened(source.screen), config.sizes)
         if not places:
             raise rejects.nothing_accepted(config.name)
         shards = list(_shards(places, config))
@@ -162,7 +162,7 @@ def _all_but_the_first(key_places: tuple[str, Iterable[Place]]) -> Iterator[tupl
         yield key, place
 
 
-def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Sized]]:
+def _plan(work: Path, rejects: Rejects, screened: Screened, sizes: Sequence[Size]) -> dict[str, list[Sized]]:
     """Records of each split in the order of the source; the refused inputs go to `rejects`."""
     recurring = {tuple(place): key for key, place in read_lines(work / _RECURRING)}
     places: dict[str, list[Sized]] = {}
@@ -183,7 +183,7 @@ def _plan(work: Path, rejects: Rejects, screened: Screened) -> dict[str, list[Si
             split = outcome["split"]
             rejects.add_repair(outcome["key"], outcome["repair"])
             if split not in places:
-                check_split(split)
+                check_split(split, sizes)
                 places[split] = []
             places[split].append((place, outcome[_BYTES]))
     return places
