@@ -104,7 +104,7 @@ class BuildConfig:
 
     @property
     def form(self) -> PictureForm:
-        """What pictures become."""
+        """The form of its pictures."""
         return PictureForm(
             image_size=self.image_size,
             min_size=self.image_size if self.min_size is None else self.min_size,
@@ -114,7 +114,7 @@ class BuildConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What corpus.json keeps; options that came later stand there only where they are used."""
+        """The settings in corpus.json; options that came later stand there only where they are used."""
         later = {"sizes": (), "shard_size": None, "image_format": "png", "quality": None}
         found = dataclasses.asdict(self)
         return {name: value for name, value in found.items() if name not in later or value != later[name]}
@@ -218,7 +218,9 @@ def assemble(
         except LockLostError:
             raise
         except BaseException:
-            count = drafts.leave(draft)
+            count = 0
+            with contextlib.suppress(OSError):  # What ended the build may end this too.
+                count = drafts.leave(draft)
             if count:
                 told = f"build {config.name}: {count} whole shards stay in {draft}; the same build goes on there"
                 print(told, file=sys.stderr, flush=True)
@@ -236,7 +238,7 @@ def _build(
 ) -> BuildReport:
     draft = drafts.draft_of(out, settings)
     drafts.begin(draft)
-    resumed = drafts.is_made(draft, {"settings": settings, "extra": extra})
+    resumed = drafts.is_made(draft, {"settings": settings, "extra": json.loads(json.dumps(extra))})
     if not resumed:
         splits, counts = write_shards(source, draft, config)
         if config.vocab_size is not None:
@@ -338,7 +340,7 @@ def _write_shards(
         progress = stack.enter_context(
             Progress(source.num_examples, f"build {config.name}", "image", initial=begun.num_inputs)
         )
-        number = begun.num_inputs
+        number = told = begun.num_inputs
         for part, results in _prepared(source, begun.known, config.form, num_workers):
             inputs = iter(results)
             for key in begun.keys.get(part, ()):
@@ -346,7 +348,8 @@ def _write_shards(
             for one in inputs:
                 number += 1
                 if number % _PROGRESS_EVERY == 0 or number == source.num_examples:
-                    progress.update((number - 1) % _PROGRESS_EVERY + 1)
+                    progress.update(number - told)
+                    told = number
                 outcome = drafts.Accepted.of(one) if isinstance(one, Prepared) else one
                 shards.decided(part, outcome)
                 if ledger.takes(outcome) and isinstance(one, Prepared):

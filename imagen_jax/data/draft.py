@@ -51,7 +51,7 @@ _DAMAGED = "remove the folder and start again"
 
 
 class Accepted(NamedTuple):
-    """What decides on a prepared example."""
+    """The part of a prepared example that decides on it."""
 
     split: str
     key: str
@@ -61,7 +61,7 @@ class Accepted(NamedTuple):
 
     @classmethod
     def of(cls, one: Prepared) -> "Accepted":
-        """That of an example."""
+        """Takes that part of an example."""
         return cls(*(getattr(one, field) for field in cls._fields))
 
 
@@ -96,7 +96,7 @@ class Ledger:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """What is written once a shard is whole.
+    """The note that is written once a shard is whole.
 
     Args:
       split: of the shard.
@@ -122,7 +122,7 @@ class Note:
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> "Note":
-        """What `plain` gave."""
+        """Reads the result of `plain`."""
         outcomes = [
             (int(part), Accepted(*one) if isinstance(one, list) else Rejection(**one))
             for part, one in found["outcomes"]
@@ -168,7 +168,7 @@ def read_notes(draft: AnyPath) -> list[Note]:
 
 
 class Begun(NamedTuple):
-    """How far a build had come.
+    """The state of a build that goes on.
 
     Args:
       known: by the number of a part, what of it is known; without the parts that need not be opened again.

@@ -131,7 +131,7 @@ def split_of(text: str, val_fraction: float) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PictureForm:
-    """What a picture becomes in a corpus.
+    """Form of the pictures of a corpus.
 
     Args:
       image_size: side of the square, in pixels: the centre square is scaled to it, antialiased.
@@ -226,11 +226,11 @@ class Known(NamedTuple):
     """Inputs of a part that a build knew already when it was killed.
 
     Args:
-      count: how many, from the first on; they are passed over.
+      num_inputs: how many, from the first on; they are passed over.
       again: numbers of those among them that are prepared once more, rising.
     """
 
-    count: int = 0
+    num_inputs: int = 0
     again: tuple[int, ...] = ()
 
 
@@ -241,7 +241,7 @@ def prepare_part(part: Part, form: PictureForm, known: Known = _NOTHING) -> Iter
     """Everything one part of a source comes to, in order, without what is `known`."""
     again = frozenset(known.again)
     for number, one in enumerate(part()):
-        if number >= known.count or number in again:
+        if number >= known.num_inputs or number in again:
             yield one if isinstance(one, Rejection) else prepare(one, form)
 
 

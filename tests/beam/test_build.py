@@ -69,7 +69,7 @@ def test_originals_and_shards_of_bytes_are_the_serial_builders(tmp_path: Path) -
     build_corpus(_source(*parts), tmp_path / "beam", config, TWO_WORKERS)
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     shards = Corpus(tmp_path / "beam").manifest["splits"]["vx"]["shards"]
-    assert len({shard["num_examples"] for shard in shards}) > 2
+    assert len({shard["num_examples"] for shard in shards}) > 1
 
 
 def test_sizes_are_the_serial_builders(tmp_path: Path) -> None:

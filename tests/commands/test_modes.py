@@ -83,6 +83,11 @@ def test_build_corpus_takes_a_folder_or_a_list(capsys, tmp_path):
     (images / "list.csv").write_text("image,caption\n1.png,one\n")
     assert build(images / "list.csv", "list") == 0
     assert Corpus(tmp_path / "list").num_examples("train") == 1
+    flags = ("--image_format=jpeg", "--quality=90", "--shard_size=1500")
+    assert build(images, "jpeg", *flags) == 0
+    jpeg = Corpus(tmp_path / "jpeg")
+    assert next(jpeg.records("train")).image.startswith(b"\xff\xd8\xff")
+    assert len(jpeg.manifest["splits"]["train"]["shards"]) > 3
     # The shorter side is 8.
     assert build(images, "large", "--min_size", "9") == 2
     assert build(tmp_path / "absent", "absent") == 2
