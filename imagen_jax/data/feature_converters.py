@@ -26,6 +26,9 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     Args:
       with_source: the number of the example's source is kept too.
       sized: pictures may have any size, and have their framing.
+      text_dtype: of text, float32 or bfloat16.
+      check_lengths: looks at the lengths of every example, twice, which costs as much as decoding a small picture;
+        False where the shapes are known before an example is made.
     """
 
     TASK_FEATURES: ClassVar[Mapping[str, seqio.FeatureConverter.FeatureSpec]] = {"x0": _IMAGE, "text": _TEXT}
@@ -35,15 +38,20 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     }
     PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType] | None] = None
 
-    def __init__(self, with_source: bool = False, sized: bool = False) -> None:
-        super().__init__(pack=False)
-        extra = {"source": _SOURCE} if with_source else {}
+    def __init__(
+        self,
+        with_source: bool = False,
+        text_dtype: tf.DType = tf.float32,
+        check_lengths: bool = True,
+        sized: bool = False,
+    ) -> None:
+        super().__init__(pack=False, apply_length_check=check_lengths)
+        own = {"text": _Spec(dtype=text_dtype, rank=2)} | ({"source": _SOURCE} if with_source else {})
         if sized:
             images = {name: _SIZED_IMAGE for name in self.TASK_FEATURES if name in ("x0", "low_res")}
-            extra = {**extra, **images, "framing": _FRAMING}
-        if extra:
-            self.TASK_FEATURES = {**self.TASK_FEATURES, **extra}  # type: ignore[misc]
-            self.MODEL_FEATURES = {**self.MODEL_FEATURES, **extra}  # type: ignore[misc]
+            own = {**own, **images, "framing": _FRAMING}
+        self.TASK_FEATURES = {**self.TASK_FEATURES, **own}  # type: ignore[misc]
+        self.MODEL_FEATURES = {**self.MODEL_FEATURES, **own}  # type: ignore[misc]
 
     def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
         length = task_feature_lengths["text"]

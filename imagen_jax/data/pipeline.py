@@ -32,6 +32,7 @@ from imagen_jax.data.tasks import (
     num_threads,
     register_task,
     shares_of,
+    text_dtype,
 )
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
@@ -65,8 +66,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
-    (super-resolution only); text [b, n, d] float32, zero-padded; text_mask [b, n] bool; of a mixture also source [b]
-    int32; of a corpus of sizes also framing [b, 6] float32 (`data.sized_pictures`), and h, w are those of its batch.
+    (super-resolution only); text [b, n, d], zero-padded; text_mask [b, n] bool; of a mixture also source [b] int32; of
+    a corpus of sizes also framing [b, 6] float32 (`data.sized_pictures`), and h, w are those of its batch.
 
     Args:
       config: what to read.
@@ -138,7 +139,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
         mixed, sized = len(self._sources) > 1, self._sized is not None
         lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed, sized)
-        return feature_converter(config.low_res_size, mixed, sized)(dataset, lengths)
+        dtype = tf.as_dtype(self.text_dtype)
+        return feature_converter(config.low_res_size, mixed, dtype, sized)(dataset, lengths)
 
     def _dataset(self, alive: tf.Variable) -> tf.data.Dataset:
         steps = tf.data.Dataset.counter(self._step).take_while(lambda _: alive.read_value())
@@ -191,6 +193,11 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def close(self) -> None:
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""
         self._finalizer()
+
+    @property
+    def text_dtype(self) -> np.dtype:
+        """Dtype of the text: float32, or bfloat16 where every source is a store of bfloat16 or int8."""
+        return text_dtype(self._sources)
 
     @property
     def source_names(self) -> tuple[str, ...]:

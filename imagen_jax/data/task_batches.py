@@ -44,6 +44,8 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
 
     source_names: tuple[str, ...] = ()
     num_bad_records = 0
+    # Captions are encoded as they are read.
+    text_dtype = np.dtype(np.float32)
 
     def __init__(
         self,

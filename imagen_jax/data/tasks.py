@@ -56,15 +56,16 @@ class OpenSource:
         object.__setattr__(self, "bad", BadRecords(self.corpus, self.split))
 
     def embed(self, keys: Sequence[bytes], captions: Sequence[bytes], max_length: int) -> list[np.ndarray]:
-        """Token embeddings of examples: float32 [n, d] each, n at most `max_length`.
+        """Token embeddings of examples: [n, d] each, of `text_dtype`, n at most `max_length`.
 
         Raises:
           UserError: a key is not in the store, or a caption is longer.
         """
         if isinstance(self.text, TextEncoder):
-            text, mask = self.text.encode([caption.decode() for caption in captions])
-            return [row[:count] for row, count in zip(np.asarray(text), mask.sum(axis=1), strict=True)]
-        found = self.text.lookup(keys)
+            made, mask = self.text.encode([caption.decode() for caption in captions])
+            found = [row[:count] for row, count in zip(np.asarray(made), mask.sum(axis=1), strict=True)]
+        else:
+            found = self.text.lookup(keys)
         for key, text in zip(keys, found, strict=True):
             if len(text) > max_length:
                 raise UserError(
@@ -72,6 +73,11 @@ class OpenSource:
                     f"max_text_length is {max_length}; raise it or embed the captions with a shorter one"
                 )
         return found
+
+    @property
+    def text_dtype(self) -> np.dtype:
+        """Dtype of a token embedding: float32, or bfloat16 of a store that is no longer exact."""
+        return np.dtype(np.float32) if isinstance(self.text, TextEncoder) else self.text.dtype
 
     @property
     def text_width(self) -> int:
@@ -258,14 +264,13 @@ class RunSource(_ByNumber):
     def _read(self, splits: Sequence[str], batches: tf.data.Dataset, seed: int, num_parallel: int) -> tf.data.Dataset:
         records = self._failures.guard(functools.partial(self._records, splits))
         embed, width = self._failures.guard(self._embed), self._sources[0].text_width
+        kinds = (tf.as_dtype(text_dtype(self._sources)), tf.int64)
         sized = bool(self._sources[0].corpus.sizes(splits[0]))
         spec = SIZED_PARSE_SPEC if sized else PARSE_SPEC
 
         def read(source: tf.Tensor, record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
             found = parsed(records, [source, record], record.shape, spec)
-            text, num_tokens = tf.numpy_function(
-                embed, [source, found["key"], found["caption"]], (tf.float32, tf.int64), stateful=False
-            )
+            text, num_tokens = tf.numpy_function(embed, [source, found["key"], found["caption"]], kinds, stateful=False)
             return {
                 **found,
                 "text": tf.ensure_shape(text, (*record.shape, None, width)),
@@ -294,10 +299,16 @@ class RunSource(_ByNumber):
             for place, text in zip(places, texts, strict=True):
                 found[place] = text
         counts = np.array([len(text) for text in found], np.int64)
-        padded = np.zeros((len(found), counts.max(initial=0), self._sources[0].text_width), np.float32)
+        shape = (len(found), counts.max(initial=0), self._sources[0].text_width)
+        padded = np.zeros(shape, text_dtype(self._sources))
         for row, text in zip(padded, found, strict=True):
             row[: len(text)] = text
         return padded, counts
+
+
+def text_dtype(sources: Sequence[OpenSource]) -> np.dtype:
+    """Dtype of a run's text: bfloat16 where that of every source is."""
+    return np.result_type(*(one.text_dtype for one in sources))
 
 
 def register_task(
@@ -323,7 +334,7 @@ def register_task(
     """
     features = {
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
-        "text": seqio.ContinuousFeature(dtype=tf.float32, rank=2),
+        "text": seqio.ContinuousFeature(dtype=tf.as_dtype(text_dtype(sources)), rank=2),
         "source": seqio.Feature(seqio.PassThroughVocabulary(0), add_eos=False, dtype=tf.int32, rank=0),
     }
     name = BASE_TASK
@@ -360,11 +371,11 @@ def register_task(
 
 
 def feature_converter(
-    low_res_size: int | None, with_source: bool = False, sized: bool = False
+    low_res_size: int | None, with_source: bool = False, text_dtype: tf.DType = tf.float32, sized: bool = False
 ) -> seqio.FeatureConverter:
     """The converter that fits the task of `register_task`; `with_source` keeps the numbers of the sources."""
     converter = BaseFeatureConverter if low_res_size is None else SuperResolutionFeatureConverter
-    return converter(with_source, sized)
+    return converter(with_source, text_dtype, check_lengths=False, sized=sized)
 
 
 def feature_lengths(

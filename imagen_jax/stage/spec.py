@@ -257,7 +257,9 @@ class Stage:
           aug_rng, aug_eps_rng: levels and noise of the corruption.
         """
         b = batch["x0"].shape[0]
-        cond = Conditioning(text=batch["text"], text_mask=batch["text_mask"])
+        # Text may have travelled in bfloat16; what follows is the same program for both.
+        text = batch["text"].astype(jnp.float32)
+        cond = Conditioning(text=text, text_mask=batch["text_mask"])
         cond = drop_text(cond, jax.random.uniform(drop_rng, (b,)) >= self.cond_drop_rate, null)
         if self.framing:
             cond = dataclasses.replace(cond, framing=batch["framing"])

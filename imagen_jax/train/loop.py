@@ -220,7 +220,7 @@ def _train(
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
-    setup = setup.with_null_text(null)
+    setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
     with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
         compiled, flops = setup.compile_sizes(), setup.model_flops()

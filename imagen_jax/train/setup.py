@@ -107,9 +107,9 @@ class TrainSetup:
             sizes=config.data.sizes,
         )
 
-    def with_null_text(self, null: Conditioning | None) -> "TrainSetup":
-        """The same, with the null text that the stage's null_text names; None is zeros."""
-        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null))
+    def with_text(self, null: Conditioning | None, dtype: np.dtype) -> "TrainSetup":
+        """The same, with the null text that the stage's null_text names (None is zeros) and the dtype of the data's."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null, text_dtype=dtype))
 
     def of_size(self, size: Size | None) -> "TrainSetup":
         """The same for batches of one size alone; None: of squares."""

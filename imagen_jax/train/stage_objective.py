@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.models.denoiser import Conditioning
@@ -43,11 +44,13 @@ class StageObjective(Objective):
       stage: network and diffusion.
       null: the null text that `stage.null_text` names, one row, a constant of the step; None is zeros.
       size: height and width of x0 in its batches, which then have their framing (`data.sized_pictures`); None: squares.
+      text_dtype: of the text in a batch: float32, or bfloat16 of a store that holds no more.
       sources: names of the sources of a mixture, by which the loss is averaged too; a batch then holds their numbers.
     """
 
     stage: Stage
     null: Conditioning | None = None
+    text_dtype: np.dtype = np.dtype(np.float32)
     sources: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
 
@@ -66,7 +69,7 @@ class StageObjective(Objective):
         height, width = self.size or (stage.image_size, stage.image_size)
         spec = {
             "x0": jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32),
-            "text": jax.ShapeDtypeStruct((b, stage.max_text_length, stage.text_embed_dim), jnp.float32),
+            "text": jax.ShapeDtypeStruct((b, stage.max_text_length, stage.text_embed_dim), self.text_dtype),
             "text_mask": jax.ShapeDtypeStruct((b, stage.max_text_length), jnp.bool_),
         }
         if stage.low_res_size is not None:

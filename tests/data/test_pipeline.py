@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -78,6 +79,18 @@ def test_rows_join_image_text_and_mask_of_the_same_example(config):
             assert np.array_equal(
                 batch["text"][row], np.where(np.arange(3)[:, None] < num_tokens, number, 0) * np.ones(4)
             )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_text_of_a_rounded_store_stays_bfloat16(config, numbered_store, dtype):
+    exact = _batches(config(), 4)
+    batches = BatchIterator(
+        config(store_dir=numbered_store(NUM_EXAMPLES, "rounded", dtype)), batch_size=4, seed=1, start_step=0
+    )
+    assert batches.text_dtype.name == "bfloat16"
+    for batch, expected in zip(itertools.islice(batches, 4), exact, strict=True):
+        assert batch["text"].tobytes() == expected["text"].astype(ml_dtypes.bfloat16).tobytes()
+        assert _equal([{**batch, "text": 0}], [{**expected, "text": 0}])
 
 
 def test_a_base_batch_has_no_low_res(config):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +113,21 @@ def test_one_update_is_the_optimizer_on_the_stages_own_gradient(tmp_path):
         np.testing.assert_allclose(ema, 0.1 * old + 0.9 * got, rtol=1e-4, atol=1e-6)
     assert int(new.step) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_text_in_bfloat16_trains_as_its_numbers_in_float32(tmp_path):
+    config = tiny_run.tiny_config(tmp_path)
+    stage, batch = config.stage, tiny_run.tiny_batch(0, 0, 8)
+    half = {**batch, "text": batch["text"].astype(jnp.bfloat16)}
+    objective = StageObjective(stage=stage, text_dtype=half["text"].dtype)
+    assert {name: (leaf.shape, leaf.dtype) for name, leaf in objective.batch_spec(8).items()} == {
+        name: (array.shape, array.dtype) for name, array in half.items()
+    }
+    params, loss = nn.unbox(objective.init(jax.random.key(0))), jax.jit(jax.value_and_grad(stage.loss, has_aux=True))
+    same = {**batch, "text": half["text"].astype(np.float32)}
+    found, expected = (loss(params, one, jax.random.key(1)) for one in (half, same))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_every_step_draws_its_own_noise(tmp_path):

@@ -94,6 +94,7 @@ class TinyBatches(BatchIterator):
     steps_read: ClassVar[list[int]] = []
     poison_step: ClassVar[int | None] = None
     num_bad_records = 0
+    text_dtype = np.dtype(np.float32)
 
     def __init__(self, config, *, batch_size, seed, start_step, rows=None, encoder=None):
         self._seed, self._step, self._num = seed, start_step, batch_size

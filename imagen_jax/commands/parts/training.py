@@ -3,6 +3,8 @@
 import contextlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.errors import UserError
@@ -25,7 +27,7 @@ def preview_rows(run: Run, previews: PreviewConfig) -> PreviewRows:
     with contextlib.closing(batches):
         first = next(iter(batches))
     return PreviewRows(
-        text=first["text"],
+        text=first["text"].astype(np.float32),
         text_mask=first["text_mask"],
         low_res=first.get("low_res"),
         captions=previews.captions,

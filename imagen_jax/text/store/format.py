@@ -66,20 +66,25 @@ def pack(embedding: Float[np.ndarray, "_n _d"], dtype: str) -> bytes:
 
 
 def unpack(record: bytes, dtype: str, embed_dim: int) -> Float[np.ndarray, "_n d"]:
-    """The embedding of a record, float32, read-only.
+    """The embedding of a record, read-only; numbers of int8 are rounded to bfloat16 after their scale.
 
     Raises:
       ValueError: the record's length is not that of an embedding.
     """
     if dtype != "int8":
-        values = np.frombuffer(record, STORE_DTYPES[dtype]).reshape(-1, embed_dim).astype(np.float32, copy=False)
+        values = np.frombuffer(record, STORE_DTYPES[dtype]).reshape(-1, embed_dim)
     else:
         num_tokens = len(record) // (embed_dim + _SCALE.itemsize)
         scales = np.frombuffer(record, _SCALE, num_tokens)
         numbers = np.frombuffer(record, np.int8, offset=scales.nbytes).reshape(num_tokens, embed_dim)
-        values = numbers * scales[:, None]
+        values = (numbers * scales[:, None]).astype(ml_dtypes.bfloat16)
     values.flags.writeable = False
     return values
+
+
+def read_dtype(dtype: str) -> np.dtype:
+    """The dtype that embeddings of a store have where they are read."""
+    return STORE_DTYPES["float32" if dtype == "float32" else "bfloat16"]
 
 
 def bytes_per_token(dtype: str, embed_dim: int) -> int:

@@ -35,6 +35,7 @@ from imagen_jax.text.store.format import (
     damaged_files,
     file_entries,
     fingerprint_differences,
+    read_dtype,
     unpack,
 )
 from imagen_jax.text.store.writer import StoreWriter
@@ -52,6 +53,7 @@ class EmbeddingStore:
 
     Attributes:
       fingerprint: what made the embeddings (see TextEncoder.fingerprint).
+      dtype: of what is read: float32 of a store of float32, else bfloat16, in which it travels to the device.
       embed_dim: width of a token embedding.
       num_embeddings: distinct embeddings.
       num_keys: example keys.
@@ -70,6 +72,7 @@ class EmbeddingStore:
         self._dtype: str = self.fingerprint["dtype"]
         if self._dtype not in STORE_DTYPES or not self.embed_dim:
             raise self._damaged(f"{HEADER}: dtype {self._dtype!r}, embed_dim {self.embed_dim}")
+        self.dtype: np.dtype = read_dtype(self._dtype)
         self._keys = self._array(header["index"]["keys"], "S", (self.num_keys,))
         self._rows = self._array(header["index"]["rows"], "iu", (self.num_keys,))
         self._shard_starts = np.cumsum([0, *(shard["num_embeddings"] for shard in header["shards"])])
@@ -182,7 +185,7 @@ class EmbeddingStore:
             )
 
     def lookup(self, keys: Sequence[bytes]) -> list[Float[np.ndarray, "_n d"]]:
-        """Embeddings of example keys, in the order given: float32, unpadded, read-only.
+        """Embeddings of example keys, in the order given: of `dtype`, unpadded, read-only.
 
         Raises:
           UserError: a key is not in the store, or a shard is damaged or cannot be opened.
@@ -192,9 +195,11 @@ class EmbeddingStore:
         with self._lock:
             if self._memory is None and num_bytes <= MEMORY_BYTES:
                 self._memory = self._load_all()
-            if self._memory is None:
-                return self._read(rows)
-        return [self._unpacked(self._memory[row]) for row in rows.tolist()]
+            memory = self._memory
+        # Outside of the lock: batches are read beside each other.
+        if memory is None:
+            return self._read(rows)
+        return [self._unpacked(memory[row]) for row in rows.tolist()]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         wanted = np.array(list(keys), dtype=self._keys.dtype)  # cuts keys that are too long; caught below

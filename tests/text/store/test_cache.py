@@ -71,7 +71,7 @@ def test_bfloat16_halves_the_bytes(config: CacheConfig, tmp_path: pathlib.Path) 
     run(half)
     full_store, half_store = EmbeddingStore.open(config.store_dir), EmbeddingStore.open(half.store_dir)
     full, rounded = (store.lookup([EXAMPLES[0][0]])[0] for store in (full_store, half_store))
-    assert 0 < np.abs(full - rounded).max() <= np.abs(full).max() * 2**-8
+    assert 0 < np.abs(full - rounded.astype(np.float32)).max() <= np.abs(full).max() * 2**-8
     size = {
         name: sum(os.path.getsize(os.path.join(path, f)) for f in os.listdir(path) if f.startswith("text"))
         for name, path in (("full", config.store_dir), ("half", half.store_dir))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ml_dtypes
@@ -72,14 +73,30 @@ def test_round_trip_in_any_order_with_shared_rows(tmp_path, monkeypatch, memory_
         got = store.lookup([KEYS[i] for i in order])
         for i, embedding in zip(order, got, strict=True):
             expected = values[rows[i]]
-            if dtype == "bfloat16":
-                expected = expected.astype(ml_dtypes.bfloat16).astype(np.float32)
-            assert embedding.dtype == np.float32 and not embedding.flags.writeable
-            step = np.abs(expected).max(axis=1, keepdims=True) / 127 if dtype == "int8" else np.float32(0)
-            assert (np.abs(embedding - expected) <= step * 0.5001).all()
+            if dtype == "int8":
+                scale = np.maximum(np.abs(expected).max(axis=1, keepdims=True), np.finfo(np.float32).tiny) / 127
+                expected = np.rint(expected / scale).astype(np.int8) * scale
+            if dtype != "float32":
+                expected = expected.astype(ml_dtypes.bfloat16)
+            assert embedding.dtype == expected.dtype == store.dtype and not embedding.flags.writeable
+            assert embedding.tobytes() == expected.tobytes()
     np.testing.assert_array_equal(store.null_text, NULL)
     store.verify()
     assert store.lookup([]) == []
+
+
+def test_a_batch_is_one_read_and_batches_are_read_beside_each_other(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "MEMORY_BYTES", 0)
+    values = embeddings(30)
+    write(str(tmp_path), values, KEYS, range(30))
+    store = EmbeddingStore.open(str(tmp_path))
+    both, read = threading.Barrier(2, timeout=20), store._files.read
+    # Each read waits until the other has begun.
+    monkeypatch.setattr(store._files, "read", lambda wanted: (both.wait(), read(wanted))[1])
+    with ThreadPoolExecutor(2) as threads:
+        halves = list(threads.map(store.lookup, (KEYS[:15], KEYS[15:])))
+    for got, expected in zip(halves[0] + halves[1], values, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @pytest.mark.parametrize("key", [b"key-99", b"zzz", b"", b"key-1\0", b"key-1" + b"x" * 50])
