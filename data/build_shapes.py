@@ -18,7 +18,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--num_train", type=int, default=20_000, help="training examples (default %(default)s)")
     parser.add_argument("--num_val", type=int, default=1_000, help="validation examples (default %(default)s)")
-    parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
+    parser.add_argument("--image_size", type=int, default=64, help="side of a square, in pixels (default %(default)s)")
+    parser.add_argument("--wide_and_tall", action="store_true", help="draw wide and tall pictures besides square ones")
     parser.add_argument("--seed", type=int, default=0, help="fixes every pixel and caption (default %(default)s)")
     parser.add_argument(
         "--brightness",
@@ -40,6 +41,7 @@ def main() -> None:
         vocab_size=options.vocab_size,
         image_size=options.image_size,
         brightness=options.brightness,
+        wide_and_tall=options.wide_and_tall,
         num_workers=options.num_workers,
         overwrite=options.overwrite,
     )

@@ -39,6 +39,7 @@ from imagen_jax.data.duplicates import Screened, groups_of, pairs_of_group
 from imagen_jax.data.raw import Part, Rejection, Source, prepare_part
 from imagen_jax.data.records import shard_name
 from imagen_jax.data.rejects import Counts, Rejects
+from imagen_jax.data.sizes import Size, joined_splits
 from imagen_jax.files import AnyPath
 
 _PARTS, _SHARDS, _RECURRING, _ALIKE, _ENTRIES, _KEYS, _MARKS = (
@@ -104,7 +105,7 @@ def _write_shards(
         dedupe = source.screen is not None and source.screen.dedupe
         prepare = _Prepare(work, config, functions, len(arguments), dedupe)
         run(functools.partial(_prepare, prepare=prepare, work=work), options)
-        records = _plan(work, len(arguments), rejects, Screened(source.screen, _alike(work)))
+        records = _plan(work, len(arguments), rejects, Screened(source.screen, _alike(work)), config.sizes)
         if not records:
             raise rejects.nothing_accepted(config.name)
         save_items(work / _SHARDS, (shard for _, shard in _shards(records, config)))
@@ -118,7 +119,7 @@ def _write_shards(
             }
             for split, mine in records.items()
         }
-        return splits, rejects.counts
+        return joined_splits(splits, config.sizes) if config.sizes else splits, rejects.counts
 
 
 def _taken_apart(parts: Sequence[Part]) -> tuple[list[Callable[..., Any]], list[Any]]:
@@ -228,7 +229,9 @@ def _alike(work: AnyPath) -> dict[str, list[str]]:
     return dict(alike)
 
 
-def _plan(work: AnyPath, num_parts: int, rejects: Rejects, screened: Screened) -> dict[str, _Records]:
+def _plan(
+    work: AnyPath, num_parts: int, rejects: Rejects, screened: Screened, sizes: Sequence[Size]
+) -> dict[str, _Records]:
     """The records of each split in the order of the source; the refused inputs go to `rejects`."""
     recurring = {_packed_place(*place): key for key, place in read_lines(work / _RECURRING)}
     records: dict[str, _Records] = {}
@@ -249,7 +252,7 @@ def _plan(work: AnyPath, num_parts: int, rejects: Rejects, screened: Screened) -
             split = outcome["split"]
             rejects.add_repair(outcome["key"], outcome["repair"])
             if split not in records:
-                check_split(split)
+                check_split(split, sizes)
                 records[split] = _Records(array.array("Q"), array.array("I"))
             records[split].places.append(place)
             records[split].sizes.append(outcome[_BYTES])

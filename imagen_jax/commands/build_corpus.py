@@ -23,6 +23,13 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--output", type=user_path, metavar="DIR", help="corpus directory to write")
     sub.add_argument("--image_size", type=int, metavar="N", help="side of the squares, in pixels")
     sub.add_argument(
+        "--sizes",
+        default="",
+        metavar="HxW,…",
+        help="let pictures keep their shape, in the nearest of these sizes, each of about image_size x image_size "
+        "pixels, e.g. 40x24,32x32,24x40 (default: squares alone)",
+    )
+    sub.add_argument(
         "--min_size", type=int, metavar="N", help="least shorter side of an image, in pixels (default: image_size)"
     )
     sub.add_argument(
@@ -80,10 +87,12 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
     from imagen_jax.data.filters import filtered
     from imagen_jax.data.opening import open_source
     from imagen_jax.data.raw import screened
+    from imagen_jax.data.sizes import parse_sizes
 
     config = BuildConfig(
         name=args.name,
         image_size=args.image_size,
+        sizes=parse_sizes(args.sizes) if args.sizes else (),
         min_size=args.min_size,
         seed=args.seed,
         vocab_size=args.vocab_size,

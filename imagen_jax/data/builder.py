@@ -8,7 +8,7 @@ import multiprocessing
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from imagen_jax.data.raw import (
     prepare_part_at_once,
 )
 from imagen_jax.data.rejects import Counts, Rejects
+from imagen_jax.data.sizes import Size, check_sizes, joined_splits, split_of_shards
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     AnyPath,
@@ -57,6 +58,7 @@ class BuildConfig:
     Args:
       name: name of the corpus; letters, digits and underscores.
       image_size: side of the square images, in pixels.
+      sizes: heights and widths that pictures come in, each in the nearest; see `data.sizes`. Empty: squares alone.
       min_size: least shorter side of a raw image, in pixels; None means image_size, so nothing is enlarged.
       seed: seed that the source was made with, recorded in corpus.json.
       vocab_size: pieces of a SentencePiece vocabulary trained from the captions of split "train";
@@ -68,6 +70,7 @@ class BuildConfig:
 
     name: str
     image_size: int
+    sizes: tuple[Size, ...] = ()
     min_size: int | None = None
     seed: int = 0
     vocab_size: int | None = None
@@ -85,6 +88,11 @@ class BuildConfig:
             if value is None and field in _OPTIONAL:
                 continue
             check_count(field, value, least)
+        object.__setattr__(self, "sizes", check_sizes("sizes", self.sizes, self.image_size))
+        if self.sizes and self.image_format == "original":
+            raise UserError(
+                "sizes with image_format original: an original keeps the size it has; leave out one of them"
+            )
         if self.image_format not in IMAGE_FORMATS:
             raise UserError(f"image_format is {self.image_format!r}; choose one of {', '.join(IMAGE_FORMATS)}")
         if self.image_format == "jpeg" and self.quality is None:
@@ -102,11 +110,12 @@ class BuildConfig:
             min_size=self.image_size if self.min_size is None else self.min_size,
             image_format=self.image_format,
             quality=self.quality,
+            sizes=self.sizes,
         )
 
     def settings(self) -> dict[str, Any]:
         """The settings in corpus.json; options that came later stand there only where they are used."""
-        later = {"shard_size": None, "image_format": "png", "quality": None}
+        later = {"sizes": (), "shard_size": None, "image_format": "png", "quality": None}
         found = dataclasses.asdict(self)
         return {name: value for name, value in found.items() if name not in later or value != later[name]}
 
@@ -305,16 +314,17 @@ def _prepared(
         yield from zip(known, pool.imap(work, jobs), strict=True)
 
 
-def check_split(split: str) -> None:
-    """Refuses a split whose name no file could bear."""
+def check_split(split: str, sizes: Sequence[Size] = ()) -> None:
+    """Refuses a split whose name no file could bear; in a corpus of sizes it is that of `sizes.shards_name`."""
+    split = split_of_shards(split) if sizes else split
     if not _NAME.fullmatch(split):
         raise UserError(f"split {split!r} must consist of letters, digits and underscores")
 
 
 def serialized(one: Prepared) -> bytes:
     """The record of a prepared example."""
-    fields = {name: getattr(one, name) for name in ("image", "caption", "height", "width", "meta", "orientation")}
-    return records.encode_record(records.Record(key=one.key.encode(), **fields))
+    names = ("image", "caption", "height", "width", "meta", "orientation", "original_size")
+    return records.encode_record(records.Record(key=one.key.encode(), **{name: getattr(one, name) for name in names}))
 
 
 def _write_shards(
@@ -343,12 +353,12 @@ def _write_shards(
                 outcome = drafts.Accepted.of(one) if isinstance(one, Prepared) else one
                 shards.decided(part, outcome)
                 if ledger.takes(outcome) and isinstance(one, Prepared):
-                    check_split(one.split)
+                    check_split(one.split, config.sizes)
                     shards.write(one.split, serialized(one))
         splits = shards.finish()
         if not splits:
             raise rejects.nothing_accepted(config.name)
-        return splits, rejects.counts
+        return joined_splits(splits, config.sizes) if config.sizes else splits, rejects.counts
 
 
 def _again(one: Prepared | Rejection | None, key: str, draft: AnyPath) -> tuple[str, bytes]:

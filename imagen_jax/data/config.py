@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 
 from imagen_jax.checks import check_count, check_path
+from imagen_jax.data.sizes import Size, check_sizes, names_of, scaled
 from imagen_jax.errors import UserError
 
 CROPS = ("none", "centre", "random")
@@ -61,6 +62,8 @@ class DataConfig:
       rate_changes: pairs of a step and the rates of all sources from that step on, in their order.
       image_size: side of x0, in pixels; at most the corpus's.
       low_res_size: side of low_res, in pixels, a proper divisor of image_size; None for a base model.
+      sizes: heights and widths of x0 where the corpus is one of sizes (`data.sizes`), scaled to this image_size; every
+        batch is of one of them. Empty: squares.
       max_text_length: tokens that captions are padded to.
       crop: "none" resizes the whole image; "centre" and "random" cut an image_size window out of it.
       bad_records: "stop" ends the run at a record that cannot be decoded, "skip" reads the next one in its place.
@@ -74,6 +77,7 @@ class DataConfig:
     rate_changes: tuple[tuple[int, tuple[float, ...]], ...] = ()
     image_size: int
     low_res_size: int | None = None
+    sizes: tuple[Size, ...] = ()
     max_text_length: int
     crop: str = "none"
     bad_records: str = "stop"
@@ -107,6 +111,9 @@ class DataConfig:
             raise UserError(f"bad_records is {self.bad_records!r}; choose one of {', '.join(BAD_RECORDS)}")
         if self.task is not None and self.bad_records != "stop":
             raise UserError("bad_records = 'skip' is for corpora; a task gives its examples in its own order")
+        object.__setattr__(self, "sizes", check_sizes("DataConfig.sizes", self.sizes, self.image_size))
+        if self.sizes:
+            self._check_sizes()
 
     @property
     def encodes(self) -> bool:
@@ -114,6 +121,19 @@ class DataConfig:
         if isinstance(self.mixture, tuple):
             return any(share.store_dir is None for share in self.mixture)
         return self.mixture is None and self.store_dir is None
+
+    def _check_sizes(self) -> None:
+        if self.corpus_dir is None or self.crop != "none" or self.bad_records != "stop":
+            raise UserError(
+                f"DataConfig.sizes ({names_of(self.sizes)}) is of one corpus whose pictures are taken whole; give "
+                "corpus_dir in place of mixture and task, crop 'none' and bad_records 'stop', or leave sizes empty"
+            )
+        for size in self.sizes:
+            if self.low_res_size is not None and scaled(size, self.low_res_size, self.image_size) is None:
+                raise UserError(
+                    f"DataConfig.sizes: {size[0]}x{size[1]} must be divisible by {self.image_size // self.low_res_size}"
+                    f", the ratio of image_size ({self.image_size}) and low_res_size ({self.low_res_size})"
+                )
 
     def _check_mixture(self) -> None:
         if self.store_dir is not None:

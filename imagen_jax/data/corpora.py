@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from imagen_jax.data.builder import BuildConfig, BuildReport, build_corpus
 from imagen_jax.data.shapes import BRIGHTNESSES, HELDOUT
+from imagen_jax.data.shapes_canvas import CANVASES, canvas_size
 from imagen_jax.data.sources import shapes_source
 
 
@@ -16,6 +17,7 @@ def build_shapes(
     vocab_size: int,
     image_size: int = 64,
     brightness: str = BRIGHTNESSES[0],
+    wide_and_tall: bool = False,
     num_workers: int = 0,
     overwrite: bool = False,
 ) -> BuildReport:
@@ -28,12 +30,14 @@ def build_shapes(
       sizes: examples of each split, e.g. {"train": 20_000, "val": 1_000}.
       seed: fixes every pixel and caption.
       vocab_size: most pieces of the SentencePiece vocabulary.
-      image_size: side of the drawings, in pixels.
+      image_size: side of the square drawings, in pixels.
       brightness: of the backgrounds, one of BRIGHTNESSES.
+      wide_and_tall: some drawings are wide or tall; the corpus has a size for each canvas.
       num_workers: processes that draw; 0 draws in this one.
       overwrite: replace a corpus of other settings.
     """
-    config = BuildConfig(name="shapes", image_size=image_size, seed=seed, vocab_size=vocab_size)
-    source = shapes_source(sizes, seed, image_size, brightness)
+    canvases = tuple(canvas_size(name, image_size) for name in CANVASES) if wide_and_tall else ()
+    config = BuildConfig(name="shapes", image_size=image_size, sizes=canvases, seed=seed, vocab_size=vocab_size)
+    source = shapes_source(sizes, seed, image_size, brightness, wide_and_tall)
     extra = {"heldout": sorted(list(pair) for pair in HELDOUT), "brightness": brightness}
     return build_corpus(source, out_dir, config, num_workers=num_workers, overwrite=overwrite, extra=extra)

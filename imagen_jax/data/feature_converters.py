@@ -12,6 +12,9 @@ import tensorflow as tf
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 _IMAGE = _Spec(dtype=tf.float32, rank=3)
+# A picture of any size has a known number of channels alone, which stands for its length.
+_SIZED_IMAGE = _Spec(dtype=tf.float32, rank=3, sequence_dim=2)
+_FRAMING = _Spec(dtype=tf.float32, rank=1)
 _TEXT = _Spec(dtype=tf.float32, rank=2)
 _MASK = _Spec(dtype=tf.bool, rank=1)
 _SOURCE = _Spec(dtype=tf.int32, rank=0)
@@ -22,6 +25,7 @@ class BaseFeatureConverter(seqio.FeatureConverter):
 
     Args:
       with_source: the number of the example's source is kept too.
+      sized: pictures may have any size, and have their framing.
       text_dtype: of text, float32 or bfloat16.
       check_lengths: looks at the lengths of every example, twice, which costs as much as decoding a small picture;
         False where the shapes are known before an example is made.
@@ -35,10 +39,17 @@ class BaseFeatureConverter(seqio.FeatureConverter):
     PACKING_FEATURE_DTYPES: ClassVar[Mapping[str, tf.DType] | None] = None
 
     def __init__(
-        self, with_source: bool = False, text_dtype: tf.DType = tf.float32, check_lengths: bool = True
+        self,
+        with_source: bool = False,
+        text_dtype: tf.DType = tf.float32,
+        check_lengths: bool = True,
+        sized: bool = False,
     ) -> None:
         super().__init__(pack=False, apply_length_check=check_lengths)
         own = {"text": _Spec(dtype=text_dtype, rank=2)} | ({"source": _SOURCE} if with_source else {})
+        if sized:
+            images = {name: _SIZED_IMAGE for name in self.TASK_FEATURES if name in ("x0", "low_res")}
+            own = {**own, **images, "framing": _FRAMING}
         self.TASK_FEATURES = {**self.TASK_FEATURES, **own}  # type: ignore[misc]
         self.MODEL_FEATURES = {**self.MODEL_FEATURES, **own}  # type: ignore[misc]
 

@@ -36,10 +36,17 @@ def shuffled(
       epoch: int64 [k], the epoch of each position.
       source: number of the source; a number, or int64 [k].
     """
-    return _permuted(position, num_examples, (source * 2 + _RECORDS, seed, epoch))
+    return permuted(position, num_examples, (source * 2 + _RECORDS, seed, epoch))
 
 
-def _permuted(position: tf.Tensor, size: tf.Tensor | int, key: Sequence[tf.Tensor | int]) -> tf.Tensor:
+def permuted(position: tf.Tensor, size: tf.Tensor | int, key: Sequence[tf.Tensor | int]) -> tf.Tensor:
+    """Where a permutation of range(size) puts each position: int64 [k].
+
+    Args:
+      position: int64 [k], each in [0, size).
+      size: a number, or int64 [k].
+      key: three numbers, or int64 [k], that choose the permutation.
+    """
     seeds = tf.stack([tf.broadcast_to(tf.cast(part, tf.int64), tf.shape(position)) for part in key], axis=1)
     last = tf.cast(size, tf.int64) - 1
     return tf.raw_ops.RandomIndexShuffle(index=position, seed=seeds, max_index=last, rounds=_SHUFFLE_ROUNDS)
@@ -103,7 +110,7 @@ class Order:
         phase = tf.searchsorted(starts, number, side="right", out_type=tf.int64) - 1
         since = number - tf.gather(starts, phase)
         block, place = since // BLOCK, since % BLOCK
-        place = _permuted(place, BLOCK, (phase * 2 + _SOURCES, seed, block))
+        place = permuted(place, BLOCK, (phase * 2 + _SOURCES, seed, block))
         ends = tf.gather(np.cumsum(parts, axis=1), phase)
         source = tf.reduce_sum(tf.cast(place[:, None] >= ends, tf.int64), axis=1)
         own = tf.stack((phase, source), axis=1)

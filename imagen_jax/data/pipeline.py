@@ -6,8 +6,8 @@
     record    = shuffled(m mod N; seed, epoch)   each epoch is a permutation
     a host reads the rows that its devices hold
 
-Nothing depends on the number of hosts, shards or threads, and resuming at a step skips nothing and reads
-nothing twice.
+A corpus of sizes has an order of its own: `data.size_order`. Nothing depends on the number of hosts, shards or threads,
+and resuming at a step skips nothing and reads nothing twice.
 """
 
 import weakref
@@ -23,6 +23,8 @@ from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import Order
 from imagen_jax.data.preprocessors import FailureBox
 from imagen_jax.data.records import Corpus
+from imagen_jax.data.size_order import SizeOrder
+from imagen_jax.data.sized_pictures import check_corpus_sizes
 from imagen_jax.data.tasks import (
     OpenSource,
     feature_converter,
@@ -64,8 +66,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     """This host's rows of every global batch, without end.
 
     Each batch is a dict of numpy arrays: x0 [b, h, w, 3] float32 in [-1, 1]; low_res [b, h', w', 3] likewise
-    (super-resolution only); text [b, n, d], zero-padded; text_mask [b, n] bool; of a mixture also source [b]
-    int32.
+    (super-resolution only); text [b, n, d], zero-padded; text_mask [b, n] bool; of a mixture also source [b] int32; of
+    a corpus of sizes also framing [b, 6] float32 (`data.sized_pictures`), and h, w are those of its batch.
 
     Args:
       config: what to read.
@@ -101,6 +103,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             [share.rate for share in shares],
             [(step * batch_size, rates) for step, rates in config.rate_changes],
         )
+        ranges = [check_corpus_sizes(config, one.corpus, one.split) for one in self._sources][0]
+        self._sized = SizeOrder(ranges, batch_size, seed) if ranges else None
         self._rows = own
         self._start()
 
@@ -114,6 +118,8 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
     def _records(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Of this host's rows of a step: sources, record numbers in them, and the numbers of the examples."""
         number = step * self._batch_size + tf.constant(self._rows, tf.int64)
+        if self._sized is not None:
+            return tf.zeros_like(number), self._sized.records(step, tf.constant(self._rows, tf.int64)), number
         return (*self._order.records(number, self._seed), number)
 
     def _examples(self, batches: tf.data.Dataset) -> tf.data.Dataset:
@@ -126,13 +132,15 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
             max_text_length=config.max_text_length,
             crop=config.crop,
             failures=self._failures,
+            sized=self._sized is not None,
         )
 
         dataset = task.source.read(batches, self._seed, _NUM_READ)
         dataset = task.preprocess_postcache(dataset, sequence_length=None)
-        mixed = len(self._sources) > 1
-        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed)
-        return feature_converter(config.low_res_size, mixed, tf.as_dtype(self.text_dtype))(dataset, lengths)
+        mixed, sized = len(self._sources) > 1, self._sized is not None
+        lengths = feature_lengths(config.image_size, config.low_res_size, config.max_text_length, mixed, sized)
+        dtype = tf.as_dtype(self.text_dtype)
+        return feature_converter(config.low_res_size, mixed, dtype, sized)(dataset, lengths)
 
     def _dataset(self, alive: tf.Variable) -> tf.data.Dataset:
         steps = tf.data.Dataset.counter(self._step).take_while(lambda _: alive.read_value())

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from imagen_jax.data.duplicates import Screen, caption_mark, picture_mark
+from imagen_jax.data.sizes import Size, fitted, nearest_size, shards_name, too_small
 from imagen_jax.errors import UserError
 from imagen_jax.image_files import ImageError, centre_square, decode_and_tell, upright_original
 
@@ -52,6 +53,8 @@ class Prepared:
       image: the file of its picture.
       height, width: of the upright picture, in pixels.
       orientation: how EXIF turns its pixels; 1 of all but kept originals.
+      split: where its record goes: the split or, in a corpus of sizes, what `sizes.shards_name` makes of it.
+      original_size: height and width before the picture got its size, in a corpus of sizes.
       repair: what about the input could not be used and was done without; empty if all was well.
       picture_mark, caption_mark: tell pictures that look alike and captions of equal words; see `duplicates`.
     """
@@ -67,6 +70,7 @@ class Prepared:
     repair: str = ""
     picture_mark: str = ""
     caption_mark: str = ""
+    original_size: Size | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,15 +140,29 @@ class PictureForm:
         "original": a JPEG file of grey or RGB pixels as it came, byte for byte, whatever its size and shape, and PNG
         squares of all others. Who reads an original turns it upright and cuts and scales its centre square.
       quality: 1 to 100, of "jpeg" and "webp".
+      sizes: heights and widths that it comes in, the nearest of them; see `data.sizes`. Empty: squares alone.
     """
 
     image_size: int
     min_size: int
     image_format: str = "png"
     quality: int | None = None
+    sizes: tuple[Size, ...] = ()
+
+    def size_of(self, original: Size) -> Size:
+        """Height and width that a picture gets."""
+        return nearest_size(original, self.sizes) if self.sizes else (self.image_size, self.image_size)
+
+    def problem(self, original: Size) -> str:
+        """The reason to refuse a picture of a height and width; empty if it is large enough."""
+        if self.sizes:
+            return too_small(original, self.size_of(original), self.image_size, self.min_size)
+        if min(original) >= self.min_size:
+            return ""
+        return f"image is {original[1]}x{original[0]}; the shorter side must be at least {self.min_size} pixels"
 
     def encode(self, square: Image.Image) -> bytes:
-        """The file of a square."""
+        """The file of a square, or of a picture that has its size."""
         buffer = io.BytesIO()
         if self.image_format == "jpeg":
             square.save(buffer, "JPEG", quality=self.quality, subsampling=0)
@@ -178,31 +196,29 @@ def prepare(raw: RawExample, form: PictureForm) -> Prepared | Rejection:
     except ImageError as error:
         return Rejection(source=raw.key, reason=f"image cannot be decoded: {error}")
     width, height = image.size
-    if min(image.size) < form.min_size:
-        return Rejection(
-            source=raw.key,
-            reason=f"image is {width}x{height}; the shorter side must be at least {form.min_size} pixels",
-        )
+    size = form.size_of((height, width))
+    if problem := form.problem((height, width)):
+        return Rejection(source=raw.key, reason=problem)
     square = centre_square(image, form.image_size)
     original = upright_original(raw.image) if form.image_format == "original" else None
     if original is None:
-        width = height = form.image_size
-        file, orientation = form.encode(square), 1
+        file, orientation = form.encode(fitted(image, size) if form.sizes else square), 1
     else:
         file, orientation = original
     meta = "" if raw.meta is None else json.dumps(raw.meta, sort_keys=True)
     return Prepared(
         key=raw.key,
         image=file,
-        height=height,
-        width=width,
+        height=size[0] if original is None else height,
+        width=size[1] if original is None else width,
         orientation=orientation,
         caption=caption,
-        split=raw.split,
+        split=shards_name(raw.split, size) if form.sizes else raw.split,
         meta=meta,
         repair=repair,
         picture_mark=picture_mark(square),
         caption_mark=caption_mark(caption),
+        original_size=(height, width) if form.sizes else None,
     )
 
 

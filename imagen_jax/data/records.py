@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from imagen_jax.array_records import SUFFIX, RecordFiles, Wanted, open_records, write_index
 from imagen_jax.checks import check_path
+from imagen_jax.data.sizes import SIZES_FORM, Size, SizeRange, ranges_of
 from imagen_jax.errors import UserError, file_errors
 from imagen_jax.files import (
     FILE_NAME,
@@ -54,6 +55,8 @@ PARSE_SPEC = {
     "caption": tf.io.FixedLenFeature([], tf.string),
     "orientation": tf.io.FixedLenFeature([], tf.int64, default_value=1),
 }
+# Of a corpus of sizes besides: height and width before the picture got its size.
+SIZED_PARSE_SPEC = {**PARSE_SPEC, "original_size": tf.io.FixedLenFeature([2], tf.int64)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class Record:
       height, width: size of the upright image, in pixels.
       meta: JSON text, "" if none.
       orientation: 1 to 8 as EXIF counts them, of a kept original: how its pixels are turned when it is read.
+      original_size: height and width before the picture got its size, in a corpus of sizes.
     """
 
     key: bytes
@@ -76,6 +80,7 @@ class Record:
     width: int
     meta: str = ""
     orientation: int = 1
+    original_size: Size | None = None
 
 
 def encode_record(record: Record) -> bytes:
@@ -84,8 +89,8 @@ def encode_record(record: Record) -> bytes:
     def text(value: bytes) -> tf.train.Feature:
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    def number(value: int) -> tf.train.Feature:
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+    def number(*values: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
 
     feature = {
         "key": text(record.key),
@@ -97,6 +102,8 @@ def encode_record(record: Record) -> bytes:
     }
     if record.orientation != 1:
         feature["orientation"] = number(record.orientation)
+    if record.original_size is not None:
+        feature["original_size"] = number(*record.original_size)
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString(deterministic=True)
 
@@ -104,6 +111,7 @@ def encode_record(record: Record) -> bytes:
 def decode_record(serialized: bytes) -> Record:
     """Reads what `encode_record` wrote."""
     feature = tf.train.Example.FromString(serialized).features.feature
+    original = tuple(feature["original_size"].int64_list.value) if "original_size" in feature else ()
     return Record(
         key=feature["key"].bytes_list.value[0],
         image=feature["image"].bytes_list.value[0],
@@ -112,6 +120,7 @@ def decode_record(serialized: bytes) -> Record:
         width=feature["width"].int64_list.value[0],
         meta=feature["meta"].bytes_list.value[0].decode(),
         orientation=feature["orientation"].int64_list.value[0] if "orientation" in feature else 1,
+        original_size=(original[0], original[1]) if original else None,
     )
 
 
@@ -261,7 +270,7 @@ class Corpus:
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+        """Side of the square images, in pixels; of a corpus of sizes the nominal one (`data.sizes`)."""
         return self.manifest["image_size"]
 
     @property
@@ -288,6 +297,20 @@ class Corpus:
           UserError: no such split.
         """
         return sum(shard["num_examples"] for shard in self._shards(split))
+
+    def sizes(self, split: str) -> tuple[SizeRange, ...]:
+        """Where the records of each size lie in a split; none of a corpus of squares.
+
+        Raises:
+          UserError: no such split, or the manifest counts other records of sizes than there are.
+        """
+        count, entry = self.num_examples(split), self.manifest["splits"][split]
+        place = self.directory / MANIFEST
+        check_content(place, entry.get("sizes", []), [SIZES_FORM], _FIX, f"sizes of split {split!r}")
+        ranges = ranges_of(entry)
+        if ranges and sum(one.count for one in ranges) != count:
+            raise UserError(f"the sizes of split {split!r} in {place} do not count its {count} records; {_FIX}")
+        return ranges
 
     def place_of(self, split: str, index: int) -> tuple[str, int]:
         """File of the shard that holds a record of a split, and the number of the record in it."""

@@ -13,9 +13,10 @@ import functools
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from imagen_jax.data.shapes_canvas import CANVASES, canvas_size
 from imagen_jax.data.shapes_scene import HUES, Object, Scene
 
-# Radius in 64ths of the image side. Two large objects plus their gap and the margins must fit side by side.
+# Radius in 64ths of the side of a square image. Two large objects plus their gap and the margins must fit side by side.
 _SINGLE_RADII = {"small": 12.0, "medium": 15.0, "large": 18.0}
 _TWO_RADII = {"small": 11.0, "medium": 12.2, "large": 13.4}
 _GROUP_RADIUS = 11.0
@@ -64,13 +65,14 @@ def _layout_two(scene: Scene, rng: np.random.Generator) -> list[tuple[float, flo
     return places
 
 
-def layout(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> list[Placed]:
+def layout(scene: Scene, rng: np.random.Generator, image_size: int = 64, canvas: str = "square") -> list[Placed]:
     """Places the objects of a scene without overlap, at least 3/64 of the side apart, wholly in the image.
 
     Args:
-      scene: what the picture holds.
+      scene: what the picture holds; something that the canvas has room for.
       rng: draws places and radii.
-      image_size: side in pixels.
+      image_size: side of a square image, in pixels.
+      canvas: one of CANVASES; places about its middle are the same on all of them.
     """
     places: list[tuple[float, float, float]]
     if scene.kind == "single":
@@ -90,35 +92,45 @@ def layout(scene: Scene, rng: np.random.Generator, image_size: int = 64) -> list
             y = shift[1] + (2 * (corner // 2) - 1) * _GROUP_OFFSET + jitter[1]
             places.append((x, y, radius))
     scale = image_size / 64
+    height, width = CANVASES[canvas]
+    right, down = (width - 64) / 2, (height - 64) / 2
     return [
-        Placed(object=one, x=float(x) * scale, y=float(y) * scale, radius=float(r) * scale)
+        Placed(object=one, x=float(x + right) * scale, y=float(y + down) * scale, radius=float(r) * scale)
         for one, (x, y, r) in zip(scene.drawn, places, strict=True)
     ]
 
 
 @functools.cache
-def _smooth_rows(image_size: int, num_knots: int) -> Float[np.ndarray, "size knots"]:
-    """Rows of linear interpolation weights from `num_knots` even knots to `image_size` pixels."""
-    at = np.linspace(0, num_knots - 1, image_size)[:, None] - np.arange(num_knots)[None]
+def _smooth_rows(num_pixels: int, num_knots: int) -> Float[np.ndarray, "size knots"]:
+    """Rows of linear interpolation weights from `num_knots` even knots to `num_pixels` pixels."""
+    at = np.linspace(0, num_knots - 1, num_pixels)[:, None] - np.arange(num_knots)[None]
     return np.clip(1 - np.abs(at), 0, 1).astype(np.float32)
 
 
 @functools.cache
-def _grid(image_size: int) -> tuple[Float[np.ndarray, "1 size"], Float[np.ndarray, "size 1"]]:
-    centres = (np.arange(image_size, dtype=np.float32) + 0.5) * (64 / image_size)
-    return centres[None], centres[:, None]
+def _grid(image_size: int, canvas: str) -> tuple[Float[np.ndarray, "1 w"], Float[np.ndarray, "h 1"]]:
+    """x and y of each pixel, in 64ths of the side of a square image."""
+    height, width = (
+        (np.arange(side, dtype=np.float32) + 0.5) * (64 / image_size) for side in canvas_size(canvas, image_size)
+    )
+    return width[None], height[:, None]
 
 
 def background(
-    rng: np.random.Generator, image_size: int = 64, kind: str | None = None, brightness: str = BRIGHTNESSES[0]
-) -> Float[np.ndarray, "size size 3"]:
+    rng: np.random.Generator,
+    image_size: int = 64,
+    kind: str | None = None,
+    brightness: str = BRIGHTNESSES[0],
+    canvas: str = "square",
+) -> Float[np.ndarray, "h w 3"]:
     """A background of low saturation with values in [0, 1].
 
     Args:
       rng: draws tint, brightness and texture.
-      image_size: side in pixels.
+      image_size: side of a square image, in pixels.
       kind: one of BACKGROUNDS; None draws it (most are plain).
       brightness: one of BRIGHTNESSES.
+      canvas: one of CANVASES.
     """
     if kind is None:
         kind = BACKGROUNDS[rng.choice(len(BACKGROUNDS), p=list(_BACKGROUND_RATES.values()))]
@@ -128,17 +140,18 @@ def background(
         value = rng.uniform(0.7, 0.93) if rng.random() < 0.9 else rng.uniform(0.15, 0.35)
     # Greys and beiges: a warm tint never strong enough to be a colour.
     tint = np.asarray(colorsys.hsv_to_rgb(rng.uniform(0.07, 0.14), rng.uniform(0.0, 0.11), value), np.float32)
-    x, y = _grid(image_size)
+    x, y = _grid(image_size, canvas)
+    (height, width), (middle_y, middle_x) = canvas_size(canvas, image_size), (side / 2 for side in CANVASES[canvas])
     angle = rng.uniform(0, 2 * np.pi)
-    along = np.float32(np.cos(angle)) * (x - 32) + np.float32(np.sin(angle)) * (y - 32)
+    along = np.float32(np.cos(angle)) * (x - middle_x) + np.float32(np.sin(angle)) * (y - middle_y)
     amplitude = 0.06 * min(1.0, value / 0.5)
     if kind == "plain":
-        return np.broadcast_to(tint, (image_size, image_size, 3)).copy()
+        return np.broadcast_to(tint, (height, width, 3)).copy()
     if kind == "gradient":
         pattern = along / 32
     elif kind == "noise":
-        rows = _smooth_rows(image_size, 10)
-        pattern = rows @ rng.uniform(-1, 1, (10, 10)).astype(np.float32) @ rows.T
+        knots = rng.uniform(-1, 1, (10, 10)).astype(np.float32)
+        pattern = _smooth_rows(height, 10) @ knots @ _smooth_rows(width, 10).T
     elif kind == "stripes":
         pattern = np.clip(3 * np.sin(along * np.float32(2 * np.pi / rng.uniform(10, 20))), -1, 1) * 0.6
     else:
@@ -208,7 +221,7 @@ def _shading(shape: str, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"
     return np.where(on_top, 1.0, np.where(on_side, 0.64, 0.86)).astype(np.float32)
 
 
-def paint(image: Float[np.ndarray, "size size 3"], placed: Placed, rng: np.random.Generator) -> None:
+def paint(image: Float[np.ndarray, "h w 3"], placed: Placed, rng: np.random.Generator) -> None:
     """Paints one object over `image` in place.
 
     Args:
@@ -238,17 +251,22 @@ def to_uint8(image: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def draw(
-    scene: Scene, rng: np.random.Generator, image_size: int = 64, brightness: str = BRIGHTNESSES[0]
-) -> UInt8[np.ndarray, "size size 3"]:
+    scene: Scene,
+    rng: np.random.Generator,
+    image_size: int = 64,
+    brightness: str = BRIGHTNESSES[0],
+    canvas: str = "square",
+) -> UInt8[np.ndarray, "h w 3"]:
     """Draws a scene.
 
     Args:
       scene: what the picture holds.
       rng: draws the background, places, radii and the exact colours.
-      image_size: side in pixels.
+      image_size: side of a square image, in pixels.
       brightness: of the background, one of BRIGHTNESSES.
+      canvas: one of CANVASES that has room for the scene.
     """
-    image = background(rng, image_size, brightness=brightness)
-    for placed in layout(scene, rng, image_size):
+    image = background(rng, image_size, brightness=brightness, canvas=canvas)
+    for placed in layout(scene, rng, image_size, canvas):
         paint(image, placed, rng)
     return to_uint8(image)

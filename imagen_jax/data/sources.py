@@ -37,45 +37,60 @@ _FETCHED_AT_ONCE = 32
 
 
 def shapes_source(
-    num_examples: Mapping[str, int], seed: int, image_size: int = 64, brightness: str = "light_or_dark"
+    num_examples: Mapping[str, int],
+    seed: int,
+    image_size: int = 64,
+    brightness: str = "light_or_dark",
+    wide_and_tall: bool = False,
 ) -> Source:
     """The drawn shapes corpus.
 
     Args:
       num_examples: examples by split, such as {"train": 20000, "val": 1000}.
       seed: fixes every pixel and caption.
-      image_size: side of the drawings, in pixels.
+      image_size: side of the square drawings, in pixels.
       brightness: of the backgrounds, one of `shapes.BRIGHTNESSES`.
+      wide_and_tall: some drawings are wide or tall.
 
     Raises:
       UserError: there is no such brightness.
     """
     parts = [
-        functools.partial(_shapes_part, seed, split, number, start, image_size, brightness)
+        functools.partial(_shapes_part, seed, split, number, start, image_size, brightness, wide_and_tall)
         for split, number in num_examples.items()
         for start in range(0, number, _EXAMPLES_PER_PART)
     ]
     # The first drawings tell apart corpora of two releases that draw differently.
     digest = hashlib.sha256()
     for split, number in num_examples.items():
-        for one in _shapes_part(seed, split, min(number, 8), 0, image_size, brightness):
+        for one in _shapes_part(seed, split, min(number, 8), 0, image_size, brightness, wide_and_tall):
             digest.update(np.asarray(one.image).tobytes() + one.caption.encode())
     settings = {
         "kind": "shapes",
         "seed": seed,
         "num_examples": dict(num_examples),
         "digest": digest.hexdigest(),
+        **({"wide_and_tall": True} if wide_and_tall else {}),
     }
     return Source(parts=parts, num_examples=sum(num_examples.values()), settings=settings)
 
 
 def _shapes_part(
-    seed: int, split: str, number: int, start: int, image_size: int, brightness: str
+    seed: int, split: str, number: int, start: int, image_size: int, brightness: str, wide_and_tall: bool
 ) -> Iterator[RawExample]:
     from imagen_jax.data import shapes
 
     stop = min(start + _EXAMPLES_PER_PART, number)
-    drawn = shapes.examples(seed, split, number, start=start, stop=stop, image_size=image_size, brightness=brightness)
+    drawn = shapes.examples(
+        seed,
+        split,
+        number,
+        start=start,
+        stop=stop,
+        image_size=image_size,
+        brightness=brightness,
+        wide_and_tall=wide_and_tall,
+    )
     for key, image, caption, scene in drawn:
         yield RawExample(key=key, image=image, caption=caption, split=split, meta=scene.to_dict())
 

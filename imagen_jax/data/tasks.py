@@ -16,7 +16,8 @@ from imagen_jax.data.bad_records import BadRecords
 from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.feature_converters import BaseFeatureConverter, SuperResolutionFeatureConverter
 from imagen_jax.data.mixture import shuffled
-from imagen_jax.data.records import PARSE_SPEC, Corpus
+from imagen_jax.data.records import PARSE_SPEC, SIZED_PARSE_SPEC, Corpus
+from imagen_jax.data.sized_pictures import make_sized_images
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
@@ -152,17 +153,23 @@ class CorpusSource(_ByNumber):
         return batches.map(read).unbatch()
 
 
-def parsed(read: Callable[..., Sequence[bytes]], arguments: Sequence[tf.Tensor], shape: Any) -> dict[str, tf.Tensor]:
+def parsed(
+    read: Callable[..., Sequence[bytes]],
+    arguments: Sequence[tf.Tensor],
+    shape: Any,
+    spec: Mapping[str, Any] = PARSE_SPEC,
+) -> dict[str, tf.Tensor]:
     """Records that a Python function reads, as key, image and caption.
 
     Args:
       read: gives the records for the values of `arguments`.
       arguments: its arguments.
       shape: of the records, (k,).
+      spec: what is read of them.
     """
     fetch = lambda *values: np.array(read(*values), dtype=object)  # noqa: E731
     serialized = tf.numpy_function(fetch, arguments, tf.string, stateful=False)
-    return tf.io.parse_example(tf.ensure_shape(serialized, shape), PARSE_SPEC)
+    return tf.io.parse_example(tf.ensure_shape(serialized, shape), spec)
 
 
 def add_corpus(name: str, corpus_dir: str, store_dir: str | None = None) -> seqio.Task:
@@ -258,9 +265,11 @@ class RunSource(_ByNumber):
         records = self._failures.guard(functools.partial(self._records, splits))
         embed, width = self._failures.guard(self._embed), self._sources[0].text_width
         kinds = (tf.as_dtype(text_dtype(self._sources)), tf.int64)
+        sized = bool(self._sources[0].corpus.sizes(splits[0]))
+        spec = SIZED_PARSE_SPEC if sized else PARSE_SPEC
 
         def read(source: tf.Tensor, record: tf.Tensor, number: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = parsed(records, [source, record], record.shape)
+            found = parsed(records, [source, record], record.shape, spec)
             text, num_tokens = tf.numpy_function(embed, [source, found["key"], found["caption"]], kinds, stateful=False)
             return {
                 **found,
@@ -310,6 +319,7 @@ def register_task(
     max_text_length: int,
     crop: str,
     failures: preprocessors.FailureBox,
+    sized: bool = False,
 ) -> seqio.Task:
     """Registers `imagen_base`, or `imagen_sr` where there is a low_res_size, and returns it.
 
@@ -320,6 +330,7 @@ def register_task(
       image_size, low_res_size, crop: see `preprocessors`.
       max_text_length: most token embeddings of a caption.
       failures: keeps a UserError raised inside the dataset.
+      sized: the source is a corpus of sizes.
     """
     features = {
         "x0": seqio.ContinuousFeature(dtype=tf.float32, rank=3),
@@ -329,17 +340,27 @@ def register_task(
     name = BASE_TASK
     if low_res_size is not None:
         name, features["low_res"] = SUPER_RESOLUTION_TASK, features["x0"]
+    if sized:
+        features["framing"] = seqio.ContinuousFeature(dtype=tf.float32, rank=1)
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
     sizes = [one.corpus.image_size for one in sources]
     fits = any(one.corpus.keeps_originals for one in sources)
-    steps = [
-        preprocessors.trim_text(),
-        preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
-        *([preprocessors.fit(sizes)] if fits else []),
-        preprocessors.crop(image_size, crop),
-        preprocessors.make_images(image_size, low_res_size),
-    ]
+    steps = (
+        [
+            preprocessors.trim_text(),
+            preprocessors.decode_image(None),
+            make_sized_images(image_size, low_res_size, sizes[0]),
+        ]
+        if sized
+        else [
+            preprocessors.trim_text(),
+            preprocessors.decode_image(sizes[0] if len({*sizes}) == 1 and not fits else None),
+            *([preprocessors.fit(sizes)] if fits else []),
+            preprocessors.crop(image_size, crop),
+            preprocessors.make_images(image_size, low_res_size),
+        ]
+    )
     return seqio.TaskRegistry.add(
         name,
         source=RunSource(sources, max_text_length, failures),
@@ -350,18 +371,23 @@ def register_task(
 
 
 def feature_converter(
-    low_res_size: int | None, with_source: bool = False, text_dtype: tf.DType = tf.float32
+    low_res_size: int | None, with_source: bool = False, text_dtype: tf.DType = tf.float32, sized: bool = False
 ) -> seqio.FeatureConverter:
     """The converter that fits the task of `register_task`; `with_source` keeps the numbers of the sources."""
     converter = BaseFeatureConverter if low_res_size is None else SuperResolutionFeatureConverter
-    return converter(with_source, text_dtype, check_lengths=False)
+    return converter(with_source, text_dtype, check_lengths=False, sized=sized)
 
 
 def feature_lengths(
-    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False
+    image_size: int, low_res_size: int | None, max_text_length: int, with_source: bool = False, sized: bool = False
 ) -> dict[str, int]:
-    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption."""
+    """Lengths of the task features, as seqio calls them: the side of an image, the tokens of a caption.
+
+    Of a picture of any size that is the number of its channels.
+    """
+    if sized:
+        image_size, low_res_size = 3, None if low_res_size is None else 3
     lengths = {"x0": image_size, "text": max_text_length}
     if low_res_size is not None:
         lengths["low_res"] = low_res_size
-    return lengths | ({"source": 1} if with_source else {})
+    return lengths | ({"source": 1} if with_source else {}) | ({"framing": 6} if sized else {})

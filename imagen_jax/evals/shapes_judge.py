@@ -30,6 +30,8 @@ MIN_CHROMA = 0.25
 CUT_FRACTION = 0.42
 # Regions below this many pixels (of a 64 x 64 picture) are specks; the smallest drawn object has about 150.
 MIN_AREA = 30
+# Of a picture; a wide drawing beside a square of 32 x 32 has 24 x 40.
+MIN_PIXELS = 24 * 40
 # Regions above this share of the picture are no object; the largest drawn one has 0.27.
 MAX_SHARE = 0.4
 # A second hue counts as an object of its own from this share of a region on.
@@ -233,17 +235,21 @@ def read(image: Shaped[np.ndarray, "..."]) -> Reading:
     """Tells the objects of a picture.
 
     Args:
-      image: uint8 [size, size, 3], at least 32 pixels a side; tuned for 64.
+      image: uint8 [h, w, 3] of any shape, with as many pixels as a square of side 32, within a sixteenth, or more;
+        tuned for 64 x 64.
 
     Raises:
       UserError: the image is no such picture.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.shape[0] != image.shape[1]:
-        raise UserError(f"image is {image.dtype} {image.shape}; expected uint8 (size, size, 3)")
-    if image.shape[0] < 32:
-        raise UserError(f"image is {image.shape[0]} pixels a side; expected at least 32, best 64")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"image is {image.dtype} {image.shape}; expected uint8 (height, width, 3)")
+    num_pixels = image.shape[0] * image.shape[1]
+    if num_pixels < MIN_PIXELS:
+        raise UserError(
+            f"image is {image.shape[0]}x{image.shape[1]}; expected at least {MIN_PIXELS} pixels, best about 64x64"
+        )
     chroma, hue = _chroma_and_hue(image)
-    min_area = MIN_AREA * (image.shape[0] / 64) ** 2
+    min_area = MIN_AREA * num_pixels / 64**2
     seen = []
     for (rows, columns), region in _regions(chroma > MIN_CHROMA, min_area):
         near_chroma, near_hue = chroma[rows, columns], hue[rows, columns]

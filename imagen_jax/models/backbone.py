@@ -11,8 +11,8 @@ from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.typing import Array, Float, PRNGKeyArray, PyTree
 
 # Conditioning that a stage may give: token embeddings with their mask; a low-resolution image with its aug_level
-# (Stage.low_res_size); an estimate of x0 (Stage.self_cond_rate).
-CONDITIONS = ("text", "low_res", "self_cond")
+# (Stage.low_res_size); an estimate of x0 (Stage.self_cond_rate); how the picture is framed (Stage.framing).
+CONDITIONS = ("text", "low_res", "self_cond", "framing")
 
 
 @runtime_checkable
@@ -84,6 +84,6 @@ def check_backbone(model: Any, wanted: tuple[str, ...]) -> None:
     if missing:
         raise UserError(
             f"Stage.model ({name}) has conditions {conditions}, expected {wanted}: a stage gives text always, low_res "
-            f"with low_res_size and self_cond with self_cond_rate; choose a network that reads {missing[0]!r}, or "
-            "unset that of the stage"
+            "with low_res_size, self_cond with self_cond_rate and framing where it is set; choose a network that reads "
+            f"{missing[0]!r}, or unset that of the stage"
         )

@@ -24,6 +24,8 @@ class Conditioning:
       low_res: super-resolution only: the low-resolution image, resized to the size of z_t and corrupted.
       aug_level: super-resolution only: how far low_res was corrupted, in [0, 1].
       self_cond: self-conditioning only: an estimate of x0 in [-1, 1], or zeros.
+      framing: of stages that are told of it: height and width of the original picture, those cut off at the top and at
+        the left, height and width of x0, all in pixels of x0.
     """
 
     text: Float[Array, "b n d"]
@@ -31,10 +33,16 @@ class Conditioning:
     low_res: Float[Array, "b h w c"] | None = None
     aug_level: Float[Array, " b"] | None = None
     self_cond: Float[Array, "b h w c"] | None = None
+    framing: Float[Array, "b 6"] | None = None
 
     def images(self) -> tuple[Float[Array, "b h w c"], ...]:
         """The images among them, which a network reads beside z_t."""
         return tuple(image for image in (self.low_res, self.self_cond) if image is not None)
+
+
+def uncropped(rows: int, height: int, width: int) -> Float[Array, "b 6"]:
+    """The framing of pictures that are drawn: nothing was cut off, and the original was of their size."""
+    return jnp.tile(jnp.asarray([height, width, 0, 0, height, width], jnp.float32), (rows, 1))
 
 
 @runtime_checkable

@@ -29,6 +29,10 @@ def masked_mean(tokens: Float[Array, "b n d"], mask: Bool[Array, "b n"]) -> Floa
     return (tokens * weight).sum(1) / jnp.maximum(weight.sum(1), 1.0)
 
 
+# SDXL's width for one number.
+_FRAMING_DIM = 256
+
+
 class AttentionPool(nn.Module):
     """Pools a token sequence to one vector by attention from the masked mean (paper appendix F: attention pooling).
 
@@ -103,6 +107,10 @@ class Embedder(nn.Module):
         emb = self._mlp("noise", sinusoid(50.0 * log_snr, self.emb_dim))
         if cond.aug_level is not None:
             emb = emb + self._mlp("aug", sinusoid(1000.0 * cond.aug_level, self.emb_dim))
+        if cond.framing is not None:
+            # As SDXL does: features of each of the six numbers beside each other, added to the embedding.
+            features = sinusoid(cond.framing.reshape(-1), _FRAMING_DIM)
+            emb = emb + self._mlp("framing", features.reshape(cond.framing.shape[0], -1))
         # The mask zeroes padding after the bias of the projection, so null text is exactly zero everywhere.
         tokens = layer_norm(name="text_norm")(cond.text) if self.text.norm else cond.text
         tokens = dense(self.text.dim, axes=("text", "embed"), dtype=self.dtype, name="text_proj")(tokens)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
-from imagen_jax.models.denoiser import Conditioning, drop_text
+from imagen_jax.models.denoiser import Conditioning, drop_text, uncropped
 from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.sampling.request import Request
 from imagen_jax.sampling.stage_sampler import DrawInputs, draw, image_keys
@@ -144,6 +144,7 @@ def activation_bytes(stage: Stage, settings: StaticSettings, rows: int) -> int:
             low_res=None if stage.low_res_size is None else z_t,
             aug_level=None if stage.low_res_size is None else level,
             self_cond=z_t if stage.self_cond_rate > 0 else None,
+            framing=uncropped(rows, height, width) if stage.framing else None,
         )
         return stage.model.apply({"params": params}, z_t, level, cond)
 

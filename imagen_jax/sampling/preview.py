@@ -64,8 +64,7 @@ def draw_preview(
     images = list(to_uint8(np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(drawn))))
     columns = min(8, len(images))
     if low_res is not None:
-        factor = stage.image_size // low_res.shape[1]
-        above = [enlarge(image, factor) for image in to_uint8(low_res)]
+        above = [enlarge(image, stage.scale) for image in to_uint8(low_res)]
         pairs = [(above[i : i + columns], images[i : i + columns]) for i in range(0, len(images), columns)]
         images = [image for pair in pairs for row in pair for image in row]
     return enlarge(sheet(images, columns), max(1, MIN_SIDE // stage.image_size))

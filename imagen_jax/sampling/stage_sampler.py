@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.diffusion import noise_conditioning, process, samplers
 from imagen_jax.errors import UserError
-from imagen_jax.models.denoiser import Conditioning
+from imagen_jax.models.denoiser import Conditioning, uncropped
 from imagen_jax.sharding import rules
 from imagen_jax.stage.guided import Edit, EditArrays, GuidedDenoiser, StaticSettings, lay_out_steps
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -177,6 +177,8 @@ def draw(
         low_res, level = stage.upsample_low_res(inputs.low_res), inputs.aug_level
         augmented = noise_conditioning.corrupt(low_res, noise(0, 1), rows(level))
         cond = dataclasses.replace(cond, low_res=augmented, aug_level=rows(level))
+    if stage.framing:
+        cond = dataclasses.replace(cond, framing=uncropped(batch, *settings.size))
     network = stage.network(params, mesh)
     if settings.tile_size is not None:
         network = tiled(network, settings.tile_size, settings.tile_overlap)

@@ -52,6 +52,8 @@ class Stage:
         encoder's output of "" (DeepFloyd IF).
       cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
       max_aug_level: super-resolution is trained with aug_level uniform in [0, max_aug_level] (paper: 1).
+      framing: the network is told how a picture is framed: size of the original, what was cut off, its own size
+        (SDXL, arXiv 2307.01952, section 2.2); batches then have it (`data.sized_pictures`).
       self_cond_rate: probability that a batch is trained with an estimate of x0 as a further input (self-conditioning,
         arXiv 2208.04202, section 2.2, where it is 0.5); 0: there is no such input.
 
@@ -73,6 +75,7 @@ class Stage:
     null_text: str = "zeros"
     cond_drop_rate: float = 0.1
     max_aug_level: float = 1.0
+    framing: bool = False
     self_cond_rate: float = 0.0
     time_sampler: TimeSampler = StratifiedTimes()
 
@@ -99,7 +102,12 @@ class Stage:
             raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
         if not 0.0 < self.max_aug_level <= 1.0:
             raise UserError(f"Stage.max_aug_level ({self.max_aug_level}) must be in (0, 1]; the paper uses 1")
-        given = {"text": True, "low_res": self.low_res_size is not None, "self_cond": self.self_cond_rate > 0}
+        given = {
+            "text": True,
+            "low_res": self.low_res_size is not None,
+            "self_cond": self.self_cond_rate > 0,
+            "framing": self.framing,
+        }
         check_backbone(self.model, tuple(name for name, is_given in given.items() if is_given))
         factor = self.model.size_factor
         if self.image_size % factor:
@@ -147,6 +155,8 @@ class Stage:
             cond = dataclasses.replace(cond, low_res=jnp.zeros((1, size, size, 3)), aug_level=jnp.zeros((1,)))
         if self.self_cond_rate > 0:
             cond = dataclasses.replace(cond, self_cond=jnp.zeros((1, size, size, 3)))
+        if self.framing:
+            cond = dataclasses.replace(cond, framing=jnp.zeros((1, 6)))
         return self.model.init(rng, jnp.zeros((1, size, size, 3)), jnp.zeros((1,)), cond)["params"]
 
     def network(self, params: PyTree, mesh: Mesh | None = None) -> Denoiser:
@@ -161,14 +171,18 @@ class Stage:
         """
         if mesh is None or mesh.size == 1:
             return functools.partial(self.model.apply, {"params": params})
-        lowest, ways = self.image_size // self.model.size_factor, mesh.shape["spatial"]
+        self.check_rows(self.image_size, mesh.shape["spatial"])
+        return functools.partial(on_mesh, self._apply_sharded, mesh, _param_shardings(self, mesh), params)
+
+    def check_rows(self, height: int, ways: int) -> None:
+        """Raises UserError unless the network's lowest level of images of a height can be split `ways` ways."""
+        lowest = height // self.model.size_factor
         if lowest % ways:
             raise UserError(
                 f"mesh axis spatial ({ways}) must divide {lowest}, the height of the network's lowest level "
-                f"(image_size {self.image_size} / {self.model.size_factor}); choose {math.gcd(lowest, ways)}, "
+                f"(image_size {height} / {self.model.size_factor}); choose {math.gcd(lowest, ways)}, "
                 f"or larger images"
             )
-        return functools.partial(on_mesh, self._apply_sharded, mesh, _param_shardings(self, mesh), params)
 
     def _apply_sharded(self, params: PyTree, *inputs: Any) -> Array:
         with kernels_gathered_over("fsdp"):
@@ -200,7 +214,7 @@ class Stage:
         Args:
           params: network parameters.
           batch: "x0" [b, h, w, 3] in [-1, 1], "text" [b, n, d], "text_mask" [b, n]; for super-resolution
-            "low_res" [b, h', w', 3].
+            "low_res" [b, h', w', 3], with `framing` "framing" [b, 6].
           rng: decides times, noise, dropped text, augmentation levels and self-conditioning.
           null: the null text, one row; None is zeros. Whoever trains gives what `null_text` names.
           mesh: as in `network`.
@@ -247,6 +261,8 @@ class Stage:
         text = batch["text"].astype(jnp.float32)
         cond = Conditioning(text=text, text_mask=batch["text_mask"])
         cond = drop_text(cond, jax.random.uniform(drop_rng, (b,)) >= self.cond_drop_rate, null)
+        if self.framing:
+            cond = dataclasses.replace(cond, framing=batch["framing"])
         if self.low_res_size is None:
             return cond
         low_res = self.upsample_low_res(batch["low_res"])

@@ -67,6 +67,10 @@ def tiled(network: Denoiser, tile_size: int, overlap: int) -> Denoiser:
                 for name in ("low_res", "self_cond")
                 if (image := getattr(cond, name)) is not None
             }
+            if cond.framing is not None:
+                # A tile is what a crop there would be.
+                tile = jnp.broadcast_to(jnp.asarray([*corner, tall, wide], jnp.float32), (z_t.shape[0], 4))
+                images["framing"] = jnp.concatenate([cond.framing[:, :2], tile], axis=1)
             return network(cut(z_t, corner), log_snr, dataclasses.replace(cond, **images))
 
         def add(total: tuple[Array, Array], corner: Array) -> tuple[tuple[Array, Array], None]:

@@ -165,6 +165,14 @@ class TrainConfig:
                     f"the data's {name} ({theirs}) differs from the stage's ({ours}): "
                     f"set both from one macro, e.g. DataConfig.{name} = %{name.upper()}"
                 )
+        for height, width in self.data.sizes:
+            check_sizes(self.stage, dataclasses.replace(self.sampling, tile_size=None), (height, width))
+            self.stage.check_rows(height, self.mesh.spatial)
+        if self.stage.framing and not self.data.sizes:
+            raise UserError(
+                "Stage.framing is True, but DataConfig.sizes is empty: only a corpus of sizes says how its pictures "
+                "are framed; build one (`imagen_jax build_corpus --sizes`), or unset Stage.framing"
+            )
         if self.data.encodes and self.text.max_length > self.data.max_text_length:
             raise UserError(
                 f"the text encoder's max_length ({self.text.max_length}) must be at most the data's max_text_length "

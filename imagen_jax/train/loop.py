@@ -223,7 +223,7 @@ def _train(
     setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
     with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
-        compiled, flops = setup.compile(), setup.model_flops()
+        compiled, flops = setup.compile_sizes(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)

@@ -9,7 +9,8 @@ A run starts from the first of these that exists:
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
 from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.sizes import Size
 from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.data.tasks import shares_of
 from imagen_jax.errors import UserError
@@ -31,9 +33,10 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.distill import DistillObjective, check_teacher_text
+from imagen_jax.train.objective import Batch
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
-from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
+from imagen_jax.train.step import Metrics, StepSettings, abstract_batch, jit_train_step
 from imagen_jax.typing import Bool, Float, Int, PyTree
 
 
@@ -71,6 +74,7 @@ class TrainSetup:
       batch_size: rows of one update.
       mesh: the devices.
       state: abstract state with shardings.
+      sizes: heights and widths of x0, one a batch; empty: squares.
     """
 
     objective: StageObjective
@@ -78,6 +82,7 @@ class TrainSetup:
     batch_size: int
     mesh: Mesh
     state: TrainState
+    sizes: tuple[Size, ...] = ()
 
     @classmethod
     def build(cls, config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> "TrainSetup":
@@ -99,20 +104,48 @@ class TrainSetup:
             batch_size=config.batch_size,
             mesh=mesh,
             state=abstract_state(objective, settings.optimizer, mesh),
+            sizes=config.data.sizes,
         )
 
     def with_text(self, null: Conditioning | None, dtype: np.dtype) -> "TrainSetup":
         """The same, with the null text that the stage's null_text names (None is zeros) and the dtype of the data's."""
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null, text_dtype=dtype))
 
+    def of_size(self, size: Size | None) -> "TrainSetup":
+        """The same for batches of one size alone; None: of squares."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, size=size), sizes=())
+
+    def largest(self) -> "TrainSetup":
+        """The same for batches of the size of most pixels alone."""
+        return self.of_size(max(self.sizes, key=math.prod)) if self.sizes else self
+
     def compile(self) -> jax.stages.Compiled:
-        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch."""
+        """The step, (state, batch, frozen) -> (state, metrics), ahead of the first batch; of sizes for the largest."""
+        if self.sizes:
+            return self.largest().compile()
         step = jit_train_step(self.objective, self.settings, self.mesh, self.state)
         batch = abstract_batch(self.objective, self.batch_size, self.mesh)
         return step.lower(self.state, batch, self.objective.frozen_spec(self.mesh)).compile()
 
+    def compile_sizes(self) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
+        """The step for batches of any of the sizes, one program each, compiled ahead of the first batch."""
+        if not self.sizes:
+            return self.compile()
+        programs = {size: self.of_size(size).compile() for size in self.sizes}
+
+        def step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
+            _, height, width, _ = batch["x0"].shape
+            return programs[height, width](state, batch, frozen)
+
+        return step
+
     def model_flops(self) -> int:
-        """FLOPs that one update needs, over all devices: what recomputation repeats is not counted."""
+        """FLOPs that one update needs, over all devices: what recomputation repeats is not counted.
+
+        Of several sizes it is their mean.
+        """
+        if self.sizes:
+            return sum(self.of_size(size).model_flops() for size in self.sizes) // len(self.sizes)
         objective = self.objective
         batch = abstract_batch(objective, self.batch_size, self.mesh)
         args = (self.state.params, objective.frozen_spec(self.mesh), batch, jax.eval_shape(lambda: jax.random.key(0)))

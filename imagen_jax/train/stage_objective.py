@@ -43,6 +43,7 @@ class StageObjective(Objective):
     Args:
       stage: network and diffusion.
       null: the null text that `stage.null_text` names, one row, a constant of the step; None is zeros.
+      size: height and width of x0 in its batches, which then have their framing (`data.sized_pictures`); None: squares.
       text_dtype: of the text in a batch: float32, or bfloat16 of a store that holds no more.
       sources: names of the sources of a mixture, by which the loss is averaged too; a batch then holds their numbers.
     """
@@ -51,6 +52,7 @@ class StageObjective(Objective):
     null: Conditioning | None = None
     text_dtype: np.dtype = np.dtype(np.float32)
     sources: tuple[str, ...] = ()
+    size: tuple[int, int] | None = None
 
     @property
     def metrics(self) -> Mapping[str, tuple[str, ...]]:
@@ -64,13 +66,17 @@ class StageObjective(Objective):
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images, text and, for super-resolution, low-resolution images: see `Stage.loss`."""
         stage, b = self.stage, batch_size
+        height, width = self.size or (stage.image_size, stage.image_size)
         spec = {
-            "x0": jax.ShapeDtypeStruct((b, stage.image_size, stage.image_size, 3), jnp.float32),
+            "x0": jax.ShapeDtypeStruct((b, height, width, 3), jnp.float32),
             "text": jax.ShapeDtypeStruct((b, stage.max_text_length, stage.text_embed_dim), self.text_dtype),
             "text_mask": jax.ShapeDtypeStruct((b, stage.max_text_length), jnp.bool_),
         }
         if stage.low_res_size is not None:
-            spec["low_res"] = jax.ShapeDtypeStruct((b, stage.low_res_size, stage.low_res_size, 3), jnp.float32)
+            small = (height // stage.scale, width // stage.scale)
+            spec["low_res"] = jax.ShapeDtypeStruct((b, *small, 3), jnp.float32)
+        if self.size is not None:
+            spec["framing"] = jax.ShapeDtypeStruct((b, 6), jnp.float32)
         if self.sources:
             spec["source"] = jax.ShapeDtypeStruct((b,), jnp.int32)
         return spec

@@ -72,6 +72,22 @@ def test_originals_and_shards_of_bytes_are_the_serial_builders(tmp_path: Path) -
     assert len({shard["num_examples"] for shard in shards}) > 1
 
 
+def test_sizes_are_the_serial_builders(tmp_path: Path) -> None:
+    shapes = [(8, 8), (20, 12), (9, 15), (10, 6), (7, 30), (8, 9), (60, 100)]
+    parts = [
+        [
+            RawExample(key=f"{part}/{i}", image=np.full((*shape, 3), i, np.uint8), caption="c", split="vt"[i % 2])
+            for i, shape in enumerate(shapes)
+        ]
+        for part in range(3)
+    ]
+    config = BuildConfig(name="tiny", image_size=8, sizes=((10, 6), (8, 8), (6, 10)), examples_per_shard=2)
+    serial = builder.build_corpus(_source(*parts), tmp_path / "serial", config)
+    assert build_corpus(_source(*parts), tmp_path / "beam", config, TWO_WORKERS) == serial
+    assert files(tmp_path / "beam") == files(tmp_path / "serial")
+    assert len(Corpus(tmp_path / "beam").sizes("v")) == 3
+
+
 def test_what_is_dropped_is_what_the_serial_builder_drops(tmp_path: Path) -> None:
     """Pictures of keys of one length are alike; the first stands in another part than those that look like it."""
     parts = [
