@@ -49,6 +49,7 @@ DOORS["evals"] = LOADING | {
     "sampling",
     "data.records",
     "data.shapes",
+    "data.shapes_canvas",
     "data.shapes_captions",
     "data.shapes_draw",
     "data.shapes_scene",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from imagen_jax.data.builder import BuildConfig, BuildReport, build_corpus
 from imagen_jax.data.shapes import BRIGHTNESSES, HELDOUT
@@ -18,8 +19,7 @@ def build_shapes(
     image_size: int = 64,
     brightness: str = BRIGHTNESSES[0],
     wide_and_tall: bool = False,
-    num_workers: int = 0,
-    overwrite: bool = False,
+    **options: Any,
 ) -> BuildReport:
     """Builds the drawn shapes corpus with its own vocabulary.
 
@@ -33,11 +33,10 @@ def build_shapes(
       image_size: side of the square drawings, in pixels.
       brightness: of the backgrounds, one of BRIGHTNESSES.
       wide_and_tall: some drawings are wide or tall; the corpus has a size for each canvas.
-      num_workers: processes that draw; 0 draws in this one.
-      overwrite: replace a corpus of other settings.
+      options: num_workers, processes that draw, and overwrite, as for `data.builder.build_corpus`.
     """
     canvases = tuple(canvas_size(name, image_size) for name in CANVASES) if wide_and_tall else ()
     config = BuildConfig(name="shapes", image_size=image_size, sizes=canvases, seed=seed, vocab_size=vocab_size)
     source = shapes_source(sizes, seed, image_size, brightness, wide_and_tall)
     extra = {"heldout": sorted(list(pair) for pair in HELDOUT), "brightness": brightness}
-    return build_corpus(source, out_dir, config, num_workers=num_workers, overwrite=overwrite, extra=extra)
+    return build_corpus(source, out_dir, config, extra=extra, **options)

@@ -49,7 +49,7 @@ def _equal(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> bool:
 
 
 def test_rows_of_a_batch_share_a_size_and_keep_their_text_and_framing(config) -> None:
-    half = config(image_size=8, low_res_size=4, sizes=[(h // 2, w // 2) for h, w in SIZES])
+    half = config(image_size=8, low_res_size=4, sizes=tuple((h // 2, w // 2) for h, w in SIZES))
     sizes = set()
     for batch in _batches(half, 8):
         numbers, size = _numbers(batch), batch["x0"].shape[1:3]
