@@ -25,9 +25,10 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, config: Any, operative: str) -> None:
     """Loads the cascade and runs the evaluators."""
     from imagen_jax.evals.evaluator import run as run_evaluators
-    from imagen_jax.evals.evaluator import with_protocols
 
     if args.protocols is not None:
+        from imagen_jax.evals.evaluator import with_protocols
+
         config = with_protocols(config, tuple(args.protocols.split(",")))
     run_evaluators(config)
 
