@@ -43,13 +43,13 @@ def test_every_word_survives_the_shell():
 def test_overrides_survive_to_gin():
     """Spaces, equals signs and both kinds of quotes, from a config's field to the value that training gets."""
     place = '/runs/it\'s "mine" a=b $HOME'
-    config = {"overrides": (f"MODEL_DIR={place}", "NUM_STEPS=7"), "files": ("configs/experiments/demo_base.gin",)}
+    config = {"overrides": (f"MODEL_DIR={place}", "NUM_STEPS=700"), "files": ("configs/experiments/demo_base.gin",)}
     rest = " --gin.CORPUS_DIR=c --gin.STORE_DIR=s --gin.VOCABULARY_PATH=v"
     words = expand("imagen_jax train --gin_file={files} --gin.{overrides}" + rest, config)
     bindings, files = split_gin_flags(as_bash_reads(shell_line(words))[1:])
     assert files == ["--gin_file=configs/experiments/demo_base.gin"]
     run, _ = load_with_operative(TRAIN.config_class(), [files[0].split("=", 1)[1]], bindings)
-    assert (run.model_dir, run.num_steps) == (place, 7)
+    assert (run.model_dir, run.num_steps) == (place, 700)
 
 
 def test_fields_are_put_in():
