@@ -62,7 +62,7 @@ setup(
         "protobuf>=5",
         "psutil>=6",
         "pyarrow>=20",
-        "pyyaml>=6",
+        "PyYAML>=6",
         "safetensors>=0.6,<0.9",
         "scipy>=1.15",
         "sentencepiece>=0.2,<0.3",

@@ -31,8 +31,8 @@ FOREIGN_FLAGS = {
     *("direct_num_workers", "direct_running_mode", "default_sdk_harness_log_level", "runner", "project", "region"),
     *("temp_location", "sdk_container_image", "worker_machine_type", "dataflow_service_options", "experiments"),
     "number_of_worker_harness_threads",
-    # Slurm
-    *("partition",),
+    # pip
+    "no-deps",
     # XLA
     *("xla_cpu_experimental_ynn_fusion_type", "xla_force_host_platform_device_count"),
 }
@@ -98,6 +98,8 @@ class Names:
             elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
                 options = [one.value for one in node.args if isinstance(one, ast.Constant)]
                 self.flags |= {one[2:] for one in options if str(one).startswith("--")}
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("DEFINE_"):
+                self.flags |= {one.value for one in node.args[:1] if isinstance(one, ast.Constant)}
             if own_words:
                 self._read_words(node, docstrings)
 

@@ -10,12 +10,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Requirements whose module has another name.
 MODULES = {
+    "PyYAML": "yaml",
     "absl_py": "absl",
     "gin_config": "gin",
     "orbax_checkpoint": "orbax",
     "pillow": "PIL",
     "protobuf": "google",
-    "pyyaml": "yaml",
     "scikit_image": "skimage",
     "scikit_learn": "sklearn",
 }
