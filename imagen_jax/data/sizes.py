@@ -131,7 +131,7 @@ def too_small(original: Size, size: Size, image_size: int, min_size: int) -> str
 
 
 def shards_name(split: str, size: Size) -> str:
-    """What the names of the shards of one size begin with."""
+    """The beginning of the names of the shards of one size."""
     return f"{split}-{size_name(size)}"
 
 
