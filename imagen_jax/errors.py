@@ -51,7 +51,21 @@ class Terminated(BaseException):
     """SIGTERM, as an exception: what is being written is cleaned up on its way out."""
 
 
+class StoppedError(Exception):
+    """Ends a program that saved its work because a signal asked it to; it has said so.
+
+    Args:
+      name: of the signal.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.name = name
+
+
 INTERRUPTED, TERMINATED = 130, 143
+# Of a program that wants to be started again (EX_TEMPFAIL of sysexits.h).
+RETRY = 75
 MAX_LISTED = 10
 _ENDINGS: dict[int, type[BaseException]] = {signal.SIGTERM: Terminated, signal.SIGINT: KeyboardInterrupt}
 _AGAIN_AFTER_S = 0.05
@@ -117,7 +131,7 @@ def exit_code(program: Callable[[], object]) -> int:
 
     Returns:
       0, or, told on stderr in plain words, 2 after a UserError, a file that fails or too little memory, 130 after
-      Ctrl-C, 143 after SIGTERM.
+      Ctrl-C, 143 after SIGTERM, and 75 where SIGTERM found time to save and the same command goes on from there.
     """
     outlive_readers()
     try:
@@ -125,6 +139,8 @@ def exit_code(program: Callable[[], object]) -> int:
             program()
     except UserError as error:
         problem = str(error)
+    except StoppedError as error:
+        return INTERRUPTED if error.name == signal.SIGINT.name else RETRY
     except (KeyboardInterrupt, Terminated) as error:
         # Its frames hold the program that a thread of jax's may still be compiling: freed, it would crash that thread.
         _interruption[:] = [error]

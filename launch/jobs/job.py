@@ -10,12 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import INTERRUPTED, RETRY, UserError
 from launch.jobs.phases import Phase
 
-# The code with which training ends when it was asked to stop and wants to be started again (EX_TEMPFAIL).
-RETRY_CODE = 75
-INTERRUPTED = 130
 FAILED = 1
 
 
@@ -52,7 +49,7 @@ def is_retryable(code: int) -> bool:
     That is the retry code, and death by a signal (128 + its number in a shell, negative in Python): a machine that
     goes away, or a peer that does. Errors, a user's Ctrl-C and commands that are not there would only come again.
     """
-    return code == RETRY_CODE or code < 0 or (code > 128 and code != INTERRUPTED)
+    return code == RETRY or code < 0 or (code > 128 and code != INTERRUPTED)
 
 
 @dataclass(frozen=True)

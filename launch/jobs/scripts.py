@@ -1,10 +1,11 @@
 """Shell text that runs a phase on a host, and starts it again there."""
 
-from launch.jobs.job import INTERRUPTED, RETRY_CODE, Restarts
+from imagen_jax.errors import INTERRUPTED, RETRY
+from launch.jobs.job import Restarts
 
 # A function that says whether an exit code asks for another start; the same rule as `job.is_retryable`.
 IS_RETRYABLE = f"""\
-is_retryable() {{ [[ $1 -eq {RETRY_CODE} || ($1 -gt 128 && $1 -ne {INTERRUPTED}) ]]; }}"""
+is_retryable() {{ [[ $1 -eq {RETRY} || ($1 -gt 128 && $1 -ne {INTERRUPTED}) ]]; }}"""
 
 
 def restarting(run: str, ended: str, restarts: Restarts, last: str = "true") -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from imagen_jax.checks import check_count
-from imagen_jax.errors import UserError
+from imagen_jax.errors import RETRY, UserError
 from imagen_jax.streams import leave_at_once
 
 FLAGS = ("coordinator_address", "num_processes", "process_id")
@@ -206,8 +206,9 @@ def _wait_for(address: str) -> None:
 
 
 def leave_processes(code: int) -> None:
-    """Ends a joined process that failed with its exit code; returns if all went well or none were joined."""
-    if code and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+    """Ends a joined process that failed with its exit code; returns if all went well, if all were asked to stop, or
+    none were joined."""
+    if code not in (0, RETRY) and "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
         leave_at_once(code)  # The usual exit would wait for the other hosts, and they for this one.
 
 

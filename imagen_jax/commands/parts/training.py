@@ -7,12 +7,12 @@ import numpy as np
 
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.task_batches import TaskBatches
-from imagen_jax.errors import UserError
+from imagen_jax.errors import StoppedError, UserError
 from imagen_jax.files import as_path
 from imagen_jax.sampling.preview import PreviewRows
 from imagen_jax.sampling.preview_hook import PreviewHook
 from imagen_jax.train.config import PreviewConfig, TrainConfig
-from imagen_jax.train.hooks import Hook
+from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.loop import Run, train
 
 
@@ -54,16 +54,30 @@ def hooks_of(run: Run) -> Sequence[Hook]:
     )
 
 
+class _StopReason(Hook):
+    """Remembers the signal that asked the run to stop."""
+
+    name: str | None = None
+
+    def on_stop(self, info: StepInfo) -> None:
+        """Takes note of it."""
+        self.name = info.reason
+
+
 def run(config: TrainConfig, operative_config: str = "") -> None:
     """Trains one stage with its previews.
 
     Raises:
       UserError: see `train`; also when the run directory cannot be written.
+      StoppedError: a signal asked the run to stop, and it has saved.
     """
+    stopped = _StopReason()
     try:
-        train(config, operative_config, hooks=hooks_of)
+        train(config, operative_config, hooks=lambda run: (*hooks_of(run), stopped))
     except OSError as error:
         raise UserError(
             f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "
             f"fix the permissions, then run the same command again"
         ) from error
+    if stopped.name is not None:
+        raise StoppedError(stopped.name)

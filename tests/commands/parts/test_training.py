@@ -1,6 +1,8 @@
 """Training as the console command does it: previews beside the loop, errors of files told in one message."""
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagen_jax.checkpoints.folders import latest_step
 from imagen_jax.commands.parts import training
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, exit_code
 from imagen_jax.sampling import preview_hook
 from imagen_jax.sharding.rules import unbox
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -217,3 +220,22 @@ def test_run_directory_that_cannot_be_written_is_told_in_one_message(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/run' cannot be written .*Not a directory.*; choose"):
         training.run(tiny_run.tiny_config(tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_saves_and_asks_to_be_started_again(tmp_path, monkeypatch, number, code):
+    """Not 0: whoever started it would take the stage for trained."""
+
+    class Asked(Hook):
+        def after_step(self, info: StepInfo) -> None:
+            if info.step == 3:
+                os.kill(os.getpid(), number)
+
+    config = tiny_run.tiny_config(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "hooks_of", lambda run: (Asked(),))
+        assert exit_code(lambda: training.run(config)) == code
+    stopped_at = latest_step(tmp_path)
+    assert 3 <= stopped_at <= 4 < config.num_steps
+    assert exit_code(lambda: training.run(config)) == 0
+    assert latest_step(tmp_path) == config.num_steps
