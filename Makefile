@@ -36,6 +36,10 @@ $(VENV)/.installed-photos: $(VENV)/.installed
 	$(PIP_INSTALL) -e '.[dev,photos]'
 	@touch $@
 
+$(VENV)/.installed-tests: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[dev,photos,s3,s3-test]'
+	@touch $@
+
 # Beam's pins disagree with the other locks: an environment and a lock file of its own, one for every Python.
 $(BEAM_VENV)/.installed: setup.py constraints-beam.txt
 	$(PYTHON) -m venv $(BEAM_VENV)
@@ -65,19 +69,20 @@ demo-short: $(VENV)/.installed
 demo-photos: $(VENV)/.installed-photos
 	$(PY) -m launch.local --config launch/configs/photos.py
 
-# The photographs come with libraries of their own, and their corpus is tested too.
+# The photographs come with libraries of their own, and their corpus is tested too; so do buckets of s3:// and a server
+# of their protocol.
 # Two processes, a file of tests each at a time: most of the time is compiling, which one core does. In the order of
 # their names: sorted by how many tests they have, the long ones of few tests would come last, on one core.
 PYTEST = $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # All but the slow ones, of which it leaves a sample: a cascade is trained, drawn and judged.
-test: $(VENV)/.installed-photos
+test: $(VENV)/.installed-tests
 	$(PYTEST) -m 'not slow'
 
-test-all: $(VENV)/.installed-photos
+test-all: $(VENV)/.installed-tests
 	$(PYTEST)
 
-test-quick: $(VENV)/.installed
+test-quick: $(VENV)/.installed-tests
 	$(PYTEST) -m 'not slow' $(QUICK)
 
 # Damaged and odd inputs: more of them at each door than the other targets try.

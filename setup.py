@@ -58,6 +58,8 @@ setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.12.5,<0.13",
         "pillow>=11",
+        # Examples of TFDS.
+        "protobuf>=5",
         "psutil>=6",
         "pyarrow>=20",
         "safetensors>=0.6,<0.9",

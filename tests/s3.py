@@ -84,8 +84,7 @@ class Server:
 
 
 class _Silent(MotoRequestHandler):
-    protocol_version = "HTTP/1.1"
-
+    # Of HTTP/1.0, as moto's own: some of its answers have no length, and end with the connection alone.
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Nothing."""
 

@@ -22,7 +22,6 @@ MODULES = {
 NOT_IMPORTED = {
     "gcsfs": "fsspec finds it by name for gs://",
     "importlib_resources": "tensorflow-datasets imports it when a data set is prepared, and does not ask for it",
-    "tensorflow_datasets": "seqio's TFDS tasks; docs/data.md has the user run its `tfds build`",
     "tensorflow_text": "seqio imports it; its operators are built for one version of TensorFlow",
 }
 

@@ -27,7 +27,7 @@ def from_first(content: bytes) -> bytes:
 
 
 def gathered(content: bytes) -> list[bytes]:
-    """What every process gave, in their order, the same in each."""
+    """Contents that the processes gave, in their order, the same in each."""
     if jax.process_count() == 1:
         return [content]
     sizes = np.ravel(multihost_utils.process_allgather(np.array(len(content), np.int32)))

@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import tensorstore
@@ -50,28 +51,42 @@ def send(local: AnyPath, partial: AnyPath, items: Sequence[str]) -> dict[str, st
       The SHA-256 of every file of the checkpoint by its name, whoever sent it; None on a disk.
 
     Raises:
-      OSError: a file cannot be read or sent.
-      UserError: one did not arrive.
+      OSError: a file cannot be read or sent; of several processes, every one raises it.
+      UserError: one did not arrive, or the parts do not make a whole.
     """
     if not is_remote(partial):
         return None
     several = jax.process_count() > 1
     _tidy(Path(local), items, several)
-    mine = send_files(local, partial)
-    sent = {}
-    for part in gathered(json.dumps(mine).encode()):
-        sent.update(json.loads(part))
-    if several and jax.process_index() == 0:
-        for item in items:
-            sent.update(_merged(partial, item))
-    first_checks(lambda: _check_arrived(partial, {name: size for name, (size, _) in sent.items()}))
+    mine: dict[str, Any] = {"failure": ""}
+    try:
+        mine["files"] = send_files(local, partial)
+    except Exception as error:
+        if not several:
+            raise
+        mine["failure"] = f"{type(error).__name__}: {error}"  # The others wait to hear of it.
+    sent: dict[str, tuple[int, str]] = {}
+    for part in map(json.loads, gathered(json.dumps(mine).encode())):
+        if part["failure"]:
+            raise OSError(part["failure"])
+        sent.update(part["files"])
+
+    def complete() -> None:
+        if several:
+            for item in items:
+                sent.update(_merged(partial, item))
+        _check_arrived(partial, {name: size for name, (size, _) in sent.items()})
+
+    first_checks(complete)
     return {name: digest for name, (_, digest) in sent.items()}
 
 
 def _tidy(local: Path, items: Sequence[str], several: bool) -> None:
     """Gives what orbax left the names that it has in the checkpoint."""
-    for folder in local.glob(f"{ARRAYS}.*"):  # Only the first process gives the folder its name.
-        os.rename(folder, local / ARRAYS)
+    # Only the first process gives the folders their names.
+    for name, parent in [(ARRAYS, local), *((item, local / ARRAYS) for item in items)]:
+        for folder in parent.glob(f"{name}.*"):
+            os.rename(folder, parent / name)
     if several:
         for item in items:
             # The index of what the first process sees, which is its own part.
@@ -80,26 +95,33 @@ def _tidy(local: Path, items: Sequence[str], several: bool) -> None:
 
 
 def _merged(partial: AnyPath, item: str) -> dict[str, tuple[int, str]]:
-    """Writes the index of the arrays of an item, parts of which several processes sent; sizes and digests of it."""
+    """Writes the index of the arrays of an item, parts of which several processes sent; sizes and digests of it.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     folder = partial / ARRAYS / item
     before = files_under(folder)
     parts = sorted({name.partition("/")[0] for name in before if _PART.match(name)})
     if not parts:
         return {}
-    whole = _database(folder)
-    transaction = tensorstore.Transaction(atomic=True)
-    for part in parts:
-        _database(folder / part).experimental_copy_range_to(whole.with_transaction(transaction)).result()
-    transaction.commit_async().result()
+    context, transaction = tensorstore.Context(), tensorstore.Transaction(atomic=True)  # References need one context.
+    try:
+        whole = _database(folder, context).with_transaction(transaction)
+        for part in parts:
+            _database(folder / part, context).experimental_copy_range_to(whole).result()
+        transaction.commit_async().result()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the index of {folder} cannot be written ({str(error).partition(chr(10))[0]})") from error
     new = {name: size for name, size in files_under(folder).items() if name not in before}
     with tempfile.TemporaryDirectory() as copy:
         digests = fetch_files(folder, new, copy)
     return {f"{ARRAYS}/{item}/{name}": (new[name], digests[name]) for name in new}
 
 
-def _database(folder: AnyPath) -> tensorstore.KvStore:
+def _database(folder: AnyPath, context: tensorstore.Context) -> tensorstore.KvStore:
     spec = {"driver": "ocdbt", "base": kvstore_spec(folder), "config": _INDEX, "assume_config": True}
-    return tensorstore.KvStore.open(spec).result()
+    return tensorstore.KvStore.open(spec, context=context).result()
 
 
 def _check_arrived(partial: AnyPath, sizes: dict[str, int]) -> None:

@@ -26,7 +26,7 @@ class PreparedTfdsSource(seqio.TfdsDataSource):
         """The dataset.
 
         Raises:
-          UserError: it is not on disk.
+          UserError: it is not on disk, or in files that seqio does not read.
         """
         try:
             return super().get_dataset(split=split, shuffle=shuffle, **options)
@@ -34,6 +34,11 @@ class PreparedTfdsSource(seqio.TfdsDataSource):
             raise UserError(
                 f"dataset {self._name!r} is not prepared ({error}); run `tfds build {self._name}` first; "
                 "TFDS_DATA_DIR says where"
+            ) from error
+        except NotImplementedError as error:
+            raise UserError(
+                f"dataset {self._name!r} is in files that seqio does not read ({error}); build a corpus of its folder: "
+                "build_corpus --images DATA_DIR/name/version"
             ) from error
 
 
@@ -96,9 +101,10 @@ def _here(task: seqio.Task) -> seqio.Task:
     wanted = {name: size for name, size in there.items() if not version or version in name.split("/")}
     if not wanted:
         raise UserError(f"there is no dataset {loader.name!r} in {data_dir}; prepare it there, or check TFDS_DATA_DIR")
-    if sum(wanted.values()) > copies_limit():
+    total = sum(wanted.values())
+    if total > copies_limit():
         raise UserError(
-            f"dataset {loader.name!r} in {data_dir} has {sum(wanted.values()) / 1e9:.2f} GB, more than copies may take; "
+            f"dataset {loader.name!r} in {data_dir} has {total / 1e9:.2f} GB, more than copies may take; "
             "raise IMAGEN_JAX_CACHE_GB, or build a corpus of its folder (build_corpus --images), shard by shard"
         )
     loader.override_data_dir(local_folder(data_dir, [f"{dataset}/{name}" for name in wanted]))

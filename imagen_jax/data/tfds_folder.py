@@ -72,7 +72,7 @@ def tfds_source(
                 raise UserError(f"dataset {folder} lacks {name}, which {_INFO} names; copy or prepare it again")
             path = f"{os.fspath(folder).rstrip('/')}/{name}"
             digest.update(repr((split.name, name, md5_of(path))).encode())
-            place = (split.name, f"{split.name}-{shard:05d}")
+            place = (split.name, f"{split.name}-{shard:05d}", count)
             parts.append(
                 functools.partial(_shard_part, path, kind, place, (image, caption), labels, val_fraction, seed)
             )
@@ -92,10 +92,11 @@ def tfds_source(
 
 def _info(folder: StrPath, names: list[str]) -> Any:
     import tensorflow_datasets as tfds
+    from google.protobuf import json_format
 
     try:
         return tfds.builder_from_directory(local_folder(folder, names)).info
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except (json_format.Error, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         what = str(error).partition("\n")[0][:200]
         raise UserError(f"{folder} is no dataset that TFDS can open ({what}); prepare it again") from error
 
@@ -135,7 +136,7 @@ def _records(path: str, kind: str) -> Iterator[bytes]:
 def _shard_part(
     path: str,
     kind: str,
-    place: tuple[str, str],
+    place: tuple[str, str, int],
     columns: tuple[str, str],
     labels: Mapping[str, list[str]],
     val_fraction: float,
@@ -143,17 +144,19 @@ def _shard_part(
 ) -> Iterator[RawExample | Rejection]:
     import tensorflow as tf
 
-    split, prefix = place
-    number = 0
+    split, prefix, count = place
+    number = -1
     try:
         for number, record in enumerate(_records(local_copy(path), kind)):
             for one in _record_examples(record, f"{prefix}-{number:08d}", columns, labels):
                 yield one if isinstance(one, Rejection) else in_split(one, split, val_fraction, seed)
+        if number + 1 == count:
+            return
+        what = f"{number + 1} examples can be read, of {count}"
     except (tf.errors.OpError, RuntimeError) as error:
         what = str(error).partition("\n")[0]
-        yield Rejection(
-            source=Path(path).name, reason=f"the file is damaged behind row {number} ({what}); copy it again"
-        )
+    reason = f"the file is damaged behind {number + 1} examples ({what}); copy it again"
+    yield Rejection(source=Path(path).name, reason=reason)
 
 
 def _record_examples(

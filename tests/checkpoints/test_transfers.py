@@ -42,7 +42,7 @@ def test_a_save_is_a_request_a_file_and_leaves_nothing_on_this_machine(cloud, tm
     server.requests.clear()
     restored, position = checkpoints.restore(run, abstract)
     assert tiny_run.leaves_equal(state, restored) and position == {"step": 3}
-    assert len(server.requests) <= 2 * len(server.names()) + 20
+    assert len(server.requests) <= 4 * len(server.names()) + 20  # gcsfs asks what a name is before it reads it.
     assert list((tmp_path / "temporary").iterdir()) == []
 
 

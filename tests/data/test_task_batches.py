@@ -96,6 +96,16 @@ def test_hosts_and_restarts_change_nothing(changes):
         assert np.array_equal(np.stack([one[name] for one in rows]), np.stack([one[name][[1, 3]] for one in whole]))
 
 
+def test_a_task_shorter_than_a_batch_comes_again_and_again():
+    add_task(PIXELS, [{"image": picture(i), "caption": "x" * (i + 1)} for i in range(3)])
+    found = [number for batch in batches(3, batch_size=8) for number in numbers(batch)]
+    assert len(found) == 24 and set(found) == {0, 1, 2}
+    some = [numbers(batch) for batch in batches(3, batch_size=8, rows=[0, 3, 5])]
+    assert some == [[found[start + row] for row in (0, 3, 5)] for start in (0, 8, 16)]
+    late = batches(1, batch_size=8, start_step=2)
+    assert numbers(late[0]) == found[16:]
+
+
 def test_files_are_decoded():
     expected = batches(3)
     add_task(FILES, [{"image": png(i), "caption": "x" * (i + 1)} for i in range(COUNT)])

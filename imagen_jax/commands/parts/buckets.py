@@ -23,7 +23,7 @@ _AMAZON_NEEDS = (
 
 @contextlib.contextmanager
 def bucket_errors() -> Iterator[None]:
-    """Around a mode: what gcsfs and s3fs raise, in classes of its own or without the object's name, is told in one line.
+    """Around a mode: what gcsfs and s3fs raise, often without the name of the object, is told in one line.
 
     Raises:
       UserError: a bucket does not exist, credentials are missing or do not suffice, or its server does not answer.

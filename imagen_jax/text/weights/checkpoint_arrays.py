@@ -23,11 +23,9 @@ from safetensors import SafetensorError, safe_open
 from imagen_jax.errors import UserError, listed
 from imagen_jax.files import (
     AnyPath,
-    absolute,
     as_path,
     check_content,
     is_file_name,
-    is_remote,
     kvstore_spec,
     local_copy,
     read_json,
@@ -226,8 +224,7 @@ class OrbaxArrays(CheckpointArrays):
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""
-        folder = absolute(os.path.join(self.path, COPY_ARRAYS))
-        base = f"{folder}/" if is_remote(folder) else f"file://{folder}/"
+        base = kvstore_spec(os.path.join(self.path, COPY_ARRAYS))
         spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": base, "path": f"{name}/"}}
         try:
             return tensorstore.open(spec, open=True, read=True).result()[index].read().result()
