@@ -124,7 +124,9 @@ def test_a_picture_keeps_its_shape_and_loses_what_stands_out(tmp_path: Path, sou
         BuildConfig(name="one", image_size=16, sizes=SIZES),
     )
     (record,) = Corpus(tmp_path / "one").records("train")
-    assert (np.asarray(Image.open(io.BytesIO(record.image))) == 200).mean() > 0.9
+    image = np.asarray(Image.open(io.BytesIO(record.image)))
+    # The filter mixes some of what was cut into the outermost columns alone.
+    assert (image[:, 2:-2] == 200).all() and image.min() > 100
 
 
 def test_equal_settings_give_equal_bytes_and_other_sizes_another_corpus(tmp_path: Path, source_of) -> None:
