@@ -16,6 +16,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from launch.jobs import command_line, remote  # noqa: E402
 from launch.jobs.gke_job import GkeJob  # noqa: E402
+from launch.jobs.job import Job  # noqa: E402
+from launch.jobs.phases import Phase  # noqa: E402
 from launch.jobs.runner import Runner  # noqa: E402
 
 POLL_S = 30
@@ -35,12 +37,10 @@ def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool, run
     """
     caller = runner or Runner()
 
-    def jobs_of(config: Mapping[str, Any]) -> remote.Jobs:
-        restarts = remote.restarts_of(config)
-        return remote.jobs_of(config, lambda phase: GkeJob(config, phase, restarts, caller))
+    def make(config: Mapping[str, Any], phase: Phase) -> Job:
+        return GkeJob(config, phase, remote.restarts_of(config), caller)
 
-    chosen = [remote.for_show(config) if dry_run else config for config in configs]
-    return remote.act([(config, jobs_of(config)) for config in chosen], action, dry_run, POLL_S)
+    return remote.launch(configs, action, dry_run, make, POLL_S)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from launch.jobs import command_line, remote  # noqa: E402
+from launch.jobs.job import Job  # noqa: E402
+from launch.jobs.phases import Phase  # noqa: E402
 from launch.jobs.runner import Runner  # noqa: E402
 from launch.jobs.tpu_job import TpuJob  # noqa: E402
 
@@ -35,12 +37,10 @@ def launch(configs: Sequence[Mapping[str, Any]], action: str, dry_run: bool, run
     """
     caller = runner or Runner()
 
-    def jobs_of(config: Mapping[str, Any]) -> remote.Jobs:
-        restarts = remote.restarts_of(config)
-        return remote.jobs_of(config, lambda phase: TpuJob(config, phase, restarts, caller))
+    def make(config: Mapping[str, Any], phase: Phase) -> Job:
+        return TpuJob(config, phase, remote.restarts_of(config), caller)
 
-    chosen = [remote.for_show(config) if dry_run else config for config in configs]
-    return remote.act([(config, jobs_of(config)) for config in chosen], action, dry_run, POLL_S)
+    return remote.launch(configs, action, dry_run, make, POLL_S)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import INTERRUPTED, UserError
 from launch.jobs.job import Job, Restarts, State, Status, TryLaterError
 from launch.jobs.phases import Phase, job_name
 from launch.jobs.problems import KUBECTL, Reaction, understand

@@ -1,6 +1,7 @@
 """Pipelines whose jobs run elsewhere: shown, run to their end, asked about, or ended."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +85,28 @@ class Done:
         """Keeps one more."""
         make_dirs(self._path.parent)
         write_json(self._path, [*self.names(), name])
+
+
+def launch(
+    configs: Sequence[Mapping[str, Any]],
+    action: str,
+    dry_run: bool,
+    make: Callable[[Mapping[str, Any], Phase], Job],
+    poll_s: float,
+) -> int:
+    """Runs pipelines side by side, or asks about them.
+
+    Args:
+      configs: of the pipelines.
+      make: the job of a config's phase.
+      action, dry_run, poll_s: as for `act`.
+
+    Returns:
+      The exit code.
+    """
+    chosen = [for_show(config) if dry_run else config for config in configs]
+    pipelines = [(config, jobs_of(config, functools.partial(make, config))) for config in chosen]
+    return act(pipelines, action, dry_run, poll_s)
 
 
 def act(pipelines: Sequence[tuple[Mapping[str, Any], Jobs]], action: str, dry_run: bool, poll_s: float) -> int:
