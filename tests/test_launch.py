@@ -123,6 +123,17 @@ def run_phase(*words):
     return local.run_phase(Phase(name="phase", commands=(words,)), 1, Restarts(max_restarts=0))
 
 
+def test_a_command_that_is_no_program_is_told(capsys):
+    assert run_phase("pyhton", "-c", "pass")[0] == 127
+    told = capsys.readouterr()
+    assert "phase phase begins with 'pyhton', which is no program here" in told.out + told.err
+
+
+def test_a_bucket_that_is_not_there_is_one_line(bucket, config_file):
+    done = launch(config_file(first="pass"), "--config.out_dir=gs://nowhere-to-be-found/x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "does not exist; make it" in done.stderr
+
+
 def test_settings_before_a_command_reach_it_alone():
     script = "import os, sys; sys.exit(int(os.environ['CODE']) - ('PATH' not in os.environ))"
     assert run_phase("CODE=9", "OTHER=a=b", "python", "-c", script)[0] == 9

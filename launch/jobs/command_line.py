@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from imagen_jax.checks import check_path, with_home
+from imagen_jax.commands.parts.buckets import bucket_errors
 from imagen_jax.errors import UserError, exit_code
 from imagen_jax.files import shipped_file
 from launch.jobs.job import TryLaterError
@@ -94,7 +95,8 @@ def main(launch: Callable[[Sequence[Any], str, bool], int], example: str) -> Non
 
         def program() -> None:
             try:
-                codes.append(launch([CONFIG.value], ACTION.value, DRY_RUN.value))
+                with bucket_errors():
+                    codes.append(launch([CONFIG.value], ACTION.value, DRY_RUN.value))
             except TryLaterError as error:
                 raise UserError(f"{error}; give the same command again") from error
 

@@ -10,12 +10,15 @@ from collections.abc import Sequence
 import psutil
 
 from imagen_jax.commands.parts.command import GinCommand
+from imagen_jax.errors import UserError
 from imagen_jax.main import find_modes
 from launch.jobs.job import Job, Restarts, State, Status, is_retryable
 from launch.jobs.words import shell_line, split_settings
 
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
 # Peers of a process that failed notice within jax's heartbeat of 10 s; then they are ended.
+# As shells have it.
+NO_PROGRAM = 127
 GRACE_S = 30
 
 
@@ -80,7 +83,14 @@ class LocalJob(Job):
             }
             environment = {**os.environ, **settings, **(place if self._num_processes > 1 else {})}
             command = [*COMMANDS.get(program, [program]), *arguments]
-            self._processes.append(subprocess.Popen(command, env=environment))
+            try:
+                self._processes.append(subprocess.Popen(command, env=environment))
+            except (FileNotFoundError, PermissionError) as error:
+                self.code = NO_PROGRAM
+                raise UserError(
+                    f"phase {self.name} begins with {program!r}, which is no program here ({error.strerror}); install "
+                    "it, or write python, imagen_jax or a program's path"
+                ) from error
 
     def status(self) -> Status:
         if not self._processes:
