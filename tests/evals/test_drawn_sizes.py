@@ -37,11 +37,11 @@ def test_objects_are_as_large_and_as_far_apart_as_on_a_square(canvas: str) -> No
 @pytest.mark.parametrize("image_size", [32, 64])
 def test_the_judge_reads_drawings_of_every_canvas(image_size: int) -> None:
     found: dict[tuple[int, ...], list[bool]] = {}
-    drawn = shapes.examples(3, "val", 500, image_size=image_size, wide_and_tall=True)
+    drawn = shapes.examples(3, "val", 300, image_size=image_size, wide_and_tall=True)
     for _, image, _, scene in drawn:
         found.setdefault(image.shape[:2], []).append(judge(image, scene).matches)
     assert set(found) == {canvas_size(canvas, image_size) for canvas in CANVASES}
-    assert all(len(ones) > 90 and np.mean(ones) >= 0.98 for ones in found.values()), found
+    assert all(len(ones) > 50 and np.mean(ones) >= 0.98 for ones in found.values()), found
 
 
 def test_scenes_and_captions_are_those_of_square_drawings() -> None:
