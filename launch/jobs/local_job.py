@@ -16,9 +16,9 @@ from launch.jobs.job import Job, Restarts, State, Status, is_retryable
 from launch.jobs.words import shell_line, split_settings
 
 COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "imagen_jax.main"]}
-# Peers of a process that failed notice within jax's heartbeat of 10 s; then they are ended.
 # As shells have it.
 NO_PROGRAM = 127
+# Peers of a process that failed notice within jax's heartbeat of 10 s; then they are ended.
 GRACE_S = 30
 
 
