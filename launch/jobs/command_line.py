@@ -56,8 +56,9 @@ def _parse(arguments: Sequence[str], example: str) -> list[str]:
         raise UserError(f"unexpected argument {rest[1]}; settings are given as --config.NAME=VALUE")
     if CONFIG.value is None:
         raise UserError(f"--config is missing; write --config {example}")
-    check_path("--config.out_dir", CONFIG.value.out_dir)
-    CONFIG.value.out_dir = with_home("--config.out_dir", CONFIG.value.out_dir)
+    if CONFIG.value.out_dir != "" or not DRY_RUN.value:  # A dry run shows what is still to be set.
+        check_path("--config.out_dir", CONFIG.value.out_dir)
+        CONFIG.value.out_dir = with_home("--config.out_dir", CONFIG.value.out_dir)
     return rest
 
 

@@ -255,7 +255,7 @@ def test_a_hue_between_two_is_no_colour() -> None:
 
 @pytest.mark.parametrize(
     "shape, dtype",
-    [((64, 64, 3), np.float32), ((64, 32, 3), np.uint8), ((64, 64), np.uint8), ((16, 16, 3), np.uint8)],
+    [((64, 64, 3), np.float32), ((64, 64, 4), np.uint8), ((64, 64), np.uint8), ((16, 16, 3), np.uint8)],
 )
 def test_other_arrays_are_refused(shape: tuple[int, ...], dtype: type) -> None:
     with pytest.raises(UserError, match="expected"):

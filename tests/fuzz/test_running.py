@@ -77,7 +77,7 @@ def test_a_case_that_does_not_end_or_fills_the_memory(monkeypatch):
     assert "Hang at " in _find(lambda case: time.sleep(5))
     monkeypatch.setattr(running, "CASE_S", 20.0)
     monkeypatch.setattr(running, "CASE_KIB", 32 << 10)
-    assert "memory (3 cases)" in _find(lambda case: len(b"x" * (64 << 20)))
+    assert "memory (3 cases)" in _find(lambda case: len(b"x" * (256 << 20)))
 
 
 def test_a_case_alone_is_the_case_of_that_number():
