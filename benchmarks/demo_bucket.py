@@ -28,7 +28,7 @@ URL = "gs://bucket-a/demo"
 
 
 def kind(method: str, path: str) -> str:
-    """What a request asks for, in a word or two."""
+    """The kind of a request, in a word or two."""
     place = urllib.parse.urlparse(path)
     query = urllib.parse.parse_qs(place.query)
     if method == "POST":

@@ -107,7 +107,7 @@ def run_until(root: str, phase: str, after_s: float) -> bool:
 
 
 def outcome(root: str) -> dict[str, object]:
-    """What must be the same: pixels of the pictures, parameters, lines of metrics, names of corpus and store."""
+    """All that must be the same: pixels of the pictures, parameters, lines of metrics, names of corpus and store."""
     place = as_path(root)
     found: dict[str, object] = {}
     for path in sorted((place / "samples").iterdir()):

@@ -1,4 +1,4 @@
-"""What it costs to mix three corpora instead of reading one of them.
+"""Cost of mixing three corpora instead of reading one of them.
 
     python -m benchmarks.mixing [--rounds 40] [--batches 40] [--size 64]
 

@@ -14,7 +14,7 @@ _TEXT = (
 
 
 def base_config() -> ConfigDict:
-    """What to run: gin files, overrides and where everything lies. Fields that are empty are a user's to set."""
+    """Gin files, overrides and places of the cascade. Fields that are empty are a user's to set."""
     config = ConfigDict()
     # Begins the names of jobs, machines and objects.
     config.name = "imagen"

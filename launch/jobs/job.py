@@ -54,7 +54,7 @@ def is_retryable(code: int) -> bool:
 
 @dataclass(frozen=True)
 class Restarts:
-    """How often, and after how long, a job is started again.
+    """The number of times a job is started again, and the pauses before.
 
     Args:
       max_restarts: in a row, of runs that were shorter than `healthy_s`; >= 0.

@@ -1,4 +1,4 @@
-"""What clouds and queues answer when something is wrong, and what to do then.
+"""Errors that clouds and queues answer, and the right reaction to each.
 
 The patterns are words of documented answers: Google's canonical codes (NOT_FOUND, RESOURCE_EXHAUSTED, …) as gcloud
 prints them, "Error from server (Reason)" of kubectl, and Slurm's messages.
@@ -15,7 +15,7 @@ from launch.jobs.runner import TIMED_OUT, Answer
 
 
 class Reaction(enum.Enum):
-    """What helps."""
+    """The reaction to an error."""
 
     ADOPT = "it is there already: go on with it"
     ABSENT = "it is not there"
@@ -109,7 +109,7 @@ SLURM: Sequence[_Rule] = (
 
 
 def understand(answer: Answer, rules: Sequence[_Rule], what: str) -> Problem:
-    """What an answer with an error means.
+    """The meaning of an answer with an error.
 
     Args:
       answer: of a program that failed.

@@ -74,7 +74,7 @@ print(json.dumps(told), flush=True)
 
 
 def on_two_hosts(common: Path | str, own: list[Path], *wanted: str) -> list[dict]:
-    """What two processes say of each thing that they are to do."""
+    """Answers of two processes to each thing that they are to do."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

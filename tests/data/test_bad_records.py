@@ -49,7 +49,7 @@ def config(numbered_corpus, numbered_store, monkeypatch):
 
 
 def _read(config: DataConfig, count: int, **options) -> tuple[list[int], BatchIterator]:
-    """Which example each row is, by its grey level and by its text."""
+    """The example of each row, told by its grey level and by its text."""
     iterator = BatchIterator(config, **{"batch_size": 4, "seed": 1, "start_step": 0, **options})
     batches = list(itertools.islice(iterator, count))
     levels = np.concatenate([batch["x0"][:, 0, 0, 0] for batch in batches])

@@ -1,7 +1,5 @@
-"""Queued resources of Cloud TPU: commands, the hosts' script run for real, recorded answers and what they lead to."""
+"""Queued resources of Cloud TPU: commands, recorded answers and what they lead to."""
 
-import json
-import os
 import re
 import shlex
 import shutil
@@ -16,54 +14,22 @@ from launch.jobs.job import State, TryLaterError
 from launch.jobs.runner import Answer, Runner
 from launch.jobs.tpu_job import TpuJob
 from launch.jobs.tpu_slices import find_slice
-from tests.launch.shells import check_shell
+from tests.launch.gcloud import (
+    ABSENT,
+    DENIED,
+    EXISTS,
+    LOGGED_OUT,
+    NOT_OFFERED,
+    OK,
+    PASSING,
+    QUOTA,
+    REFUSED,
+    STOCKOUT,
+    found,
+    hosts,
+    job_for,
+)
 from tests.launch.transcripts import RESTARTS, Transcript, config_for, failed, phase_of
-
-# Answers as gcloud prints them: canonical code and message after "ERROR: (command)".
-CREATE, DESCRIBE = "ERROR: (gcloud.compute.tpus.queued-resources.create) ", "ERROR: (gcloud.compute.tpus.x) "
-STOCKOUT = failed(
-    'ERROR: (gcloud.compute.tpus.queued-resources.create) {\n  "code": 8,\n  "message": "There is no more capacity in '
-    'the zone \\"us-central2-b\\"; you can try in another zone where Cloud TPU Nodes are offered (see '
-    'https://cloud.google.com/tpu/docs/regions) [EID: 0x1bc8f9d790be9142]"\n}'
-)
-QUOTA = failed(
-    CREATE + "RESOURCE_EXHAUSTED: Quota limit 'TPUV4sPreemptiblePodPerProjectPerZoneForTPUAPI' has been exceeded. "
-    "Limit: 0 in zone us-central2-b."
-)
-NOT_OFFERED = failed(
-    CREATE + "INVALID_ARGUMENT: Cloud TPU received a bad request. The requested accelerator configuration for "
-    'accelerator type, "v4-512", could not be found in the zonal accelerator configurations for "us-central2-b".'
-)
-EXISTS = failed(
-    CREATE + "ALREADY_EXISTS: Resource 'projects/mine/locations/us-central2-b/queuedResources/x' already exists"
-)
-DENIED = failed(CREATE + "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/mine/locations/z'")
-LOGGED_OUT = failed(CREATE + "You do not currently have an active account selected. Please run: $ gcloud auth login")
-PASSING = failed(CREATE + "UNAVAILABLE: The service is currently unavailable.")
-ABSENT = failed(
-    DESCRIBE + "NOT_FOUND: Resource 'projects/mine/locations/us-central2-b/queuedResources/x' was not found"
-)
-REFUSED = failed("ssh: connect to host 34.1.2.3 port 22: Connection refused\n" + DESCRIBE + "[255]", code=255)
-OK = Answer(0)
-
-
-def found(state, **more):
-    """An answer of describe."""
-    return Answer(0, out=json.dumps({"name": "projects/mine/…", "state": {"state": state, **more}}))
-
-
-def job_for(runner, phase="train_sr256", **fields):
-    config = config_for("tpu_vm")
-    config.machines.sr256.accelerator = "v4-16"  # Two hosts.
-    for name, value in fields.items():
-        config[name] = value
-    return TpuJob(config, phase_of(config, phase), RESTARTS, runner)
-
-
-def hosts(*lines, code=0):
-    """An answer of ssh to all hosts, with what gcloud says around theirs."""
-    return Answer(code, out="\n".join(["Using ssh batch size of 2", *lines, ""]), err="SSH: Attempting to connect")
-
 
 # Commands
 
@@ -160,93 +126,7 @@ def test_gcloud_itself_knows_every_flag(pricing):
             assert re.search(rf"{flag}\b", text), f"{flag} of {' '.join(words)}"
 
 
-# The script of the hosts
-
-
-@pytest.mark.parametrize("phase", ["cache_text", "train_base", "draw"])
-@pytest.mark.parametrize("image", ["", "us-docker.pkg.dev/mine/imagen/imagen_jax:1"])
-def test_the_script_is_good_bash(phase, image):
-    word = 'NOTE=it\'s a="b" $(id)'
-    check_shell(
-        job_for(Transcript(), phase, image=image, secrets=("WANDB_API_KEY",), overrides=(word,)).startup_script()
-    )
-
-
-STUBS = {
-    # Copies nothing; a secret's value comes from it alone.
-    "gcloud": 'echo "gcloud $*" >>"$CALLS"\nif [[ $1 = secrets ]]; then echo s3cr3t; fi',
-    "docker": (
-        'echo "docker $1" >>"$CALLS"\n[[ $1 = run ]] || exit 0\nwhile [[ $1 != bash ]]; do shift; done\nexec "$@"'
-    ),
-    # The program: notes its words, and ends with the next code of a list.
-    "imagen_jax": (
-        'printf "%s\\n" "$@" >"$IMAGEN_JAX_FOLDER/words"\necho "it sees ${WANDB_API_KEY:+a key}"\n'
-        'read -r code <"$IMAGEN_JAX_FOLDER/codes"\nsed -i 1d "$IMAGEN_JAX_FOLDER/codes"\nexit "$code"'
-    ),
-}
-
-
-@pytest.fixture
-def host(tmp_path, monkeypatch):
-    """A host whose programs are stubs; returns what runs a startup script there."""
-    programs, folder = tmp_path / "bin", tmp_path / "host"
-    programs.mkdir()
-    folder.mkdir()
-    for name, text in STUBS.items():
-        (programs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
-        (programs / name).chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{programs}:{os.environ['PATH']}",
-        "IMAGEN_JAX_FOLDER": str(folder),
-        "CALLS": str(tmp_path / "calls"),
-    }
-
-    def boot(script, codes):
-        (folder / "codes").write_text("".join(f"{code}\n" for code in codes))
-        subprocess.run(["bash", "-c", script], env=environment, check=False, timeout=30)
-        return folder
-
-    return boot
-
-
-def test_a_host_sets_up_and_starts_again_until_it_is_done(host, tmp_path):
-    word = 'NOTE=it\'s a="b" $(id)'
-    job = job_for(Transcript(), image="r/p/i:1", secrets=("WANDB_API_KEY",), overrides=(word,))
-    folder = host(job.startup_script(), [75, 137, 0])
-    assert (folder / "ended").read_text().startswith("0 ")
-    assert (folder / "codes").read_text() == ""
-    # Through metadata, bash, docker and bash again.
-    assert f"--gin.{word}" in (folder / "words").read_text().splitlines()
-    log, calls = (folder / "log").read_text(), (tmp_path / "calls").read_text()
-    assert "restart 1 of 2" in log and "it sees a key" in log and "s3cr3t" not in log + calls
-    assert "docker pull" in calls and f"cp {folder}/log gs://bucket/run/launch/logs/imagen-train-sr256-" in calls
-    # A reboot after the end changes nothing.
-    (tmp_path / "calls").unlink()
-    host(job.startup_script(), [0])
-    assert not (tmp_path / "calls").exists() and (folder / "codes").read_text() == "0\n"
-
-
-@pytest.mark.parametrize(("codes", "last"), [([2, 0], 2), ([75, 75, 75, 0], 75), ([1], 1), ([127], 127)])
-def test_a_host_gives_up_at_errors_and_after_its_restarts(host, codes, last):
-    folder = host(job_for(Transcript(), image="r/p/i:1").startup_script(), codes)
-    assert (folder / "ended").read_text().split()[0] == str(last)
-
-
 # Recorded answers
-
-
-def test_hosts_tell_how_they_are(host):
-    """What the hosts are asked is run for real, and read as gcloud hands it on."""
-    runner = Transcript(("describe", found("ACTIVE")), ("ssh .*--node=all --worker=all", hosts()))
-    job_for(runner).status()
-    ask = runner.called[-1][-1].removeprefix("--command=")
-    folder = host(job_for(Transcript(), image="r/p/i:1").startup_script(), [2])
-    told = subprocess.run(
-        ["bash", "-c", ask], env={**os.environ, "IMAGEN_JAX_FOLDER": str(folder)}, capture_output=True, text=True
-    ).stdout
-    status = job_for(Transcript(("describe", found("ACTIVE")), ("ssh", hosts(told)))).status()
-    assert status.state is State.FAILED and "ended with code 2" in status.reason
 
 
 @pytest.mark.parametrize(

@@ -23,21 +23,21 @@ CLASSES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongSt
 
 
 class Name:
-    """What pickles as a module's name, whether or not the module is here."""
+    """Pickles as a module's name, whether or not the module is here."""
 
     def __init__(self, name: str):
         self.name = name
 
 
 class Call:
-    """What pickles as a call."""
+    """Pickles as a call."""
 
     def __init__(self, function: Name, *arguments: Any):
         self.function, self.arguments = function, arguments
 
 
 class Storage:
-    """What pickles as a persistent id."""
+    """Pickles as a persistent id."""
 
     def __init__(self, *identity: Any):
         self.identity = identity
