@@ -12,7 +12,7 @@ from imagen_jax.train.setup import TrainSetup
 from tests.train import tiny_run
 from tests.train.tiny_run import TinyBatches, leaves_equal, lines_of, tiny_config, tiny_stage
 
-SIZES = ((8, 8), (6, 10), (10, 6))
+SIZES = ((8, 8), (6, 10))
 
 
 class SizedBatches(TinyBatches):
@@ -20,7 +20,7 @@ class SizedBatches(TinyBatches):
 
     def __next__(self):
         step, batch = self._step, super().__next__()
-        rng, (height, width) = np.random.default_rng(step), SIZES[step % 3]
+        rng, (height, width) = np.random.default_rng(step), SIZES[step % 2]
         batch["x0"] = rng.uniform(-1, 1, (self._num, height, width, 3)).astype(np.float32)
         framing = np.array([height, width, 0, 0, height, width], np.float32)
         return {**batch, "framing": np.tile(framing, (self._num, 1))}
@@ -58,7 +58,7 @@ def test_each_size_has_a_program_and_the_plan_takes_the_largest(tmp_path) -> Non
     spec = built.of_size((6, 10)).objective.batch_spec(16)
     assert spec["x0"].shape == (16, 6, 10, 3) and spec["framing"].shape == (16, 6)
     work = [built.of_size(size).model_flops() for size in SIZES]
-    assert work[1] == work[2] < work[0] and built.model_flops() == sum(work) // 3
+    assert work[1] < work[0] and built.model_flops() == sum(work) // 2
 
 
 def test_framing_needs_sizes_and_sizes_must_suit_the_network(tmp_path) -> None:
