@@ -33,6 +33,8 @@ FOREIGN_FLAGS = {
     "number_of_worker_harness_threads",
     # pip
     "no-deps",
+    # scorers of prompt suites
+    *("benchmark_data", "image_filepath_data", "method", "output_file", "outfile", "model-path", "out_dir"),
     # XLA
     *("xla_cpu_experimental_ynn_fusion_type", "xla_force_host_platform_device_count"),
 }

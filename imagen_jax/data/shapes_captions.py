@@ -5,7 +5,7 @@ import numpy as np
 from imagen_jax.data.shapes_scene import Object, Scene
 
 _PLURALS = {"cross": "crosses"}
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
 _RELATION_PHRASES = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),
@@ -24,8 +24,14 @@ def _words(one: Object, rng: np.random.Generator) -> str:
     return f"{one.size} {one.colour} {one.shape}" if said else f"{one.colour} {one.shape}"
 
 
-def _with_article(words: str) -> str:
+def with_article(words: str) -> str:
+    """The words with "a" or "an" before them."""
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def plural(shape: str) -> str:
+    """The word for several objects of a shape."""
+    return _PLURALS.get(shape, shape + "s")
 
 
 def _framed(body: str, be: str, rng: np.random.Generator) -> str:
@@ -44,13 +50,12 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     """
     if scene.kind == "count":
         (one,) = scene.objects
-        plural = _PLURALS.get(one.shape, one.shape + "s")
-        return _framed(f"{_NUMBERS[scene.count]} {one.colour} {plural}", "are", rng)
+        return _framed(f"{NUMBERS[scene.count]} {one.colour} {plural(one.shape)}", "are", rng)
     if scene.kind == "single":
         words = _words(scene.objects[0], rng)
-        body = f"one {words}" if rng.random() < 0.1 else _with_article(words)
+        body = f"one {words}" if rng.random() < 0.1 else with_article(words)
         return _framed(body, "is", rng)
-    named = [_with_article(_words(one, rng)) for one in scene.objects]
+    named = [with_article(_words(one, rng)) for one in scene.objects]
     if scene.relation is not None:
         phrases = _RELATION_PHRASES[scene.relation]
         return _framed(f"{named[0]} {phrases[rng.integers(len(phrases))]} {named[1]}", "is", rng)

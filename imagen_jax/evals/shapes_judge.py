@@ -261,7 +261,8 @@ def read(image: Shaped[np.ndarray, "..."]) -> Reading:
     return Reading(objects=tuple(sorted(seen, key=lambda one: one.x)))
 
 
-def _lies(first: SeenObject, second: SeenObject, relation: str) -> bool:
+def lies(first: SeenObject, second: SeenObject, relation: str) -> bool:
+    """Tells if an object lies left, right, above or below of another, more so than across."""
     right, down = first.x - second.x, first.y - second.y
     along, across = (right, down) if relation in ("left", "right") else (down, right)
     forward = -along if relation in ("left", "above") else along
@@ -277,7 +278,7 @@ def judge_reading(reading: Reading, scene: Scene) -> Verdict:
     if scene.relation is not None:
         by_pair = {one.pair: one for one in reading.objects}
         first, second = wanted
-        relation = both and _lies(by_pair[first], by_pair[second], scene.relation)
+        relation = both and lies(by_pair[first], by_pair[second], scene.relation)
     return Verdict(
         colour=collections.Counter(pair[0] for pair in seen) == collections.Counter(p[0] for p in wanted),
         shape=collections.Counter(pair[1] for pair in seen) == collections.Counter(p[1] for p in wanted),
