@@ -191,11 +191,12 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
 
 
 def test_the_sample_flags_offer_every_mode_and_sampler_there_is():
-    from imagen_jax.commands.parts import sample_options, sample_settings
+    from imagen_jax.commands.parts import sample_options
     from imagen_jax.sampling import cascade
+    from imagen_jax.stage import sampler_names
 
     assert cascade.MODES == sample_options.MODES and cascade.WEIGHTS == sample_options.WEIGHTS
-    assert tuple(sample_settings.SAMPLERS) == sample_options.SAMPLERS
+    assert tuple(sampler_names.SAMPLERS) == sample_options.SAMPLERS
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,13 @@ class Cascade:
         return self, Request(**common, size=images.shape[1:3], edit=EditRequest(images=images, **settings))
 
     def stream(
-        self, request: Request, *, rows: Sequence[int] | None = None, batch_size: int = 64, label: str = "sample"
+        self,
+        request: Request,
+        *,
+        rows: Sequence[int] | None = None,
+        batch_size: int = 64,
+        label: str = "sample",
+        fill: bool = False,
     ) -> Iterator[tuple[list[int], list[Images]]]:
         """Draws batch after batch, holding one at a time.
 
@@ -309,6 +315,7 @@ class Cascade:
           rows: which of its images; None: all.
           batch_size: images drawn at a time.
           label: what the progress shows.
+          fill: fill up a batch also where there are fewer images in all, so that every call has one program.
 
         Yields:
           Numbers of some images, and for each stage those images.
@@ -319,7 +326,7 @@ class Cascade:
         rows = list(range(len(request.prompts))) if rows is None else list(rows)
         programs = prepare(self.stages, request)
         ways = 1 if self.mesh is None else self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        batch_size = -(-min(batch_size, len(rows)) // ways) * ways
+        batch_size = -(-(batch_size if fill else min(batch_size, len(rows))) // ways) * ways
         for one in self.stages:
             if warning := one.stage.untrained_level(one.sampling.aug_level):
                 print(warning, file=sys.stderr)

@@ -14,6 +14,10 @@ from imagen_jax.image_files import ImageError, decode_and_tell, decode_image, op
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
 
+class NoNumbersError(UserError):
+    """Images that a stage drew and that are no numbers."""
+
+
 def to_uint8(images: Float[np.ndarray, "*b h w 3"]) -> UInt8[np.ndarray, "*b h w 3"]:
     """[-1, 1] to 0..255, rounded to the nearest."""
     return np.clip(np.round((np.asarray(images, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
@@ -32,12 +36,12 @@ def finite(stages: Sequence[str], drawn: Sequence[Array]) -> Iterator[np.ndarray
       drawn: what each drew, [b, h, w, 3].
 
     Raises:
-      UserError: some are no numbers, which would be written as black pictures.
+      NoNumbersError: some are no numbers, which would be written as black pictures.
     """
     for name, images in zip(stages, drawn, strict=True):
         array = np.asarray(images)
         if not np.isfinite(array).all():
-            raise UserError(
+            raise NoNumbersError(
                 f"stage {name!r} drew pictures that are no numbers (NaN): its guidance weight is too large for its "
                 "thresholding, or its parameters are damaged; nothing of this batch was written"
             )

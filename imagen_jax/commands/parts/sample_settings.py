@@ -5,20 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagen_jax.commands.parts.sample_options import SampleOptions
-from imagen_jax.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, HeunSampler, Sampler
-from imagen_jax.diffusion.schedules import EDMSchedule
-from imagen_jax.diffusion.time_grids import UniformGrid
 from imagen_jax.errors import UserError
+from imagen_jax.stage.sampler_names import sampler_settings
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddpm": DDPMSampler(),
-    "ddim": DDIMSampler(),
-    "dpm++": DPMSolverSampler(),
-    "dpm++sde": DPMSolverSampler(eta=1.0),
-    "heun": HeunSampler(),
-}
 
 
 def changed_settings(
@@ -53,10 +43,7 @@ def changed_settings(
         elif value is not None and stage in single:
             changes[name] = value
     if options.sampler is not None:
-        changes["sampler"] = SAMPLERS[options.sampler]
-        if options.sampler == "heun":
-            # The stage's times are of its own schedule.
-            changes |= {"schedule": EDMSchedule(), "times": UniformGrid()}
+        changes |= sampler_settings(options.sampler)
     if options.tile_size is not None:
         changes["tile_size"] = options.tile_size
         changes["tile_overlap"] = options.tile_size // 4 if options.tile_overlap is None else options.tile_overlap
