@@ -14,16 +14,16 @@ import numpy as np
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
+from imagen_jax.evals.drawn_images import DrawnItem, draw_missing
 from imagen_jax.evals.drawn_sizes import enlarged
 from imagen_jax.evals.shapes_judge import Reading, read
-from imagen_jax.evals.suites.drawing import draw_images
 from imagen_jax.evals.suites.external import Scorer, check_places, run_scorer
 from imagen_jax.evals.suites.layouts import LAYOUTS, Layout
 from imagen_jax.evals.suites.rows import SuiteRow
 from imagen_jax.evals.suites.shapes_prompts import atom_rows, geneval_rows
 from imagen_jax.evals.suites.shapes_scores import atom_scores, geneval_result
 from imagen_jax.evals.suites.summaries import geneval_summary, soft_tifa_summary
-from imagen_jax.files import files_under, is_file_name, write_json, write_text
+from imagen_jax.files import is_file_name, write_json, write_text
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import read_image
 
@@ -44,7 +44,7 @@ class Suite:
       path: the suite's file, or DPG-Bench's folder.
       name: folder in RUN_DIR/suites; None: `kind`, with T2I-CompBench's list after it.
       num_images: images a prompt; None: as many as its publisher asks for.
-      seed: of the noise.
+      seed: of the first image's noise; that of the others is counted on.
       batch_size: images drawn at a time.
       scorer: run when all is drawn; None: none.
     """
@@ -66,6 +66,7 @@ class Suite:
             hint = f"that is what the scorer of {self.kind} reads"
             check_count("Suite.num_images", self.num_images, hint=hint, most=layout.most_images)
         check_count("Suite.batch_size", self.batch_size)
+        check_count("Suite.seed", self.seed, least=0, most=2**32 - 1)
         if self.name is not None and not is_file_name(self.name):
             raise UserError(f"Suite.name ({self.name!r}) must be the name of a folder in RUN_DIR/suites")
 
@@ -103,7 +104,7 @@ class ShapesSuite:
       kind: "geneval": six tasks; "geneval2": prompts of 1 to 10 atoms.
       num_prompts: of each task, or of each number of atoms; fewer where there are not so many different ones.
       num_images: images a prompt; "geneval2" has 1.
-      seed: of prompts and noise.
+      seed: of the prompts, and of the noise as in `Suite`.
       batch_size: images drawn at a time.
     """
 
@@ -119,6 +120,7 @@ class ShapesSuite:
         check_count("ShapesSuite.num_prompts", self.num_prompts, most=1000)
         check_count("ShapesSuite.num_images", self.num_images, most=LAYOUTS[self.kind].most_images)
         check_count("ShapesSuite.batch_size", self.batch_size)
+        check_count("ShapesSuite.seed", self.seed, least=0, most=2**32 - 1)
 
     def evaluate(self, cascade: Cascade, run_dir: str) -> None:
         """Writes the suite's file, the samples, a line or list of scores an image or prompt, and suite_scores.json."""
@@ -162,18 +164,17 @@ def _draw_suite(
       Paths of each prompt's images, from the folder on.
 
     Raises:
-      UserError: a name cannot be a file's, or the folder holds pictures of other prompts; before anything is drawn.
+      UserError: a name cannot be a file's, or the folder holds images of other prompts, settings or checkpoints, which
+        the scorer would count; before anything is drawn.
     """
     places = layout.places(rows, drawn["num_images_per_prompt"])
-    wanted = {place: row.prompt for row, of_row in zip(rows, places, strict=True) for place in of_row}
-    grids = {layout.grid(row, number) for number, row in enumerate(rows)}
-    others = [name for name in files_under(folder) if name.endswith(".png") and name not in grids | set(wanted)]
-    if others:
-        raise UserError(
-            f"{folder} holds {len(others)} pictures of other prompts, the first is {others[0]}, and the scorer would "
-            "count them; remove the folder or give the suite another name"
-        )
-    draw_images(cascade, folder, wanted, seed=drawn["seed"], batch_size=batch_size, label=f"draw {drawn['suite']}")
+    named = [(row.prompt, place) for row, of_row in zip(rows, places, strict=True) for place in of_row]
+    items = [
+        DrawnItem(prompt=prompt, seed=(drawn["seed"] + number) % 2**32, name=place)
+        for number, (prompt, place) in enumerate(named)
+    ]
+    for _ in draw_missing(cascade, items, folder, batch_size=batch_size, label=f"draw {drawn['suite']}"):
+        pass
     layout.finish(folder, rows, places)
     return places
 
