@@ -5,6 +5,8 @@ STYLE = """
 .rating { max-width: 1500px; margin: 0 auto; padding: 0 clamp(12px, 2.5vw, 32px) 24px; }
 .top { display: flex; align-items: center; gap: 16px; min-height: 56px; color: var(--soft); font-size: 0.9rem;
   font-variant-numeric: tabular-nums; }
+.top button { padding: 5px 12px; }
+.top:has(+ main > #welcome:not([hidden])) { visibility: hidden; }
 progress { flex: 1; appearance: none; height: 8px; border: 0; border-radius: 4px; overflow: hidden;
   background: var(--rule); }
 progress::-webkit-progress-bar { background: var(--rule); }
@@ -32,7 +34,7 @@ kbd { font: 600 0.78rem/1 ui-monospace, SFMono-Regular, Menlo, Consolas, monospa
 #sides { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr);
   gap: clamp(12px, 2.5vw, 32px); }
 .side { background: var(--card); border: 1px solid var(--rule); border-radius: 14px; padding: 10px 12px 12px;
-  width: 100%; min-width: 0; }
+  margin-top: 2px; width: 100%; min-width: 0; }
 .side h2 { font-size: 0.95rem; color: var(--soft); text-align: center; margin: 0 0 8px; letter-spacing: 0; }
 .images { display: grid; gap: 8px; grid-template-columns: repeat(var(--columns), minmax(0, 1fr));
   max-width: calc((100vh - 330px) * var(--columns) / var(--rows)); min-width: min(100%, 240px); margin: 0 auto; }
@@ -43,8 +45,8 @@ kbd { font: 600 0.78rem/1 ui-monospace, SFMono-Regular, Menlo, Consolas, monospa
 .images.n8 { --columns: 4; --rows: 2; }
 .images.n9 { --columns: 4; --rows: 3; }
 .images img { width: 100%; aspect-ratio: 1; object-fit: contain; border-radius: 6px; }
-#questions { display: grid; gap: 10px; margin: 16px auto 0; max-width: 980px; }
-.question { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.4fr); align-items: center; gap: 8px 20px;
+#questions { display: grid; gap: 10px; margin: 16px auto 0; max-width: 1080px; }
+.question { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.15fr); align-items: center; gap: 8px 20px;
   background: var(--card); border: 1px solid var(--rule); border-left: 4px solid var(--rule); border-radius: 12px;
   padding: 10px 14px; }
 .question.active { border-left-color: var(--accent); }

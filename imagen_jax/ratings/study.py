@@ -34,7 +34,7 @@ class Question(NamedTuple):
     answers: tuple[tuple[str, str], ...]
 
 
-_SIDES = ((LEFT, "Left"), (SAME, "I am indifferent"), (RIGHT, "Right"))
+_SIDES = ((LEFT, "Left"), (SAME, "Indifferent"), (RIGHT, "Right"))
 QUESTIONS = {
     "fidelity": Question("Which side has the higher image quality?", _SIDES),
     "alignment": Question("Which side shows better what the text says?", _SIDES),
