@@ -1,4 +1,4 @@
-"""`imagen_jax analyse_study`: what raters preferred."""
+"""`imagen_jax analyse_study`: what raters preferred, as JSON and a page."""
 
 import argparse
 

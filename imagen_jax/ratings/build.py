@@ -25,7 +25,7 @@ NUM_SAMPLES, NUM_PAIRS = 8, 200
 
 
 class Prompt(NamedTuple):
-    """What images were drawn from."""
+    """Text and category that images were drawn from."""
 
     text: str
     category: str

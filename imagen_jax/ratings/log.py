@@ -25,7 +25,7 @@ class Rating(NamedTuple):
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What may be answered once."""
+        """Rater, item and question: one answer to these counts."""
         return self.rater, self.item, self.question
 
 
@@ -158,7 +158,7 @@ class RatingsLog:
         return True
 
     def of_rater(self, rater: str) -> list[Rating]:
-        """What a rater has answered."""
+        """All answers of a rater."""
         with self._lock:
             return list(self._ratings.get(rater, {}).values())
 

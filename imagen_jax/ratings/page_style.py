@@ -1,4 +1,4 @@
-"""What the rating page's style sheet adds to the report's."""
+"""Rules that the rating page adds to the report's style sheet."""
 
 STYLE = """
 [hidden] { display: none !important; }

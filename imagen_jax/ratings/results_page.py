@@ -1,4 +1,4 @@
-"""ratings.html: what raters preferred, as one page that loads nothing."""
+"""The page ratings.html: what raters preferred, as one page that loads nothing."""
 
 from collections.abc import Mapping
 from typing import Any
