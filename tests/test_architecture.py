@@ -55,6 +55,8 @@ DOORS["evals"] = LOADING | {
     "data.shapes_scene",
 }
 DOORS["report"] = {"evals.sampler_study"}
+# What people see is written as the report is; their votes have the intervals of metrics.
+DOORS["ratings"] = {"report.document", "report.markup", "report.style", "evals.metrics.bootstrap"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
@@ -73,6 +75,7 @@ FLOORS = (
     ("sampling",),
     ("evals", "planning"),
     ("report",),
+    ("ratings",),
     ("commands",),
     ("main",),
 )

@@ -35,6 +35,6 @@ COMMAND = Command(
     help="run a script that came with the package, such as launch/local.py, from any folder",
     run=run,
     add_flags=add_flags,
-    order=11,
+    order=21,
     verbatim=True,
 )

@@ -39,5 +39,5 @@ COMMAND = Command(
     help="give the checkpoints of an older version the record that loading reads",
     run=run,
     add_flags=add_flags,
-    order=10,
+    order=20,
 )
