@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from imagen_jax.commands.parts.buckets import bucket_errors
+from imagen_jax.commands.parts.corpus_flags import add_form_flags, form_settings
 from imagen_jax.errors import UserError, exit_code
 
 # name: (package, file inside it, origin and licence, captions)
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="corpus directory to write")
     parser.add_argument("--image_size", type=int, default=64, help="side in pixels (default %(default)s)")
     parser.add_argument("--vocab_size", type=int, default=256, help="most SentencePiece pieces (default %(default)s)")
+    add_form_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 
@@ -120,7 +122,9 @@ def main() -> None:
             )
     settings = {"kind": "photos", "captions": {example.key: example.caption for example in examples}}
     source = Source(parts=[lambda: iter(examples)], num_examples=len(examples), settings=settings)
-    config = BuildConfig(name="photos", image_size=options.image_size, vocab_size=options.vocab_size)
+    config = BuildConfig(
+        name="photos", image_size=options.image_size, vocab_size=options.vocab_size, **form_settings(options)
+    )
     report = build_corpus(source, options.out, config, overwrite=options.overwrite)
     print(f"{options.out}: {report}")
 

@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from imagen_jax.commands.parts.buckets import bucket_errors
+from imagen_jax.commands.parts.corpus_flags import add_form_flags, form_settings
 from imagen_jax.errors import exit_code
 
 
@@ -28,6 +29,7 @@ def main() -> None:
     )
     parser.add_argument("--vocab_size", type=int, default=512, help="most SentencePiece pieces (default %(default)s)")
     parser.add_argument("--num_workers", type=int, default=2, help="drawing processes, 0 for none (default 2)")
+    add_form_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 
@@ -44,6 +46,7 @@ def main() -> None:
         wide_and_tall=options.wide_and_tall,
         num_workers=options.num_workers,
         overwrite=options.overwrite,
+        **form_settings(options),
     )
     print(f"{options.out}: {report}")
 

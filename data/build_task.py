@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from imagen_jax.commands.parts.buckets import bucket_errors
+from imagen_jax.commands.parts.corpus_flags import add_form_flags, form_settings
 from imagen_jax.errors import exit_code
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, required=True, help="side of the square images, in pixels")
     parser.add_argument("--min_size", type=int, help="least shorter side of an image, in pixels (default: image_size)")
     parser.add_argument("--vocab_size", type=int, help="train a SentencePiece vocabulary of this size (default: none)")
+    add_form_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus of other settings")
     options = parser.parse_args()
 
@@ -38,6 +40,7 @@ def main() -> None:
         image_size=options.image_size,
         min_size=options.min_size,
         vocab_size=options.vocab_size,
+        **form_settings(options),
     )
     source = task_source(options.task, options.splits.split(","))
     report = build_corpus(source, options.out, config, overwrite=options.overwrite)

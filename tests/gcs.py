@@ -21,7 +21,7 @@ from http.server import ThreadingHTTPServer
 
 import gcp_storage_emulator.server as emulator
 from gcp_storage_emulator.exceptions import NotFound
-from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.handlers import buckets, objects
 from gcp_storage_emulator.storage import Storage
 
 # It tells of every object that is not there.
@@ -94,6 +94,13 @@ class Server:
             found = self.storage.get_file_obj(bucket, name)
             self.storage.wanted = None
             self.storage.create_file(bucket, name, content, found)
+
+    def add(self, name: str, content: bytes, bucket: str = BUCKET) -> None:
+        """Makes an object; many are made in time that does not grow with their number squared."""
+        found = objects._make_object_resource(self.url, bucket, name, "application/octet-stream", len(content))
+        with self._lock:
+            self.storage._store.write_bytes(self.storage._object_path(bucket, name), content)
+            self.storage.objects.setdefault(bucket, {})[name] = found
 
     def remove(self, name: str, bucket: str = BUCKET) -> None:
         """Removes an object."""

@@ -8,6 +8,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +16,11 @@ import numpy as np
 
 from imagen_jax.array_records.index import ENTRY, SUFFIX, cut, span
 from imagen_jax.errors import UserError
-from imagen_jax.files import copy_place, local_copy, make_room
+from imagen_jax.files import copy_place, take_room, write_bytes
 from imagen_jax.files.ranges import read_ranges
 
-# Bytes read before the room that copies take is looked at again.
-_BETWEEN_LOOKS = 64 << 20
+# A file that was not read before costs a few requests, two of them at a time.
+_OPENED_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,6 @@ class RemoteRecords:
         self._fix = fix
         self._lock = threading.Lock()
         self._copies: dict[str, _Copy] = {}
-        self._unlooked = _BETWEEN_LOOKS
 
     def read(self, wanted: Sequence[Wanted]) -> list[list[bytes]]:
         """The records, in the order wanted, those that are not on this machine all at once.
@@ -77,8 +77,7 @@ class RemoteRecords:
     def _read(self, wanted: Sequence[Wanted]) -> list[list[bytes]]:
         found: list[list[bytes]] = []
         missing: list[tuple[int, int, _Copy, np.void]] = []
-        for file, one in enumerate(wanted):
-            copy = self._copy(one)
+        for file, (one, copy) in enumerate(zip(wanted, self._opened(wanted), strict=True)):
             entries = copy.entries(one.indices)
             found.append([copy.read(number, entry) or b"" for number, entry in zip(one.indices, entries, strict=True)])
             missing += [
@@ -97,14 +96,24 @@ class RemoteRecords:
         with self._lock:
             self._copies.clear()
 
-    def _copy(self, wanted: Wanted) -> "_Copy":
+    def _opened(self, wanted: Sequence[Wanted]) -> "list[_Copy]":
+        """The copies of the files, those that are new opened at once."""
         with self._lock:
-            if wanted.path not in self._copies:
-                try:
-                    self._copies[wanted.path] = _Copy(wanted)
-                except FileNotFoundError as error:
-                    raise UserError(f"shard {wanted.path} or its {SUFFIX} is missing; {self._fix}") from error
-            return self._copies[wanted.path]
+            known = {one.path: self._copies[one.path] for one in wanted if one.path in self._copies}
+        new = list({one.path: one for one in wanted if one.path not in known}.values())
+        if new:
+            with ThreadPoolExecutor(min(_OPENED_AT_ONCE, len(new))) as threads:
+                opened = list(threads.map(self._open, new))
+            with self._lock:
+                for one, copy in zip(new, opened, strict=True):
+                    known[one.path] = self._copies.setdefault(one.path, copy)
+        return [known[one.path] for one in wanted]
+
+    def _open(self, wanted: Wanted) -> "_Copy":
+        try:
+            return _Copy(wanted, self._fix)
+        except FileNotFoundError as error:
+            raise UserError(f"shard {wanted.path} or its {SUFFIX} is missing; {self._fix}") from error
 
     def _fetch(self, wanted: Sequence[Wanted], missing: "list[tuple[int, int, _Copy, np.void]]") -> list[bytes]:
         spans = [span(entry) for _, _, _, entry in missing]
@@ -121,26 +130,40 @@ class RemoteRecords:
                 )
             copy.write(start, content)
             records.append(record)
-        self._look(sum(len(content or b"") for content in contents))
+        take_room(sum(len(content or b"") for content in contents))
         return records
-
-    def _look(self, num_bytes: int) -> None:
-        with self._lock:
-            self._unlooked += num_bytes
-            if self._unlooked < _BETWEEN_LOOKS:
-                return
-            self._unlooked = 0
-        make_room(_BETWEEN_LOOKS)
 
 
 class _Copy:
-    """A copy of a part of one file on this machine."""
+    """A copy of a part of one file on this machine, and of its index, which is of the same version.
 
-    def __init__(self, wanted: Wanted):
-        self._path, self._place = wanted.path, copy_place(wanted.path)
+    Args:
+      wanted: names the file.
+      fix: what to do about a damaged index.
+
+    Raises:
+      FileNotFoundError: there is no such file, or no index.
+      UserError: the index is not of that many records.
+    """
+
+    def __init__(self, wanted: Wanted, fix: str):
+        self._path, self._num_records, self._fix = wanted.path, wanted.num_records, fix
+        self._place = copy_place(wanted.path)
         self._there = self._place.with_name(f"{self._place.name}.there")
-        self._url = f"{wanted.path}{SUFFIX}"
-        self._index = local_copy(self._url)
+        self._index = self._place.with_name(f"{self._place.name}{SUFFIX}")
+        if not self._index.exists():
+            self._fetch_index()
+
+    def _fetch_index(self) -> None:
+        url, expected = f"{self._path}{SUFFIX}", self._num_records * ENTRY.itemsize
+        (content,) = read_ranges([url], [(0, None)])
+        if content is None:
+            raise FileNotFoundError(url)
+        if len(content) != expected:
+            raise UserError(f"{url} is {len(content)} bytes long; expected {expected}; {self._fix}")
+        take_room(len(content))
+        self._index.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self._index, content)
 
     def is_old(self) -> bool:
         """Tells if the file was replaced since."""
@@ -157,7 +180,7 @@ class _Copy:
                 os.utime(file.fileno())
                 size = ENTRY.itemsize
                 return np.frombuffer(b"".join(os.pread(file.fileno(), size, index * size) for index in indices), ENTRY)
-            self._index = local_copy(self._url)
+            self._fetch_index()
 
     def read(self, number: int, entry: np.void) -> bytes | None:
         """The record, None where it is not here whole."""

@@ -16,7 +16,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
-from imagen_jax.beam.files import WriteLines, packed, read_lines, shared_folder, unpacked
+from imagen_jax.beam.files import WriteLines, packed, read_lines, remove_abandoned, shared_folder, unpacked
 from imagen_jax.beam.runner import pipeline_options, run
 from imagen_jax.data.records import Corpus, decode_record
 from imagen_jax.errors import UserError
@@ -38,6 +38,8 @@ from imagen_jax.text.store.writer import StoreWriter
 
 _BATCH = 64
 _WAIT_S = 0.5
+# How names of folders begin that the steps hand files on in.
+_WORK = ".captions-"
 _COUNTS, _REFUSED, _WRITTEN = "counts", "refused", "written"
 
 Pair = tuple[bytes, str]
@@ -59,11 +61,13 @@ def cache_text(config: CacheConfig, pipeline_args: Sequence[str]) -> None:
     num_shards = num_shards_of(num_examples, config.shard_size)
     encoder = config.encoder()
     fingerprint = encoder.fingerprint(config.dtype)
+    # Beside the store; a store that is a whole bucket has no place beside it.
+    store_dir = as_path(config.store_dir)
+    parent = store_dir if is_remote(store_dir) else store_dir.parent
+    remove_abandoned(parent, _WORK)
     if is_done(config, {"fingerprint": fingerprint, "corpus": {"id": corpus.digest}}):
         return
-    store_dir = as_path(config.store_dir)
-    # Beside the store; a store that is a whole bucket has no place beside it.
-    with shared_folder(store_dir if is_remote(store_dir) else store_dir.parent, ".captions-") as work:
+    with shared_folder(parent, _WORK) as work:
         run(functools.partial(_divide, corpus=corpus, num_shards=num_shards, work=work), options)
         sort_keys([bytes.fromhex(key) for key in sorted(read_lines(work / _REFUSED))])
         counts = {shard: (num_keys, num_captions) for shard, num_keys, num_captions in read_lines(work / _COUNTS)}

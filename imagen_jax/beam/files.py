@@ -25,7 +25,9 @@ from imagen_jax.data.raw import RawExample, Rejection
 from imagen_jax.data.records import SplitWriter
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
+    LEASE_S,
     AnyPath,
+    Lock,
     file_system,
     files_under,
     is_remote,
@@ -38,23 +40,59 @@ from imagen_jax.files import (
 _BATCH = 64
 # Files that lines are divided among: as many workers write them at once.
 _LINE_FILES = 64
+_LOCK = ".lock"
 _ARRAY = 1
 _KINDS: dict[int, type] = {2: RawExample, 3: Rejection}
 
 
 @contextlib.contextmanager
 def shared_folder(parent: AnyPath, prefix: str) -> Iterator[AnyPath]:
-    """A new folder in `parent`, of a name that begins with `prefix`, which goes with all in it when the block ends."""
+    """A new folder in `parent`, of a name that begins with `prefix`, which goes with all in it when the block ends.
+
+    A lock beside it tells that this process is at work; see `remove_abandoned`.
+    """
     folder = parent / f"{prefix}{secrets.token_hex(8)}"
-    if not is_remote(folder):
-        make_dirs(folder)
+    make_dirs(parent)
+    lock = Lock(_lock_of(folder))
+    lock.acquire()
     try:
+        if not is_remote(folder):
+            make_dirs(folder)
         yield folder
+        remove_tree(folder)
     except BaseException:
         with contextlib.suppress(Exception):  # What went wrong first is told.
             remove_tree(folder)
         raise
-    remove_tree(folder)
+    finally:
+        with contextlib.suppress(Exception):  # It is given up soon, or with this process.
+            lock.release()
+
+
+def remove_abandoned(parent: AnyPath, prefix: str) -> None:
+    """Removes folders that `shared_folder` made in `parent` for processes that were killed since.
+
+    Args:
+      parent: where they are; it need not exist.
+      prefix: of their names.
+
+    Raises:
+      OSError: one cannot be removed.
+    """
+    if is_remote(parent):
+        places = {name.partition("/")[0] for name in files_under(parent)}
+    else:
+        places = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
+    for name in sorted({place.removesuffix(_LOCK) for place in places if place.startswith(prefix)}):
+        lock = Lock(_lock_of(parent / name))
+        # In a bucket the lease of a process of another machine has to be seen unchanged for a while.
+        if lock.acquire(LEASE_S + 5 if is_remote(parent) else 0.0, patient=False):
+            remove_tree(parent / name)
+            lock.release()
+
+
+def _lock_of(folder: AnyPath) -> AnyPath:
+    return folder.parent / f"{folder.name}{_LOCK}"
 
 
 def write_records(path: AnyPath, records: Iterable[bytes]) -> dict[str, Any] | None:

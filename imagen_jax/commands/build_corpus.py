@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.corpus_flags import add_form_flags, form_settings
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
 
@@ -32,16 +33,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--min_size", type=int, metavar="N", help="least shorter side of an image, in pixels (default: image_size)"
     )
-    sub.add_argument(
-        "--image_format",
-        default="png",
-        metavar="FORMAT",
-        help="of the pictures in it: png (default), jpeg, webp, or original, which keeps JPEG files as they are",
-    )
-    sub.add_argument("--quality", type=int, metavar="N", help="of jpeg and webp, 1 to 100; webp without it is lossless")
-    sub.add_argument(
-        "--shard_size", type=int, metavar="BYTES", help="most bytes of records in a file (default: 8192 records)"
-    )
+    add_form_flags(sub)
     sub.add_argument("--name", default="images", help="name of the corpus (default images)")
     sub.add_argument(
         "--val_fraction", type=float, default=0.0, metavar="F", help="part of the images kept for validation"
@@ -96,9 +88,7 @@ def build_inputs(args: argparse.Namespace) -> tuple[Any, Any]:
         min_size=args.min_size,
         seed=args.seed,
         vocab_size=args.vocab_size,
-        shard_size=args.shard_size,
-        image_format=args.image_format,
-        quality=args.quality,
+        **form_settings(args),
     )
     source = open_source(
         args.images,

@@ -33,8 +33,10 @@ class BadRecords:
         self._size = corpus.num_examples(split)
         self._known: set[int] = set()
 
-    def __len__(self) -> int:
-        return len(self._known)
+    @property
+    def known(self) -> frozenset[int]:
+        """Their numbers in the split."""
+        return frozenset(self._known)
 
     def replaced(self, record: int) -> int:
         """The record that is read in place of one: itself, or the next one that is not known to be bad."""

@@ -186,9 +186,9 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
         return bool(found)
 
     @property
-    def num_bad_records(self) -> int:
-        """Records that were passed over since the start of this process, each counted once."""
-        return sum(len(one.bad) for one in self._sources)
+    def bad_records(self) -> frozenset[tuple[int, int]]:
+        """Records that this process passed over since its start: the number of the source, and of the record in it."""
+        return frozenset((source, record) for source, one in enumerate(self._sources) for record in one.bad.known)
 
     def close(self) -> None:
         """Stops reading ahead; the end of the program does as well. No batch comes after it."""

@@ -7,7 +7,7 @@ from typing import Any
 import seqio
 import tensorflow as tf
 
-from imagen_jax.errors import UserError
+from imagen_jax.errors import UserError, one_line
 from imagen_jax.files import copies_limit, files_under, is_remote, local_folder
 
 
@@ -82,6 +82,24 @@ def get_raw_task(name: str) -> seqio.Task:
         known = sorted({*RAW_TASKS, *seqio.TaskRegistry.names()})
         raise UserError(f"there is no seqio task {name!r}; choose one of {', '.join(known)} or register it")
     return _here(RAW_TASKS[name]())
+
+
+def examples_of(task: seqio.Task, **options: Any) -> tf.data.Dataset:
+    """The examples of a task.
+
+    Args:
+      task: the task.
+      options: of its `get_dataset`.
+
+    Raises:
+      UserError: they are not what the task declares.
+    """
+    try:
+        return task.get_dataset(try_in_mem_cache=False, **options)
+    except ValueError as error:  # Of seqio's check.
+        raise UserError(
+            f"task {task.name!r} does not give what its output_features say ({one_line(str(error))}); make them agree"
+        ) from error
 
 
 def _here(task: seqio.Task) -> seqio.Task:

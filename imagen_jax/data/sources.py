@@ -34,6 +34,7 @@ from imagen_jax.files import (
 UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".svg"))
 _EXAMPLES_PER_PART = 100
 _FETCHED_AT_ONCE = 32
+_TASK_DTYPES = {"key": ("string",), "image": ("uint8", "string"), "caption": ("string",)}
 
 
 def shapes_source(
@@ -323,7 +324,7 @@ def task_source(task_name: str, splits: Sequence[str]) -> Source:
       splits: the splits of the task to take, under their own names.
 
     Raises:
-      UserError: no such task or split, or the task lacks one of the three features.
+      UserError: no such task or split, or the task lacks one of the three features or gives another type.
     """
     from imagen_jax.data import raw_tasks
 
@@ -334,6 +335,13 @@ def task_source(task_name: str, splits: Sequence[str]) -> Source:
     missing = {"key", "image", "caption"} - set(task.output_features)
     if missing:
         raise UserError(f"task {task_name!r} lacks {', '.join(sorted(missing))}; it must give key, image and caption")
+    for feature, allowed in _TASK_DTYPES.items():
+        dtype = task.output_features[feature].dtype.name
+        if dtype not in allowed:
+            raise UserError(
+                f"feature {feature} of task {task_name!r} is {dtype}; expected {' or '.join(allowed)}: convert it in a "
+                "preprocessor of the task"
+            )
     return Source(
         parts=[functools.partial(_task_part, task, split) for split in splits],
         num_examples=0,  # a task knows its inputs at best, and a picture may have several captions
@@ -342,10 +350,13 @@ def task_source(task_name: str, splits: Sequence[str]) -> Source:
 
 
 def _task_part(task: Any, split: str) -> Iterator[RawExample]:
-    for example in task.get_dataset(split=split, shuffle=False, try_in_mem_cache=False).as_numpy_iterator():
+    from imagen_jax.data import raw_tasks
+
+    for example in raw_tasks.examples_of(task, split=split, shuffle=False).as_numpy_iterator():
         yield RawExample(
-            key=example["key"].decode(),
+            # What is no UTF-8 becomes what no text may hold, and is counted as such.
+            key=example["key"].decode(errors="surrogateescape"),
             image=example["image"],
-            caption=example["caption"].decode(),
+            caption=example["caption"].decode(errors="surrogateescape"),
             split=split,
         )

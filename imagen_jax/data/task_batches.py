@@ -14,7 +14,7 @@ import tensorflow as tf
 from imagen_jax.data import preprocessors
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.pipeline import checked_rows
-from imagen_jax.data.raw_tasks import get_raw_task
+from imagen_jax.data.raw_tasks import examples_of, get_raw_task
 from imagen_jax.data.tasks import num_threads
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoder import TextEncoder
@@ -43,7 +43,7 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
     """
 
     source_names: tuple[str, ...] = ()
-    num_bad_records = 0
+    bad_records: frozenset[tuple[int, int]] = frozenset()
     # Captions are encoded as they are read.
     text_dtype = np.dtype(np.float32)
 
@@ -70,9 +70,8 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
         task = get_raw_task(str(name))
         if config.split not in task.splits:
             raise UserError(f"split {config.split!r} is not in task {name!r}; choose from {', '.join(task.splits)}")
-        dataset = task.get_dataset(
-            None, split=config.split, shuffle=True, seed=self._seed, num_epochs=None, try_in_mem_cache=False
-        )
+        options = {"split": config.split, "shuffle": True, "seed": self._seed, "num_epochs": None}
+        dataset = examples_of(task, sequence_length=None, **options)
         _check_features(str(name), dataset.element_spec)
         first = self._step * self._batch_size
         dataset = dataset.skip(first).enumerate(first)
@@ -91,11 +90,11 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
             preprocessors.make_images(config.image_size, config.low_res_size),
         ]
         dataset = preprocessors.in_one_map(steps, num_threads())(dataset)
-        options = tf.data.Options()
-        options.deterministic = True
-        options.autotune.enabled = False
+        reading = tf.data.Options()
+        reading.deterministic = True
+        reading.autotune.enabled = False
         batches = dataset.batch(num_own, drop_remainder=True).map(self._with_text, num_parallel_calls=_NUM_PARALLEL)
-        return batches.prefetch(_PREFETCH_BATCHES).with_options(options)
+        return batches.prefetch(_PREFETCH_BATCHES).with_options(reading)
 
     def _with_text(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         length, width = self._config.max_text_length, self._encoder.sizes.embed_dim

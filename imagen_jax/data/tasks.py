@@ -3,8 +3,10 @@
 import abc
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from imagen_jax.data.mixture import shuffled
 from imagen_jax.data.records import PARSE_SPEC, SIZED_PARSE_SPEC, Corpus
 from imagen_jax.data.sized_pictures import make_sized_images
 from imagen_jax.errors import UserError
+from imagen_jax.files import is_remote
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.store.reader import EmbeddingStore
 
@@ -95,7 +98,7 @@ class _ByNumber(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """True: any record can be read on its own."""
+        """Always."""
         return True
 
     def list_shards(self, split: str) -> list[str]:
@@ -246,6 +249,8 @@ class RunSource(_ByNumber):
     def __init__(self, sources: Sequence[OpenSource], max_text_length: int, failures: preprocessors.FailureBox):
         super().__init__(sources[0].corpus)
         self._sources, self._max, self._failures = sources, max_text_length, failures
+        at_once = len(sources) > 1 and any(is_remote(one.corpus.directory) for one in sources)
+        self._map: Callable[..., Iterable[Any]] = ThreadPoolExecutor(2 * len(sources)).map if at_once else map
 
     def examples(self, split: str, batches: tf.data.Dataset, seed: int) -> tf.data.Dataset:
         """See `_ByNumber`."""
@@ -281,26 +286,28 @@ class RunSource(_ByNumber):
 
         return batches.map(read, num_parallel_calls=num_parallel, deterministic=True).unbatch()
 
+    def _by_source(self, sources: np.ndarray, read: Callable[[int, np.ndarray], Sequence[Any]]) -> list[Any]:
+        """What `read` gives for the rows of each source, in the order of the rows; that of buckets comes at once."""
+        numbers = np.unique(sources).tolist()
+        rows = [np.flatnonzero(sources == number) for number in numbers]
+        found = itertools.chain.from_iterable(self._map(read, numbers, rows))
+        in_order = dict(zip(np.concatenate(rows).tolist(), found, strict=True))
+        return [in_order[row] for row in range(len(sources))]
+
     def _records(self, splits: Sequence[str], sources: np.ndarray, records: np.ndarray) -> list[bytes]:
-        found: list[bytes] = [b""] * len(sources)
-        for number in np.unique(sources).tolist():
-            places = np.flatnonzero(sources == number)
+        def read(number: int, places: np.ndarray) -> Sequence[bytes]:
             source = self._sources[number]
-            read = source.corpus.read(splits[number], [source.bad.replaced(one) for one in records[places].tolist()])
-            for place, record in zip(places, read, strict=True):
-                found[place] = record
-        return found
+            return source.corpus.read(splits[number], [source.bad.replaced(one) for one in records[places].tolist()])
+
+        return self._by_source(sources, read)
 
     def _embed(self, sources: np.ndarray, keys: np.ndarray, captions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(sources)
-        for number in np.unique(sources).tolist():
-            places = np.flatnonzero(sources == number)
-            texts = self._sources[number].embed(keys[places].tolist(), captions[places].tolist(), self._max)
-            for place, text in zip(places, texts, strict=True):
-                found[place] = text
+        def embed(number: int, places: np.ndarray) -> Sequence[np.ndarray]:
+            return self._sources[number].embed(keys[places].tolist(), captions[places].tolist(), self._max)
+
+        found = self._by_source(sources, embed)
         counts = np.array([len(text) for text in found], np.int64)
-        shape = (len(found), counts.max(initial=0), self._sources[0].text_width)
-        padded = np.zeros(shape, text_dtype(self._sources))
+        padded = np.zeros((len(found), counts.max(initial=0), self._sources[0].text_width), text_dtype(self._sources))
         for row, text in zip(padded, found, strict=True):
             row[: len(text)] = text
         return padded, counts
@@ -323,7 +330,7 @@ def register_task(
 ) -> seqio.Task:
     """Registers `imagen_base`, or `imagen_sr` where there is a low_res_size, and returns it.
 
-    A later registration replaces an earlier one, which stays usable by those who hold it.
+    It replaces an earlier one, which stays usable by those who hold it.
 
     Args:
       sources: what is read.

@@ -6,8 +6,8 @@ from imagen_jax.files.copies import (
     fetch_files,
     local_copy,
     local_folder,
-    make_room,
     send_files,
+    take_room,
 )
 from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, alone_in, locked
@@ -73,7 +73,6 @@ __all__ = [
     "local_folder",
     "locked",
     "make_dirs",
-    "make_room",
     "move_file",
     "read_files",
     "read_json",
@@ -87,6 +86,7 @@ __all__ = [
     "shipped_root",
     "size_of",
     "sync_directory",
+    "take_room",
     "whole_file",
     "write_bytes",
     "write_json",

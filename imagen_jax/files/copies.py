@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,11 @@ from imagen_jax.files.whole import sha256_of_file
 DIRECTORY, GIGABYTES = "IMAGEN_JAX_CACHE_DIR", "IMAGEN_JAX_CACHE_GB"
 _DEFAULT_GB = 50.0
 _MOVED_AT_ONCE = 16
+# Bytes for which room is made at a time, at most this part of all room: a look at all copies takes long.
+_AHEAD, _AHEAD_PART = 64 << 20, 8
+_room_lock = threading.Lock()
+# Folder of the copies and their limit -> bytes for which there is room.
+_room: dict[tuple[Path, float], float] = {}
 
 
 def local_copy(path: StrPath) -> str:
@@ -45,7 +51,7 @@ def local_copy(path: StrPath) -> str:
 
 def _fetch(path: StrPath, copy: Path) -> None:
     """Makes a copy, unless another process needs its room at once."""
-    make_room(file_system(path).info(os.fspath(path))["size"])
+    take_room(file_system(path).info(os.fspath(path))["size"])
     beside = copy.with_name(f"{copy.name}.tmp-{secrets.token_hex(8)}")
     try:
         file_system(path).get_file(os.fspath(path), os.fspath(beside))
@@ -91,6 +97,22 @@ def copy_place(path: StrPath) -> Path:
     folder = _root() / version[:2] / version[2:]
     folder.mkdir(parents=True, exist_ok=True)
     return folder / os.path.basename(url)
+
+
+def take_room(num_bytes: int) -> None:
+    """Makes sure that copies of `num_bytes` fit; room is made ahead, so that few calls look at the copies.
+
+    Raises:
+      UserError: as `make_room`.
+    """
+    limit = copies_limit()
+    place = (_root(), limit)
+    with _room_lock:
+        if num_bytes > _room.get(place, 0):
+            ahead = max(num_bytes, int(min(_AHEAD, limit / _AHEAD_PART)))
+            make_room(ahead)
+            _room[place] = ahead
+        _room[place] -= num_bytes
 
 
 def make_room(num_bytes: int) -> None:

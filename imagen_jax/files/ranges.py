@@ -4,6 +4,7 @@ By tensorstore, whose requests cost a fifth of gcsfs's work on this machine.
 """
 
 import functools
+import resource
 from collections.abc import Sequence
 
 import tensorstore
@@ -11,14 +12,16 @@ import tensorstore
 from imagen_jax.files.places import bucket_of, key_of, kvstore_spec, scheme_of
 
 AT_ONCE = 256
+# A request may hold a connection: all of them are a part of the handles that this process may have.
+_SHARE, _LEAST_AT_ONCE = 4, 8
 
 
-def read_ranges(paths: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[bytes | None]:
+def read_ranges(paths: Sequence[str], spans: Sequence[tuple[int, int | None]]) -> list[bytes | None]:
     """The bytes from a first to before a second place of each file; None where there is no such file.
 
     Args:
       paths: addresses, one a span; a file may recur.
-      spans: first byte, and the byte after the last.
+      spans: first byte, and the byte after the last; None: to the end.
 
     Raises:
       OSError: the bucket cannot be read.
@@ -36,5 +39,7 @@ def read_ranges(paths: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[
 
 @functools.cache
 def _store(bucket: str) -> tensorstore.KvStore:
-    limits = {f"{driver}_request_concurrency": {"limit": AT_ONCE} for driver in ("gcs", "s3")}
+    handles = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    at_once = min(AT_ONCE, max(_LEAST_AT_ONCE, handles // _SHARE))
+    limits = {f"{driver}_request_concurrency": {"limit": at_once} for driver in ("gcs", "s3")}
     return tensorstore.KvStore.open(kvstore_spec(bucket), context=tensorstore.Context(limits)).result()

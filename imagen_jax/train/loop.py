@@ -34,7 +34,7 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
-from imagen_jax.train.metrics import MetricLines, MetricWriter, ShowProgress, Window, read_lines
+from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.setup import (
@@ -231,7 +231,9 @@ def _train(
     extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
-    lines = MetricLines(writer, batches.epochs, lambda: batches.num_bad_records)
+    # Where none may be passed over the processes have nothing to tell each other.
+    passed_over = PassedOver(lambda: batches.bad_records) if config.data.bad_records == "skip" else None
+    lines = MetricLines(writer, batches.epochs, passed_over)
 
     def save(state: TrainState) -> AnyPath:
         check_alone()

@@ -3,12 +3,13 @@
 import json
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 import jax
 import numpy as np
 
+from imagen_jax.checkpoints.processes import gathered
 from imagen_jax.errors import UserError
 from imagen_jax.files import GrowingFile, StrPath, as_path, write_text
 from imagen_jax.progress import Progress
@@ -217,28 +218,49 @@ class MetricWriter:
             self._events.close()
 
 
+class PassedOver:
+    """Counts the bad records that all processes have passed over since they began, each record once.
+
+    Args:
+      mine: gives those of this process: the number of the source, and of the record in it.
+    """
+
+    def __init__(self, mine: Callable[[], Set[tuple[int, int]]]):
+        self._mine = mine
+        self._all: set[tuple[int, int]] = set()
+
+    def count(self) -> int:
+        """Their number so far; every process asks at the same step, and is told the same."""
+        new = sorted(self._mine() - self._all)
+        with jax.transfer_guard("allow"):
+            told = gathered(json.dumps(new).encode())
+        for one in told:
+            self._all.update((source, record) for source, record in json.loads(one))
+        return len(self._all)
+
+
 class MetricLines(Hook):
     """Writes the lines of a run.
 
     Args:
       writer: where they go.
       epochs: gives how often each source of a mixture was gone through before a step; {} of one corpus.
-      bad_records: gives how many records this process has passed over.
+      passed_over: counts bad records; None where a run stops at the first.
     """
 
     def __init__(
         self,
         writer: MetricWriter,
         epochs: Callable[[int], Mapping[str, float]] = lambda step: {},
-        bad_records: Callable[[], int] = lambda: 0,
+        passed_over: PassedOver | None = None,
     ):
-        self._writer, self._epochs, self._bad_records = writer, epochs, bad_records
+        self._writer, self._epochs, self._passed_over = writer, epochs, passed_over
 
     def after_step(self, info: StepInfo) -> None:
         """Writes the line, where one is due."""
         if info.line is not None:
             epochs = self._epochs(info.step)
-            bad = self._bad_records()
+            bad = self._passed_over.count() if self._passed_over is not None else 0
             more: dict[str, Any] = {"epochs": dict(epochs)} if epochs else {}
             self._writer.write({**info.line, **more, **({"bad_records": bad} if bad else {})})
 

@@ -1,5 +1,7 @@
 """Records read from a bucket, one request each, and what stays on this machine."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -92,7 +94,7 @@ def test_a_copy_that_was_damaged_on_this_machine_is_fetched_again(bucket, tmp_pa
 
 def test_copies_stay_within_the_room_given(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEN_JAX_CACHE_GB", "0.0001")
-    monkeypatch.setattr("imagen_jax.array_records.remote._BETWEEN_LOOKS", 10_000)
+    monkeypatch.setattr("imagen_jax.files.copies._AHEAD", 10_000)
     records = records_in_bucket(tmp_path)
     files = RecordFiles("rebuild it")
     for _ in range(3):
@@ -104,7 +106,7 @@ def test_copies_stay_within_the_room_given(bucket, tmp_path, monkeypatch):
 
 def test_programs_at_once_may_take_each_others_room(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGEN_JAX_CACHE_GB", "0.00004")
-    monkeypatch.setattr("imagen_jax.array_records.remote._BETWEEN_LOOKS", 10_000)
+    monkeypatch.setattr("imagen_jax.files.copies._AHEAD", 10_000)
     records, told = records_in_bucket(tmp_path), []
 
     def work(seed: int) -> None:
@@ -128,6 +130,38 @@ def test_an_object_that_vanishes_is_named(bucket, tmp_path, name):
     bucket.remove(name)
     with pytest.raises(UserError, match=f"shard {URL}.* missing; rebuild it"):
         read(files, 1)
+
+
+def test_an_index_that_is_cut_short_is_named(bucket, tmp_path):
+    records_in_bucket(tmp_path)
+    bucket.replace("records.index", bucket.content("records.index")[:-5])
+    with pytest.raises(UserError, match=f"{URL}.index is 315 bytes long; expected 320; rebuild it"):
+        read(RecordFiles("rebuild it"), 1)
+
+
+@pytest.mark.slow
+def test_a_thousand_files_are_opened_as_they_are_read_with_256_handles(bucket, tmp_path):
+    """In a process of its own: the server's handles are this one's."""
+    records_in_bucket(tmp_path, 1, 10)
+    for name in ("", ".index"):
+        content = bucket.content(f"records{name}")
+        for number in range(1000):
+            bucket.add(f"many/{number:04d}{name}", content)
+    work = """if True:
+        from imagen_jax.array_records import RecordFiles, Wanted
+        from tests.few_handles import free_handles
+
+        files = RecordFiles("rebuild it")
+        wanted = [Wanted(f"gs://bucket-a/many/{number:04d}", 1, [0]) for number in range(1000)]
+        with free_handles(256):
+            files.read(wanted[:3])
+            print(len(files.read(wanted)), len({one for (one,) in files.read(wanted)}))
+    """
+    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("1000 1\n", 0), done.stderr
+    paths = [path for _, path in bucket.requests]
+    third = next(place for place, path in enumerate(paths) if "many%2F0002?alt=media" in path)
+    assert third < next(place for place, path in enumerate(paths) if "many%2F0003" in path)
 
 
 def test_failures_that_pass_lose_nothing(bucket, tmp_path):

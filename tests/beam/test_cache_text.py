@@ -29,6 +29,10 @@ def serial(cache_config: CacheConfig, tmp_path: Path) -> CacheConfig:
 
 
 def test_bytes_are_those_of_one_process(cache_config: CacheConfig, serial: CacheConfig, capsys) -> None:
+    # What a launch that was killed left.
+    left = Path(cache_config.store_dir).parent / ".captions-0123"
+    left.mkdir()
+    (left / "plan-0000000").write_bytes(b"1")
     cache_text(cache_config, TWO_WORKERS)
     assert files(cache_config.store_dir) == files(serial.store_dir)
     out = capsys.readouterr().out

@@ -2,6 +2,8 @@
 
 import functools
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,28 @@ import pytest
 pytest.importorskip("apache_beam")
 
 from imagen_jax.beam.build import _outcomes_of, _Prepare, _taken_apart
-from imagen_jax.beam.files import load_item, packed, save_items, unpacked, write_records
+from imagen_jax.beam.files import (
+    load_item,
+    packed,
+    remove_abandoned,
+    save_items,
+    shared_folder,
+    unpacked,
+    write_records,
+)
 from imagen_jax.data.builder import BuildConfig
 from imagen_jax.data.raw import RawExample, Rejection
 from imagen_jax.errors import UserError
+from imagen_jax.files import as_path, files_under, write_bytes
 
+DIES = """
+import os, sys
+from imagen_jax.beam.files import shared_folder
+from imagen_jax.files import as_path, write_bytes
+with shared_folder(as_path(sys.argv[1]), "work-") as folder:
+    write_bytes(folder / "left", b"1")
+    os.kill(os.getpid(), 9)
+"""
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 
 
@@ -54,6 +73,22 @@ def test_a_pickle_in_their_place_runs_nothing(tmp_path: Path) -> None:
 def test_what_is_no_plain_data_is_refused(tmp_path: Path, item: Any) -> None:
     with pytest.raises(UserError, match="cannot be handed to workers"):
         save_items(tmp_path / "items", [[item]])
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_folders_of_killed_processes_go_and_those_in_use_stay(kind: str, request, tmp_path: Path) -> None:
+    place = as_path(tmp_path / "place")
+    if kind == "bucket":
+        request.getfixturevalue("bucket")
+        place = as_path("gs://bucket-a/place")
+    remove_abandoned(place, "work-")
+    subprocess.run([sys.executable, "-c", DIES, str(place)], check=False)
+    with shared_folder(place, "work-") as folder:
+        write_bytes(folder / "in use", b"1")
+        assert sum(not name.endswith(".lock") for name in files_under(place)) == 2
+        remove_abandoned(place, "work-")
+        assert [name.partition("/")[2] for name in files_under(place) if not name.endswith(".lock")] == ["in use"]
+    assert not files_under(place)
 
 
 def test_parts_share_their_functions(tmp_path: Path) -> None:

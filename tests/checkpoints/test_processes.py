@@ -27,6 +27,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.files import write_text
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.loop import train
+from imagen_jax.train.metrics import PassedOver
 from imagen_jax.train.run_dir import check_one_folder, only_trainer
 from tests.checkpoints.test_checkpoints import make_state, save
 from tests.train import tiny_run
@@ -54,6 +55,13 @@ def restore_damaged(folder):
     barrier("damaged")
     restore(folder)
 
+def count(folder):
+    mine = {(0, 7), (1, int(index))}
+    counted = PassedOver(lambda: mine)
+    first = counted.count()
+    mine.add((0, 8 + int(index)))
+    return [first, counted.count(), counted.count()]
+
 for name, task, folder in (
     ("see common", see, common),
     ("train own", lambda folder: train(tiny_run.tiny_config(folder, data=data)), own),
@@ -61,6 +69,7 @@ for name, task, folder in (
     ("save common", lambda folder: save(folder, state), common),
     ("restore", restore, common),
     ("restore damaged", restore_damaged, common),
+    ("count bad records", count, common),
 ):
     if name not in wanted.split(","):
         continue
@@ -101,8 +110,11 @@ def on_two_hosts(common: Path | str, own: list[Path], *wanted: str) -> list[dict
 def test_two_processes_agree_on_their_checkpoints(tmp_path):
     common, own = tmp_path / "common", [tmp_path / "one", tmp_path / "two"]
     one, two = on_two_hosts(
-        common, own, "see common", "train own", "save own", "save common", "restore", "restore damaged"
+        *(common, own, "see common", "train own", "save own", "save common", "restore", "restore damaged"),
+        "count bad records",
     )
+    # One that both met, one of each; then one more of each.
+    assert one["count bad records"] == two["count bad records"] == [3, 5, 5]
     assert one["see common"] is None and two["see common"] is None
     for said in (one, two):
         assert "process 1 does not see what process 0 writes" in said["train own"]

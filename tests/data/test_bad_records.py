@@ -68,7 +68,7 @@ def test_the_next_good_record_stands_in_the_place_of_a_bad_one(config, numbered_
     expected = [{3: 5, 4: 5, 10: 0}.get(number, number) for number in _read(good, 7)[0]]
     spoilt = config()
     numbers, iterator = _read(spoilt, 7)
-    assert numbers == expected and iterator.num_bad_records == 3
+    assert numbers == expected and iterator.bad_records == {(0, 3), (0, 4), (0, 10)}
     told = capsys.readouterr().err
     assert (
         "record 0 of shard" in told and "train-00001-of-00004.array_record (split 'train', key 'example-003')" in told

@@ -15,6 +15,7 @@ from imagen_jax.data.config import CorpusShare, DataConfig
 from imagen_jax.data.mixture import BLOCK, Order, part_lengths
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.errors import UserError
+from imagen_jax.files import send_files
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import loop
@@ -139,6 +140,18 @@ def test_a_mixture_is_the_same_in_any_batches_hosts_and_restarts(shares):
         assert np.array_equal(np.concatenate([b[name] for b in whole]), np.concatenate([b[name] for b in half]))
         assert np.array_equal(np.stack([b[name] for b in late]), np.stack([b[name] for b in whole[5:]]))
         assert np.array_equal(np.stack([b[name] for b in rows]), np.stack([b[name][[3, 30]] for b in whole]))
+
+
+def test_a_mixture_of_corpora_in_a_bucket_is_that_of_folders(bucket, shares):
+    def sent(share: CorpusShare) -> CorpusShare:
+        places = {name: f"gs://bucket-a/{share.name}/{name}" for name in ("corpus_dir", "store_dir")}
+        for name, place in places.items():
+            send_files(getattr(share, name), place)
+        return dataclasses.replace(share, **places, name=share.name)
+
+    there = _config(tuple(map(sent, shares)))
+    for one, other in zip(_batches(_config(shares), 3), _batches(there, 3), strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def test_a_seqio_mixture_of_corpora_is_the_same_mixture(shares):

@@ -66,6 +66,18 @@ def test_shapes_on_backgrounds_of_any_brightness(monkeypatch, capsys, tmp_path):
     assert "brightness ('dim') must be one of light_or_dark, any" in error and not (tmp_path / "bad").exists()
 
 
+def test_the_form_of_the_pictures_and_files_is_set_as_in_build_corpus(monkeypatch, capsys, tmp_path):
+    arguments = ["--num_train=40", "--num_val=3", "--image_size=32", "--vocab_size=90", "--num_workers=0"]
+    form = ["--image_format=jpeg", "--quality=90", "--shard_size=4000"]
+    assert _run(monkeypatch, "build_shapes.py", "--out", str(tmp_path), *arguments, *form) == 0
+    corpus = Corpus(tmp_path)
+    assert all(one.image[:3] == b"\xff\xd8\xff" for one in corpus.records("train"))
+    assert len(corpus.manifest["splits"]["train"]["shards"]) > 3
+    for script in ("build_shapes.py", "build_photos.py"):
+        assert _run(monkeypatch, script, "--out", str(tmp_path / "bad"), "--image_format=gif") == 2
+        assert "image_format is 'gif'; choose one of" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_told_and_leaves_no_corpus(monkeypatch, capsys, tmp_path):
     arguments = ["--out", str(tmp_path / "corpus"), "--num_train=40", "--num_val=3", "--vocab_size=90"]
     with files_up_to(30_000):
@@ -89,5 +101,7 @@ def test_photos(monkeypatch, tmp_path):
 
 def test_unknown_task(monkeypatch, capsys, tmp_path):
     arguments = ("--task", "absent", "--out", str(tmp_path / "out"), "--image_size", "8")
+    assert _run(monkeypatch, "build_task.py", *arguments, "--image_format=gif") == 2
+    assert "image_format is 'gif'; choose one of" in capsys.readouterr().err
     assert _run(monkeypatch, "build_task.py", *arguments) == 2
     assert "there is no seqio task 'absent'" in capsys.readouterr().err

@@ -318,10 +318,7 @@ def test_coco_captions_gives_one_example_per_caption(tmp_path):
                 yield {
                     "image": tf.fill((10, 12, 3), tf.cast(image_id, tf.uint8)),
                     "image/id": tf.constant(image_id, tf.int64),
-                    "captions": {
-                        "id": tf.range(len(captions), dtype=tf.int64),
-                        "text": tf.constant(captions),
-                    },
+                    "captions": {"id": tf.range(len(captions), dtype=tf.int64), "text": tf.constant(captions)},
                 }
 
         full = builder.info.features.get_tensor_spec()
@@ -359,16 +356,41 @@ def test_unusable_tasks():
         pytest.raises(UserError, match="split 'dev' is not in task 'coco_captions'"),
     ):
         task_source("coco_captions", ["dev"])
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "message"),
+    [
+        ({"caption": tf.string}, {}, "lacks image, key"),
+        ({"key": tf.int64, "image": tf.string, "caption": tf.string}, {}, "feature key of task 'odd' is int64"),
+        (
+            {"key": tf.string, "image": tf.float32, "caption": tf.string}, {},
+            "feature image of task 'odd' is float32; expected uint8 or string: convert it",
+        ),
+        (
+            {"key": tf.string, "image": tf.string, "caption": tf.string},
+            {"key": ["a"], "image": ["x"], "caption": [3]},
+            "task 'odd' does not give what its output_features say .*caption",
+        ),
+    ],
+)  # fmt: skip
+def test_tasks_of_other_features_are_refused(declared, given, message):
+    """By what they declare, and by what they give."""
+    vocabulary = seqio.PassThroughVocabulary(0)
     seqio.TaskRegistry.add(
-        "only_text",
-        source=seqio.FunctionDataSource(lambda split, shuffle_files: tf.data.Dataset.range(1), ["train"]),
-        output_features={"caption": seqio.Feature(seqio.PassThroughVocabulary(0), dtype=tf.string, rank=0)},
+        "odd",
+        source=seqio.FunctionDataSource(
+            lambda split, shuffle_files: tf.data.Dataset.from_tensor_slices(given), ["train"]
+        ),
+        output_features={
+            name: seqio.Feature(vocabulary, add_eos=False, dtype=dtype, rank=0) for name, dtype in declared.items()
+        },
     )
     try:
-        with pytest.raises(UserError, match="lacks image, key"):
-            task_source("only_text", ["train"])
+        with pytest.raises(UserError, match=message):
+            _all(task_source("odd", ["train"]))
     finally:
-        seqio.TaskRegistry.remove("only_text")
+        seqio.TaskRegistry.remove("odd")
 
 
 def test_coco_captions_that_are_not_prepared_say_how(tmp_path, monkeypatch):

@@ -16,9 +16,9 @@ from PIL import Image
 
 from imagen_jax.checkpoints import checkpoints, folders
 from imagen_jax.data.corpora import build_shapes
-from imagen_jax.files import as_path, files_under
+from imagen_jax.files import as_path, files_under, send_files
 from imagen_jax.main import main
-from tests.integration.running import flags_of, train_stage
+from tests.integration.running import flags_of, on_two_hosts, train_stage
 
 URL = "gs://bucket-a/cascade"
 pytestmark = pytest.mark.slow
@@ -57,6 +57,21 @@ def test_from_corpus_to_report_in_a_bucket(bucket, root, tmp_path):
     np.testing.assert_array_equal(drawn, pixels((tmp_path / "samples" / "00000.png").read_bytes()))
     assert main(["report", "--run_dir", URL]) == 0
     assert b"</html>" in bucket.content("cascade/report.html")
+    assert not any("lock" in name for name in bucket.names())
+
+
+def test_two_hosts_that_share_a_bucket_and_no_disk_train_as_one_does(bucket, root):
+    for folder in ("corpus", "store"):
+        send_files(root / folder, f"{URL}/{folder}")
+    said = on_two_hosts("train", URL, MODEL_DIR=f"{URL}/base")
+    assert ["4/4 step" in error for error in said] == [True, False]
+    one, two = (
+        [json.loads(line) for line in (as_path(where) / "base" / "metrics.jsonl").read_text().splitlines()]
+        for where in (root, URL)
+    )
+    assert [line["step"] for line in two] == [2, 4]
+    np.testing.assert_allclose([line["loss"] for line in two], [line["loss"] for line in one], rtol=1e-4)
+    assert folders.saved_steps(f"{URL}/base") == folders.saved_steps(root / "base")
     assert not any("lock" in name for name in bucket.names())
 
 

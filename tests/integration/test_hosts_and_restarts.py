@@ -1,10 +1,6 @@
 """A run started again, stopped half way or shared by two hosts is the undisturbed run."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -20,7 +16,7 @@ from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.loop import train
-from tests.integration.running import flags_of, train_stage
+from tests.integration.running import flags_of, on_two_hosts, train_stage
 
 
 def test_finished_run_started_again_changes_nothing(root: Path) -> None:
@@ -44,34 +40,10 @@ def test_a_run_stopped_half_way_ends_bit_identical_to_the_undisturbed_one(root: 
         jax.tree.map(np.testing.assert_array_equal, whole, halved)
 
 
-def _on_two_hosts(mode: str, root: Path, **macros: object) -> list[str]:
-    """Runs a mode in two processes of two devices each; returns what each said on stderr."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(sys.executable, "-m", "imagen_jax.main", mode, "--gin_file=tests/integration/tiny_base.gin"),
-        *flags_of(root, **macros),
-        *(f"--coordinator_address=localhost:{port}", "--num_processes=2"),
-    ]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    hosts = [
-        subprocess.Popen([*command, f"--process_id={index}"], env=environment, stderr=subprocess.PIPE, text=True)
-        for index in range(2)
-    ]
-    try:
-        errors = [host.communicate(timeout=300)[1] for host in hosts]
-    finally:
-        for host in hosts:
-            host.kill()
-    assert [host.returncode for host in hosts] == [0, 0], errors
-    return errors
-
-
 @pytest.mark.slow
 def test_two_hosts_fill_one_store(root: Path, tmp_path: Path) -> None:
     macros = {"STORE_DIR": tmp_path / "store", "cache.CacheConfig.shard_size": 10, "CacheConfig.batch_size": 8}
-    _on_two_hosts("cache_text", root, **macros)
+    on_two_hosts("cache_text", root, **macros)
     one, two = (EmbeddingStore.open(str(path)) for path in (root / "store", tmp_path / "store"))
     two.verify()
     assert (two.num_keys, two.num_embeddings, two.num_tokens) == (one.num_keys, one.num_embeddings, one.num_tokens)
@@ -88,7 +60,7 @@ def test_two_hosts_train_as_one_does(root: Path, tmp_path: Path) -> None:
 
     On a mesh of two by two, so that the rows of the hosts must stand in the order of one.
     """
-    errors = _on_two_hosts("train", root, **{"MODEL_DIR": tmp_path / "base", "MeshConfig.fsdp": 2})
+    errors = on_two_hosts("train", root, **{"MODEL_DIR": tmp_path / "base", "MeshConfig.fsdp": 2})
     assert ["4/4 step" in error for error in errors] == [True, False]
     one, two = ([json.loads(line) for line in (run / "base" / "metrics.jsonl").open()] for run in (root, tmp_path))
     assert [line["step"] for line in two] == [2, 4]

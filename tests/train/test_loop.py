@@ -222,7 +222,7 @@ def test_another_learning_rate_and_a_longer_run_go_on(tmp_path):
 def test_run_directory_is_described_and_metrics_lines_do_not_repeat(tmp_path, monkeypatch):
     config = tiny_run.tiny_config(tmp_path)
     loop.train(config, "operative", stop_at=6)
-    monkeypatch.setattr(tiny_run.TinyBatches, "num_bad_records", 3)
+    monkeypatch.setattr(tiny_run.TinyBatches, "bad_records", frozenset({(0, 7), (0, 8), (1, 7)}))
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 8, "loss": 0}\n{"step": 9, "lo')
     loop.train(config, "operative")

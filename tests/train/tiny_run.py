@@ -93,7 +93,7 @@ class TinyBatches(BatchIterator):
 
     steps_read: ClassVar[list[int]] = []
     poison_step: ClassVar[int | None] = None
-    num_bad_records = 0
+    bad_records = frozenset()
     text_dtype = np.dtype(np.float32)
 
     def __init__(self, config, *, batch_size, seed, start_step, rows=None, encoder=None):
