@@ -1,8 +1,13 @@
 """Checks of settings that are counts or paths, with one wording."""
 
 import importlib.util
+import math
 import os
 import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
 
 from imagen_jax.errors import UserError
 from imagen_jax.files import SCHEMES
@@ -80,6 +85,74 @@ def with_home(name: str, path: str) -> str:
             "file or folder of that name"
         )
     return found
+
+
+_PLAIN = {int: "a whole number", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
+_LITERALS = (*_PLAIN, tuple, list)
+
+
+def fits(value: Any, wanted: Any) -> bool:
+    """Tells if a value is of a field's type; of which class an object is, those who take it look themselves.
+
+    True and False are no numbers here, a whole number is a float too, and a list is a tuple.
+    """
+    parts = typing.get_args(wanted)
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if typing.get_origin(wanted) in (tuple, Sequence):
+        if not isinstance(value, tuple | list):
+            return False
+        if len(parts) == 2 and parts[1] is Ellipsis or len(parts) == 1:
+            return all(fits(one, parts[0]) for one in value)
+        return len(value) == len(parts) and all(map(fits, value, parts))
+    if wanted is float:
+        return type(value) in (int, float)
+    if wanted in _PLAIN:
+        return type(value) is wanted
+    if wanted is tuple:
+        return isinstance(value, tuple | list)
+    return wanted is Any or not (isinstance(wanted, type) and isinstance(value, _LITERALS))
+
+
+def words_of(wanted: Any) -> str:
+    """A field's type in words, such as "a whole number or None"."""
+    parts = typing.get_args(wanted)
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return " or ".join(map(words_of, parts))
+    if typing.get_origin(wanted) in (tuple, Sequence):
+        rows = [words_of(part) for part in parts if part is not Ellipsis]
+        return f"a tuple ({', '.join(rows)}{', …' if len(rows) == 1 else ''})"
+    return _PLAIN.get(wanted) or f"a {getattr(wanted, '__name__', wanted)}, which @…() gives"
+
+
+def check_field(name: str, value: Any, wanted: Any, infinite: bool = False) -> None:
+    """Refuses a value that is not of its field's type, and numbers that are none.
+
+    Args:
+      name: the setting, as its user writes it.
+      value: what it was set to.
+      wanted: type of the field.
+      infinite: infinity is allowed.
+
+    Raises:
+      UserError: names the setting, its value and what fits.
+    """
+    if not fits(value, wanted):
+        raise UserError(f"{name} ({_shown(value)}) must be {words_of(wanted)}")
+    for number in _floats(value):
+        if not (math.isfinite(number) or infinite and number == math.inf):
+            raise UserError(f"{name} ({_shown(value)}) must be a finite number")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def _floats(value: Any) -> list[float]:
+    if isinstance(value, tuple | list):
+        return [number for one in value for number in _floats(one)]
+    return [value] if isinstance(value, float) else []
 
 
 def _is_name(path: str) -> bool:

@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import math
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 
 import gin
 
-from imagen_jax.checks import with_home
+from imagen_jax.checks import check_field, with_home
 from imagen_jax.errors import UserError
 from imagen_jax.files import shipped_root
 
@@ -40,6 +41,7 @@ _PYTHON_SPELLING = {"true": "True", "false": "False", "none": "None", "null": "N
 # What gin's parser raises on damaged text, and besides what building raises on wrong names and values.
 _PARSE_ERRORS = (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError)
 _BUILD_ERRORS = (AttributeError, ModuleNotFoundError, NameError, OSError, RuntimeError, TypeError)
+_IN_CLASS = re.compile(r"In call to configurable '(\w+)' \(<.*?>\)")
 _UNKNOWN_PARAMETER = re.compile(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'")
 
 
@@ -97,6 +99,7 @@ def load_with_operative(
         _check_macros(gin.config._INVERSE_REGISTRY[target].selector)
         sources = " ".join([*(f"--gin_file={f}" for f in gin_files), *map(_flag, bindings)])
         with _as_user_error(sources or f"the defaults of {target.__name__}"):
+            _check_types()
             instance = configured()
         return instance, gin.operative_config_str(max_line_length=110)
 
@@ -279,6 +282,33 @@ def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
                         yield macro or f"{selector.rsplit('.', 1)[-1]}.{parameter}", part
 
 
+def _check_types() -> None:
+    """Every value that is bound to a field of a dataclass is of the field's type; classes check ranges themselves."""
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        cls: Any = gin.config._REGISTRY[selector].wrapped
+        if not dataclasses.is_dataclass(cls):
+            continue
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in fields.keys() & parameters.keys():
+            field, where = fields[name], f"{f'{scope}/' if scope else ''}{cls.__name__}.{name}"
+            with contextlib.suppress(_BuiltLaterError):
+                check_field(where, _value(parameters[name]), field.type, infinite=field.default == math.inf)
+
+
+class _BuiltLaterError(Exception):
+    """A bound value has parts that only building gives."""
+
+
+def _value(bound: Any) -> Any:
+    """A bound value with the values of macros."""
+    if isinstance(bound, gin.config.ConfigurableReference):
+        macro = gin.config._CONFIG.get(("/".join(bound.scopes), "gin.macro"), {})
+        if bound.selector != "gin.macro" or "value" not in macro:
+            raise _BuiltLaterError
+        return _value(macro["value"])
+    return type(bound)(map(_value, bound)) if isinstance(bound, tuple | list) else bound
+
+
 def _configurable(target: type[T]) -> Callable[[], T]:
     try:
         return gin.get_configurable(target)
@@ -304,8 +334,11 @@ def _readable(error: BaseException) -> str:
         message = message.replace(unknown.group(0), unknown.group(0) + _did_you_mean(parameter, known), 1)
     if isinstance(error, SyntaxError):
         message += "; a text value needs quotes (NAME = 'text'); in a shell: --gin.NAME=\"'text'\""
+    innermost = _IN_CLASS.search(message)
+    if innermost and message.partition(" ")[0] in _parameters(innermost[1]):
+        message = f"{innermost[1]}.{message}"
     # gin names the class object twice; once is enough.
-    message = re.sub(r"In call to configurable '(\w+)' \(<.*?>\)", r"in \1", message)
+    message = _IN_CLASS.sub(r"in \1", message)
     return message.replace("bindings string line", "the flags, line")
 
 

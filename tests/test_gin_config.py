@@ -185,7 +185,11 @@ def test_target_that_no_file_mentions_gets_its_defaults():
         (["--gin.MODEL_DIR=x", "--gin.Rum.batch_size=8"], ["base.gin"], "have Rum; did you mean Run?"),
         (["--gin.MODEL_DIR=x", "--gin.toy.Rum.batch_size=8"], ["base.gin"], "Rum"),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=12"], ["base.gin"], r"batch_size \(12\) must .*8 or 16"),
-        (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=big"], ["base.gin"], r"batch_size \('big'\) must be an int"),
+        (
+            ["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=big"],
+            ["base.gin"],
+            r"Run\.batch_size \('big'\) must be a whole number",
+        ),
         (["--gin.MODEL_DIR=x", "--gin.BATCH_SIZE=(a, b)"], ["base.gin"], "a text value needs quotes"),
         (["--gin.MODEL_DIR=~nobody-of-that-name"], ["base.gin"], r"begins with ~nobody-of-that-name, .*no such user"),
         (["--gin.MODEL_DIR=~\0"], ["base.gin"], r"is no path \(embedded null byte\); give another"),

@@ -10,14 +10,13 @@ Numbers that JSON lacks are {"float": "inf"}; numpy's types are {"dtype": "float
 
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.checks import fits, words_of
 from imagen_jax.diffusion import guidance, losses, samplers, schedules, time_grids, time_sampling
 from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
@@ -131,18 +130,6 @@ def from_data(data: Any) -> Any:
     return build(data["type"], {name: from_data(value) for name, value in fields.items()})
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    """Tells if a value is of a field's type, as far as that is one of JSON's; classes look at the others themselves."""
-    parts = typing.get_args(wanted)
-    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in parts)
-    if typing.get_origin(wanted) in (tuple, Sequence):
-        return isinstance(value, tuple) and all(_fits(one, parts[0]) for one in value)
-    if wanted is float:
-        return type(value) in (int, float)
-    return type(value) is wanted if wanted in (int, bool, str, types.NoneType) else True
-
-
 def build(name: str, fields: Mapping[str, Any]) -> Any:
     """An instance of the registered class `name`.
 
@@ -158,11 +145,10 @@ def build(name: str, fields: Mapping[str, Any]) -> Any:
             f"imagen_jax that wrote it"
         )
     for field in dataclasses.fields(cls):
-        if field.name in fields and not _fits(fields[field.name], field.type):
-            wanted = getattr(field.type, "__name__", field.type) if isinstance(field.type, type) else field.type
+        if field.name in fields and not fits(fields[field.name], field.type):
             raise UserError(
-                f"a record gives {name} {str(fields[field.name])[:80]!r} for {field.name}; expected {wanted}; it is "
-                "damaged"
+                f"a record gives {name} {str(fields[field.name])[:80]!r} for {field.name}; expected "
+                f"{words_of(field.type)}; it is damaged"
             )
     try:
         return cls(**fields)

@@ -1,6 +1,7 @@
 """Metrics of a run: metrics.jsonl, TensorBoard, and the sums behind every average."""
 
 import json
+import math
 import time
 import types
 from collections.abc import Callable, Mapping, Set
@@ -140,21 +141,28 @@ class Window:
 def read_lines(model_dir: StrPath) -> list[tuple[float, str]]:
     """Reads metrics.jsonl of a run directory, without a last line cut short by a kill.
 
+    A last line that is whole is one also without its line break, as after an editor.
+
     Returns:
       The step of every line, and the line; nothing where there is no file.
 
     Raises:
-      UserError: a line is no JSON object with a step.
+      UserError: a line is no JSON object with a step that is a finite number.
     """
     path = as_path(model_dir) / METRICS
     if not path.exists():
         return []
     found = []
-    *whole, _ = path.read_bytes().split(b"\n")
-    for number, line in enumerate(whole, 1):
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
         try:
-            found.append((float(json.loads(line)["step"]), f"{line.decode()}\n"))
+            step = json.loads(line)["step"]
+            if isinstance(step, bool | str) or not math.isfinite(step):
+                raise ValueError(f"step {step!r}")
+            found.append((float(step), f"{line.decode()}\n"))
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            if number == len(lines):
+                break
             raise UserError(
                 f"{path} line {number} is {line[:60].decode(errors='replace')!r}; expected a JSON object with a "
                 'number "step"; delete that line or move the file away'

@@ -59,14 +59,17 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise UserError(f"optimizer name ({self.name!r}) must be one of {', '.join(NAMES)}")
+            raise UserError(f"name ({self.name!r}) must be one of {', '.join(NAMES)}")
         if self.schedule not in SCHEDULES:
-            raise UserError(f"optimizer schedule ({self.schedule!r}) must be one of {', '.join(SCHEDULES)}")
+            raise UserError(f"schedule ({self.schedule!r}) must be one of {', '.join(SCHEDULES)}")
         if not self.learning_rate > 0:
             raise UserError(f"learning_rate ({self.learning_rate!r}) must be > 0; the paper's is 1e-4")
         check_count("warmup_steps", self.warmup_steps, 0)
-        if not (0 <= self.b1 < 1 and 0 <= self.b2 < 1 and self.eps > 0):
-            raise UserError(f"b1, b2 ({self.b1}, {self.b2}) must be in [0, 1) and eps ({self.eps}) > 0")
+        for moment in ("b1", "b2"):
+            if not 0 <= getattr(self, moment) < 1:
+                raise UserError(f"{moment} ({getattr(self, moment)}) must be in [0, 1)")
+        if not self.eps > 0:
+            raise UserError(f"eps ({self.eps}) must be > 0; 1e-8 is usual")
         if self.weight_decay < 0 or (self.weight_decay and self.name != "adamw"):
             raise UserError(f"weight_decay ({self.weight_decay}) must be 0 for {self.name}; choose adamw")
         if self.grad_clip_norm is not None and not self.grad_clip_norm > 0:

@@ -21,7 +21,11 @@ CONFIG = (Path(__file__).parents[1] / "golden" / "run_of_0_1" / "base.gin").read
         (CONFIG, "{", "store.json is damaged .*add --vocabulary=PATH"),
         (CONFIG, '{"fingerprint": {}}', "store.json has no fingerprint.dtype; .*add --vocabulary=PATH"),
         (CONFIG, "[]", "store.json has .* for its content; expected an object"),
-        (CONFIG.replace(b"unet.UNet.dim = 8", b"unet.UNet.dim = '8'"), "{}", "gives UNet '8' for dim; expected int"),
+        (
+            CONFIG.replace(b"unet.UNet.dim = 8", b"unet.UNet.dim = '8'"),
+            "{}",
+            "gives UNet '8' for dim; expected a whole number",
+        ),
         (
             CONFIG.replace(b"@encoder.TextConfig()", b"@unet.UNet()"),
             "{}",

@@ -84,12 +84,14 @@ def test_lines_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     path.write_text('{"step": 1}\n{"step": 2}')
     drop_lines_after(tmp_path, 2)
-    assert path.read_text() == '{"step": 1}\n'
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n', "a whole line is kept without its line break"
 
 
 @pytest.mark.parametrize(
-    "line", [b"[1, 2]", b"3", b"null", b'{"loss": 1}', b'{"step": null}', b"\xff", b"{", b"[" * 9999]
-)
+    "line", [b"[1, 2]", b"3", b"null", b'{"loss": 1}', b'{"step": null}', b"\xff", b"{", b"[" * 9999,
+     b'{"step": NaN}', b'{"step": Infinity}', b'{"step": "2"}', b'{"step": true}', b'{"step": 1' + b"0" * 400 + b"}",
+     b"", b"\0" * 9]
+)  # fmt: skip
 def test_a_line_that_is_no_metrics_is_told_and_nothing_is_lost(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     before = b'{"step": 1}\n' + line + b'\n{"step": 3}\n'

@@ -156,28 +156,37 @@ class SafetensorsArrays(CheckpointArrays):
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         index = os.path.join(path, INDEX_FILE)
-        listed = _read_index(index) if size_of(index) is not None else None
-        files = sorted(set(listed.values())) if listed is not None else [WEIGHTS_FILE]
-        for file in files:
-            self._read_header(file)
-        if listed is not None and (absent := sorted(listed.keys() - self.shapes.keys())):
+        places = _read_index(index) if size_of(index) is not None else {}
+        held: dict[str, list[str]] = {}
+        for file in sorted(set(places.values())) if size_of(index) is not None else [WEIGHTS_FILE]:
+            for name in self._read_header(file, places):
+                held.setdefault(name, []).append(file)
+        absent = sorted(name for name, file in places.items() if file not in held.get(name, ()))
+        if absent:
             raise UserError(
-                f"{index} places {absent[0]} in {listed[absent[0]]}, which does not hold it"
+                f"{index} places {absent[0]} in {places[absent[0]]}, which does not hold it"
                 f"{f', nor {len(absent) - 1} others' if len(absent) > 1 else ''}; download the folder again"
             )
+        for name, files in held.items():
+            if len(files) > 1 and name not in places:
+                raise UserError(f"{' and '.join(files)} of {path} both hold {name}; download the folder again")
 
-    def _read_header(self, file: str) -> None:
+    def _read_header(self, file: str, places: Mapping[str, str]) -> list[str]:
+        """Takes the arrays of a file, but for those that the index places in others; returns the names of all."""
         full = os.path.join(self.path, file)
         if size_of(full) is None:
             raise UserError(f"{self.path} lacks {file}; download it, or give the folder that holds it")
         try:
             here = local_copy(full)
             with safe_open(here, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  Not a mapping.
-                    self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-                    self._file_of[name] = here
+                names = list(tensors.keys())
+                for name in names:
+                    if places.get(name, file) == file:
+                        self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                        self._file_of[name] = here
         except (SafetensorError, OSError) as error:
             raise UserError(f"{full} is damaged ({error}); download it again") from error
+        return names
 
     def read(self, name: str, index: Index) -> np.ndarray:
         """See CheckpointArrays."""

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from imagen_jax.errors import UserError
 from imagen_jax.text import load_encoder
 from imagen_jax.text.hugging_face_tokenizer import open_vocabulary
+from imagen_jax.text.weights.checkpoint_arrays import INDEX_FILE, SafetensorsArrays
 from imagen_jax.text.weights.encoder_copy import import_text
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -43,6 +44,22 @@ def test_an_index_names_files_beside_it(folder: Path, file: Any) -> None:
     places = dict.fromkeys(TENSORS, "model.safetensors") | {FIRST: file}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     refused(folder, rf"index.json places {FIRST} in .*expected the name of a file in the same folder")
+
+
+def test_an_array_that_two_files_hold(folder: Path) -> None:
+    """The index says which is meant; where it does not, nothing is guessed."""
+    other = {name: value for name, value in TENSORS.items() if name != FIRST}
+    save_file(other, folder / "a.safetensors")
+    save_file({FIRST: TENSORS[FIRST], **{name: value + 1 for name, value in other.items()}}, folder / "b.safetensors")
+    places = dict.fromkeys(other, "a.safetensors") | {FIRST: "b.safetensors"}
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": places}))
+    found = SafetensorsArrays(str(folder))
+    assert all(np.array_equal(found.read(name, ()), value) for name, value in TENSORS.items())
+    unnamed = {name: file for name, file in places.items() if name in (FIRST, next(iter(other)))}
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": unnamed}))
+    refused(folder, "a.safetensors and b.safetensors of .* both hold")
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": places | {FIRST: "a.safetensors"}}))
+    refused(folder, f"places {FIRST} in a.safetensors, which does not hold it")
 
 
 def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
