@@ -285,8 +285,8 @@ def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
 def _check_types() -> None:
     """Every value that is bound to a field of a dataclass is of the field's type; classes check ranges themselves."""
     for (scope, selector), parameters in gin.config._CONFIG.items():
-        cls: Any = gin.config._REGISTRY[selector].wrapped
-        if not dataclasses.is_dataclass(cls):
+        cls = gin.config._REGISTRY[selector].wrapped
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             continue
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields.keys() & parameters.keys():
