@@ -119,12 +119,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
     for one in (
         Protocol(
             name="imagen_30k",
-            source="Imagen, arXiv 2205.11487, section 4.1: 30 000 random captions against the full validation set",
+            source="Imagen, arXiv 2205.11487: 30 000 random captions against the full validation set",
             assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
         Protocol(
             name="imagen_10k",
-            source="imagen_30k with the 10 000 captions of Imagen's ablations, arXiv 2205.11487, section 4.4",
+            source="imagen_30k with 10 000 captions, as Imagen's ablations, arXiv 2205.11487",
             num_images=10_000,
             assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
@@ -152,21 +152,24 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         Protocol(
             name="short_side_30k",
-            source="MosaicML, github.com/mosaicml/diffusion, issue 21 and its LargestCenterSquare: 30 000 random "
-            "captions of val2014, 512 pixels, shorter side resized, middle cropped, clean-fid",
+            source="MosaicML, github.com/mosaicml/diffusion, issue 21, LargestCenterSquare and the clean-fid script: "
+            "30 000 captions of val2014, the first of an image, against their images, 512 pixels, shorter side resized, middle cropped, clean-fid",
+            matched=True,
+            one_per_image=True,
             image_size=512,
             geometry="short_side_then_crop",
             filter="bilinear",
             resize="clean",
-            assumed=("seed", "one_per_image", "matched"),
+            assumed=("seed",),
         ),
         Protocol(
             name="training_set_30k",
             source="Lafite, arXiv 2111.13792, by issue 24 of github.com/drboog/Lafite: 30 000 texts of val2014 against "
-            "the training set; pixels by its dataset_tool.py, which is StyleGAN2-ADA's",
+            "the training set; pixels by its dataset_tool.py, texts by its metric_utils.py",
             split="train2014",
+            one_per_image=True,
             filter="lanczos",
-            assumed=("seed", "one_per_image"),
+            assumed=("seed", "resize"),
         ),
         Protocol(
             name="pytorch_fid_30k",
