@@ -153,8 +153,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             name="short_side_30k",
             source="MosaicML, github.com/mosaicml/diffusion, issue 21, LargestCenterSquare and the clean-fid script: "
-            "30 000 captions of val2014, one an image, against their images at 512 pixels, shorter side resized, middle "
-            "cropped",
+            "30 000 captions of val2014, one an image, against their images at 512 pixels, shorter side resized, "
+            "middle cropped",
             matched=True,
             one_per_image=True,
             image_size=512,
