@@ -27,7 +27,12 @@ from imagen_jax.typing import Float, UInt8
 INCEPTION_SIZE = 299
 ALL = "all"
 GEOMETRIES = ("as_is", "crop_then_resize", "short_side_then_crop", "stretch")
-FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.BOX}
+FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
 
 
 def _of_pytorch_fid(image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_s _s 3"]:
@@ -51,7 +56,7 @@ class Protocol:
     Args:
       name: of the record.
       source: the publication or program that it follows.
-      split: of COCO, whose images are the reference: "val2014" or "train2014".
+      split: of COCO, whose images are the reference: "val2014" or "train2014"; captions are val2014's.
       matched: the reference is the images of the chosen captions alone, not the whole split.
       num_images: captions chosen, and images drawn; 0: as many as there are.
       one_per_image: one caption of an image is chosen at most.
@@ -114,12 +119,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
     for one in (
         Protocol(
             name="imagen_30k",
-            source="Imagen, arXiv 2205.11487, section 4.1: 30 000 random captions against the full validation set",
+            source="Imagen, arXiv 2205.11487: 30 000 random captions against the full validation set",
             assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
         Protocol(
             name="imagen_10k",
-            source="imagen_30k with 10 000 captions",
+            source="imagen_30k with 10 000 captions, as Imagen's ablations, arXiv 2205.11487",
             num_images=10_000,
             assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
@@ -131,10 +136,11 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         Protocol(
             name="clean_fid_30k",
-            source="clean-fid, arXiv 2104.11222, on COCO's validation set at 256 pixels, as GigaGAN, arXiv 2303.05511",
+            source="GigaGAN, arXiv 2303.05511, by its evaluation.py (github.com/mingukkang/GigaGAN): clean-fid, arXiv "
+            "2104.11222, against the whole val2014",
             filter="lanczos",
             resize="clean",
-            assumed=("seed", "one_per_image", *_CROPS),
+            assumed=("seed", "one_per_image"),
         ),
         Protocol(
             name="clean_fid_10k",
@@ -142,21 +148,29 @@ PROTOCOLS: Mapping[str, Protocol] = {
             num_images=10_000,
             filter="lanczos",
             resize="clean",
-            assumed=("seed", "one_per_image", *_CROPS),
+            assumed=("seed", "one_per_image", "num_images"),
         ),
         Protocol(
-            name="short_side_10k",
-            source="MosaicML's diffusion: 10 000 images, shorter side resized, middle cropped, clean-fid",
-            num_images=10_000,
+            name="short_side_30k",
+            source="MosaicML, github.com/mosaicml/diffusion, issue 21, LargestCenterSquare and the clean-fid script: "
+            "30 000 captions of val2014, one an image, against their images at 512 pixels, shorter side resized, "
+            "middle cropped",
+            matched=True,
+            one_per_image=True,
+            image_size=512,
             geometry="short_side_then_crop",
+            filter="bilinear",
             resize="clean",
-            assumed=("seed", "one_per_image", "filter"),
+            assumed=("seed",),
         ),
         Protocol(
             name="training_set_30k",
-            source="Lafite, arXiv 2111.13792: against the training set",
+            source="Lafite, arXiv 2111.13792, by issue 24 of github.com/drboog/Lafite: 30 000 texts of val2014 against "
+            "the training set; pixels by its dataset_tool.py, texts by its metric_utils.py",
             split="train2014",
-            assumed=("seed", "one_per_image", "resize", *_CROPS),
+            one_per_image=True,
+            filter="lanczos",
+            assumed=("seed", "resize"),
         ),
         Protocol(
             name="pytorch_fid_30k",

