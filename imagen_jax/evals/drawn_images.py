@@ -109,7 +109,7 @@ def with_settings(cascade: Cascade, settings: Mapping[str, StageSettings]) -> Ca
 
 
 def record_of(cascade: Cascade, items: Sequence[DrawnItem], **more: Any) -> dict[str, Any]:
-    """What images depend on, as `drawn.json` says it.
+    """Facts that images depend on, as `drawn.json` holds them.
 
     Args:
       cascade: what draws.

@@ -20,7 +20,7 @@ CAPTION_SPLIT = "val2014"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptList:
-    """What every point of a sweep draws.
+    """Prompts that every point of a sweep draws.
 
     Args:
       prompts: captions.

@@ -68,7 +68,7 @@ class Folder:
         return [f"{unit:05d}/{name}" for unit in range(len(self.units)) for name in self.names(unit)]
 
     def failure(self, node: Node | None) -> str:
-        """What went wrong in a node or below it; "" if nothing did."""
+        """The failure of a node or below it; "" if nothing did."""
         while node is not None:
             path = as_path(self.of_node(node)) / FAILED
             if path.is_file():
@@ -78,7 +78,7 @@ class Folder:
 
 
 class State:
-    """What is finished, as far as this process has seen.
+    """Finished units, as far as this process has seen.
 
     Args:
       folder: of the sweep.
@@ -213,7 +213,7 @@ def device() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What is left to do: images there and missing, seconds and bytes to come; None where nothing was timed yet."""
+    """Work that is left: images there and missing, seconds and bytes to come; None where nothing was timed yet."""
 
     kept: int
     missing: int

@@ -174,8 +174,17 @@ def test_a_unit_that_another_holds_is_waited_for(cascade: Cascade, tmp_path: Pat
     assert units._try(folder, units.State(folder), plan.nodes[0], 1) == 2
 
 
-def test_a_point_that_draws_no_numbers_fails_alone(cascade: Cascade, tmp_path: Path, capsys) -> None:
-    grids = (StageGrid(stage="base", guidance_weight=(2.0, 1e6), num_steps=(30,), thresholding=("none",)),)
+def test_a_point_that_draws_no_numbers_fails_alone(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    batch = Cascade._batch
+
+    def damaged(self: Cascade, *args: Any) -> Any:
+        wrong = np.nan if self.stages[0].sampling.guidance_weight == 5.0 else 0.0
+        return [images + wrong for images in batch(self, *args)]
+
+    monkeypatch.setattr(Cascade, "_batch", damaged)
+    grids = (StageGrid(stage="base", guidance_weight=(2.0, 5.0)),)
     result = run_sweep(_config(tmp_path, grids=grids), cascade=cascade)
     assert [bool(row["failed"]) for row in result["points"]] == [False, True]
     assert "drew pictures that are no numbers" in result["points"][1]["failed"]
