@@ -109,7 +109,7 @@ def with_settings(cascade: Cascade, settings: Mapping[str, StageSettings]) -> Ca
 
 
 def record_of(cascade: Cascade, items: Sequence[DrawnItem], **more: Any) -> dict[str, Any]:
-    """Everything that images depend on, as `drawn.json` says it.
+    """Facts that images depend on, as `drawn.json` holds them.
 
     Args:
       cascade: what draws.
@@ -198,8 +198,9 @@ def draw_missing(
       rows: numbers of the items to draw now; None: all.
       low_res: where the first stage is a super-resolution stage: its inputs in [-1, 1], one for each of `rows`.
       batch_size: images drawn at a time, a multiple of the devices; the last batch is filled up.
-      label: what the progress shows.
+      label: what the progress shows; "" shows none.
       told: what else the images depend on, for `drawn.json`: plain data, such as where `low_res` is from.
+
 
     Yields:
       Each image, after its file is written.
@@ -214,7 +215,7 @@ def draw_missing(
     claim_folder(folder, record_of(cascade, items, **(told or {})))
     there = set(files_under(folder))
     missing = {place for place, row in enumerate(rows) if items[row].name not in there}
-    if len(missing) < len(rows):
+    if label and len(missing) < len(rows):
         print(f"{label}: {len(rows) - len(missing)} of {len(rows)} images are there already")
     if not missing:
         return

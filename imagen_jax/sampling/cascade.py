@@ -314,7 +314,7 @@ class Cascade:
           request: what to draw.
           rows: which of its images; None: all.
           batch_size: images drawn at a time.
-          label: what the progress shows.
+          label: what the progress shows; "" shows none.
           fill: fill up a batch also where there are fewer images in all, so that every call has one program.
 
         Yields:
@@ -334,7 +334,7 @@ class Cascade:
         if request.negative_prompts is not None:
             tell_lost(self.encoder, "negative prompts", [request.negative_prompts[i] for i in rows])
         resident = self._stays(programs, batch_size)
-        with Progress(len(rows), label, "image") as progress:
+        with Progress(len(rows), label, "image", shown=bool(label)) as progress:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 padded = np.asarray([*chosen, *[chosen[-1]] * (batch_size - len(chosen))])
