@@ -98,7 +98,7 @@ class _ByNumber(seqio.DataSource):
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
-        """Always."""
+        """True: any record can be read on its own."""
         return True
 
     def list_shards(self, split: str) -> list[str]:
@@ -287,7 +287,7 @@ class RunSource(_ByNumber):
         return batches.map(read, num_parallel_calls=num_parallel, deterministic=True).unbatch()
 
     def _by_source(self, sources: np.ndarray, read: Callable[[int, np.ndarray], Sequence[Any]]) -> list[Any]:
-        """What `read` gives for the rows of each source, in the order of the rows; that of buckets comes at once."""
+        """Results of `read` for the rows of each source, in the order of the rows; those of buckets are made at once."""
         numbers = np.unique(sources).tolist()
         rows = [np.flatnonzero(sources == number) for number in numbers]
         found = itertools.chain.from_iterable(self._map(read, numbers, rows))

@@ -23,5 +23,5 @@ def add_form_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def form_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say, as settings of `data.builder.BuildConfig`."""
+    """Values of the flags, as settings of `data.builder.BuildConfig`."""
     return {name: getattr(options, name) for name in _FORM}
