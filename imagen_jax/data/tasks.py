@@ -287,7 +287,7 @@ class RunSource(_ByNumber):
         return batches.map(read, num_parallel_calls=num_parallel, deterministic=True).unbatch()
 
     def _by_source(self, sources: np.ndarray, read: Callable[[int, np.ndarray], Sequence[Any]]) -> list[Any]:
-        """Results of `read` for the rows of each source, in the order of the rows; those of buckets are made at once."""
+        """Results of `read` for the rows of each source, in the order of the rows; those of buckets at once."""
         numbers = np.unique(sources).tolist()
         rows = [np.flatnonzero(sources == number) for number in numbers]
         found = itertools.chain.from_iterable(self._map(read, numbers, rows))
