@@ -108,7 +108,7 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
     _check_folder(folder, cascade, write=True)
     drawn = draw_plan(plan, folder)
     scores = _score_all(plan, folder, scorer)
-    result = {
+    result: dict[str, Any] = {
         "version": code_version(),
         "stages": [
             {"name": one.stage.name, "checkpoint": one.checkpoint, "config_hash": one.config_hash}
