@@ -54,7 +54,7 @@ DOORS["evals"] = LOADING | {
     "data.shapes_draw",
     "data.shapes_scene",
 }
-DOORS["report"] = {"evals.sampler_study"}
+DOORS["report"] = {"evals.sampler_study", "checkpoints.folders"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
