@@ -18,7 +18,8 @@ _RECORD = {
     "text": {"encoder": {"type": str}, "max_length": int},
     "config_hash": str,
 }
-_CARD = {
+# Of card.json: the parts that a model card shows.
+CARD_FORM = {
     "num_described": int,
     "num_repaired": int,
     "num_rejected": int,
@@ -168,7 +169,7 @@ def _read_corpus(folder: AnyPath) -> CardCorpus:
     check_content(path, manifest, wanted, _AGAIN)
     card = read_json(folder / "card.json", dict)
     if card is not None:
-        check_content(folder / "card.json", card, _CARD, f"write it anew: imagen_jax build_corpus --audit {folder}")
+        check_content(folder / "card.json", card, CARD_FORM, f"write it anew: imagen_jax build_corpus --audit {folder}")
     return CardCorpus(
         name=manifest["name"],
         num_examples={split: entry["num_examples"] for split, entry in manifest["splits"].items()},

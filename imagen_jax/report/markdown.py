@@ -28,7 +28,7 @@ Part: TypeAlias = str | int | float | None
 
 def plain(text: str) -> str:
     """A text on one line, without what would steer a terminal or break a line."""
-    return printable(" ".join(text.split()))
+    return printable(re.sub(r"\s+", " ", text))
 
 
 def text(part: Part) -> Markdown:

@@ -177,8 +177,8 @@ def _use(stages: Sequence[CardStage]) -> list[Markdown]:
     side = stages[-1].draw_size
     return [
         line(f"Drawing pictures of {side}x{side} pixels from captions like those of its training data, and the study "
-             "of such models. Its pictures show nothing that happened. It is not made for pictures of real persons, nor "
-             "for decisions about people.")
+             "of such models. Its pictures show nothing that happened. It is not made for pictures of real persons, "
+             "nor for decisions about people.")
     ]  # fmt: skip
 
 
@@ -216,8 +216,8 @@ def _data(corpora: Sequence[CardCorpus], stages: Sequence[CardStage]) -> list[Ma
 
 
 def _corpus(corpus: CardCorpus) -> list[Markdown]:
-    splits: list[list[Part]] = [[f"examples in split {name}", number(n)] for name, n in corpus.num_examples.items()]
-    rows = [*splits, ["side of the pictures, in pixels", number(corpus.image_size)], ["digest", corpus.digest]]
+    rows: list[list[Part]] = [[f"examples in split {name}", number(n)] for name, n in corpus.num_examples.items()]
+    rows += [["side of the pictures, in pixels", number(corpus.image_size)], ["digest", corpus.digest]]
     card = corpus.card
     if card is None:
         note = line("It has no data card: its licences, consent and origin are not stated.")
@@ -232,7 +232,7 @@ def _corpus(corpus: CardCorpus) -> list[Markdown]:
     rows += [[f"words of a caption, {key}", number(words[key])] for key in words if is_number(words[key])]
     counted = {**card["values"], "script": card["caption_scripts"], "shorter side": card["shorter_sides"]}
     values: list[list[Part]] = [[n, value, number(count)] for n, of in counted.items() for value, count in of.items()]
-    measured = line(f"The values of {number(card['num_described'])} examples, as these state them:")
+    measured = line(f"What {number(card['num_described'])} examples state, and what was measured of them:")
     return [line("### Corpus ", corpus.name), table(["Fact", "Value"], rows), measured,
             table(["Fact", "Value", "Examples"], values)]  # fmt: skip
 
@@ -266,7 +266,7 @@ def _usage(run_dir: AnyPath, stages: Sequence[CardStage]) -> list[Markdown]:
 def _caption(run_dir: AnyPath) -> str:
     """The caption of a sample of the run, or one that any corpus may know."""
     for path in final_samples(run_dir / "samples")[:1]:
-        caption = plain(read_picture(path).text.get("prompt", ""))
+        caption = plain(read_picture(path).text.get("prompt", "")).strip()
         if 0 < len(caption) <= _LONGEST_CAPTION and not caption.startswith("-"):
             return caption
     return "a red cube"
