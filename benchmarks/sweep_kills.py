@@ -3,9 +3,9 @@
     python -m benchmarks.sweep_kills --run_dir DIR [--kills 10] [--seed 0]
 
 DIR is a trained cascade of stages "base" and "sr". The short sweep of the demo is run to its end. It is then begun
-anew, killed with SIGKILL at a moment drawn from the seed after its first batch, and gone on with, as often as asked.
-Last, two processes begin it at once. Tables must have the same bytes. Each process prints a line for each batch that a
-network drew, so that images are counted where they are drawn.
+anew, killed with SIGKILL up to 50 ms after a batch, both drawn from the seed, and gone on with, as often as asked.
+Last, two processes begin it at once. Tables must have the same bytes. Each process prints a line for each batch that
+a network drew, so that images are counted where they are drawn.
 """
 
 import argparse
@@ -44,16 +44,22 @@ def start(run_dir: str, output_dir: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def drawn_by(process: subprocess.Popen[str], kill_after_s: float | None = None) -> tuple[int, bool]:
-    """Images that a process drew, and whether it was killed that long after its first batch."""
+def drawn_by(process: subprocess.Popen[str], moment: tuple[int, float] | None = None) -> tuple[int, bool]:
+    """Images that a process drew, and whether it was killed before its end.
+
+    Args:
+      process: of `start`.
+      moment: kill it so many seconds after it drew so many batches; None: let it end.
+    """
     assert process.stdout is not None
-    total, killed, first = 0, False, 0.0
+    total = batches = 0
+    killed = False
     for line in process.stdout:
-        if line.startswith("drawn "):
-            total += int(line.split()[1])
-            first = first or time.monotonic()
-        if kill_after_s is not None and first and not killed:
-            time.sleep(kill_after_s)
+        if not line.startswith("drawn "):
+            continue
+        total, batches = total + int(line.split()[1]), batches + 1
+        if moment is not None and batches == moment[0]:
+            time.sleep(moment[1])
             killed = process.poll() is None
             process.kill()
     process.wait()
@@ -73,7 +79,7 @@ def measure(run_dir: str, kills: int, seed: int, folder: Path) -> None:
     chance, done, total, again = random.Random(seed), 0, 0, 0
     for number in range(10 * kills):
         output = folder / f"killed_{number}"
-        count, killed = drawn_by(start(run_dir, output), chance.uniform(0.0, 3.0))
+        count, killed = drawn_by(start(run_dir, output), (chance.randint(1, whole // BATCH), chance.uniform(0.0, 0.05)))
         if not killed:
             continue
         rest, _ = drawn_by(start(run_dir, output))
