@@ -81,7 +81,7 @@ def _drawn_with(path: AnyPath, noted: Any, config_hash: str) -> Markdown:
     rounded = _ROUNDED.format(path.name)
     if not isinstance(noted, str):
         return line(f"{path.name} does not note which checkpoints drew the images. {rounded}")
-    other = "" if noted == config_hash else " They are not those described here."
+    other = "" if noted == config_hash else " They are not those described here, and the header leaves the scores out."
     return line(f"Drawn by the stages of config {noted}.{other} {rounded}")
 
 
@@ -111,7 +111,7 @@ def _alignment(path: AnyPath, config_hash: str) -> Measured:
     for label, value in levels:
         if value is not None and "single_both" in names:
             rows.append([label, *(number(value) if name == "single_both" else "" for name in names)])
-    best = score.best_guidance_weight
+    best, noted = score.best_guidance_weight, read_json(path, dict).get("config_hash")
     prompts = f"{number(score.num_prompts)} prompts" if score.num_prompts is not None else "Prompts"
     about = [
         line(
@@ -119,7 +119,7 @@ def _alignment(path: AnyPath, config_hash: str) -> Measured:
             "guidance weight of the base stage. A program that sees the picture alone reads its shapes, and the "
             "figures are the shares of pictures that show what their prompt says. Further objects count as faults."
         ),
-        _drawn_with(path, read_json(path, dict).get("config_hash"), config_hash),
+        _drawn_with(path, noted, config_hash),
     ]
     results = []
     if best in score.guidance_weights:
@@ -127,7 +127,7 @@ def _alignment(path: AnyPath, config_hash: str) -> Measured:
         at = score.guidance_weights.index(best)
         values = [(name, score.alignment[name][at]) for name in names]
         told = [(one, f"{CATEGORIES.get(one, one)}, guidance weight {best:g}", v) for one, v in values if v is not None]
-        if told:
+        if told and noted in (None, config_hash):
             results.append(_result("imagen_jax-shapes", f"drawn shapes, {prompts}, exact judge", told))
     header = ["Guidance weight", *(CATEGORIES.get(name, name) for name in names)]
     return Measured(title="Alignment with the caption", about=about, header=header, rows=rows, results=results)
@@ -188,7 +188,7 @@ def _suite(path: AnyPath, config_hash: str) -> Measured:
         about=[*about, *_cut(found)],
         header=["Figure", "Value"],
         rows=[[place, number(value)] for place, value in found[:_MOST_ROWS]],
-        results=[_result(suite, name, scores[:_MOST_ROWS])] if scores else [],
+        results=[_result(suite, name, scores[:_MOST_ROWS])] if scores and content["config_hash"] == config_hash else [],
     )
 
 
@@ -214,7 +214,7 @@ def _sweep(path: AnyPath, config_hash: str) -> Measured:
     about = [line(f"Each row is a point, drawn from the same prompts and noise. Prompts: {prompts}.")]
     about += [line(f"The same in all points: {', '.join(fixed)}.")] if fixed else []
     about += [line(f"Weights of the networks that score: {weights}.")] if weights else []
-    about += [line(f"Drawn by version {content['version']}", *_told(run), ".")]
+    about += [line(f"Drawn with version {content['version']}", *_told(run), ".")]
     noted = "-".join(str(stage["config_hash"]) for stage in content["stages"])
     header = [*(f"{s} {a}" for s, a in varied), "Images", *scores, "Notes"]
     return Measured(
@@ -222,7 +222,7 @@ def _sweep(path: AnyPath, config_hash: str) -> Measured:
         about=[*about, _drawn_with(path, noted, config_hash), *_cut(points)],
         header=header,
         rows=rows,
-        results=_best_point(points, varied, str(content["prompts"].get("source"))),
+        results=_best_point(points, varied, str(content["prompts"].get("source"))) if noted == config_hash else [],
     )
 
 

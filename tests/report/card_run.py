@@ -96,7 +96,7 @@ def scores() -> dict[str, Any]:
             "summary": geneval_summary(single), "scores": single
         },
         "sweep/sweep.json": {
-            "version": "0.1.0", "stages": [{"name": "base", "checkpoint": "c", "config_hash": HASHES[0]}],
+            "version": "0.1.0", "stages": [{"name": "a", "checkpoint": "c", "config_hash": one} for one in HASHES],
             "prompts": {"source": "COCO", "seed": 0, "protocol": {"name": "imagen_30k"}, "number": 640},
             "weights": {"inception": "ab12"}, "points": points,
         },
