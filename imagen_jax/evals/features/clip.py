@@ -80,10 +80,12 @@ class CLIPExtractor:
             ) from error
         side, key = self._vision.image_size, jax.random.key(0)
         self._prepare = read_preparation(path, Preparation(size=side, crop=side, mean=CLIP_MEAN, std=CLIP_STD))
-        image = jnp.zeros((1, side, side, 3))
         vision, text = ViT(self._vision, "clip", width), CLIPText(self._text, width)
+        # Made inside, for their shapes alone: a damaged config may state images of any size.
+        self._vision_params = load_params(
+            arrays, CLIP_VISION, lambda: vision.init(key, jnp.zeros((1, side, side, 3))), self._vision.num_layers
+        )
         ids = jnp.zeros((1, 2), jnp.int32)
-        self._vision_params = load_params(arrays, CLIP_VISION, lambda: vision.init(key, image), self._vision.num_layers)
         self._text_params = load_params(
             arrays, CLIP_TEXT, lambda: text.init(key, ids, ids[:, 0]), self._text.num_layers
         )

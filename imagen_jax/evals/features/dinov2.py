@@ -69,7 +69,7 @@ class DINOv2Extractor:
             raise UserError(
                 f"{path}/config.json is not that of a DINOv2 model ({type(error).__name__}: {error}); download it again"
             ) from error
-        network, image = ViT(made, "dinov2", 1), jnp.zeros((1, side, side, 3))
+        network = ViT(made, "dinov2", 1)
 
         def resized(positions: np.ndarray) -> np.ndarray:
             return resized_positions(positions, made.grid, antialias=registers)
@@ -77,7 +77,7 @@ class DINOv2Extractor:
         self._params = load_params(
             SafetensorsArrays(path),
             DINOV2,
-            lambda: network.init(jax.random.key(0), image),
+            lambda: network.init(jax.random.key(0), jnp.zeros((1, side, side, 3))),
             made.num_layers,
             {"position_embedding": resized if grid != made.grid else np.asarray},
         )

@@ -15,7 +15,7 @@ from imagen_jax.typing import Float, UInt8
 
 FILE = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_MAX_SIDE = 65536
+_MAX_SIDE = 2048
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
