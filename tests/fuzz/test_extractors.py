@@ -16,6 +16,7 @@ from safetensors.numpy import save
 
 from imagen_jax.evals import load_extractor
 from imagen_jax.evals.features import inception
+from tests.evals.features.dinov2_folder import write_dinov2
 from tests.evals.features.torch_files import Call, Name, old_layout, pickled, state, zipped
 from tests.fuzz.folders import Folder
 from tests.fuzz.mutate import ODD_TEXTS, changed, damaged, odd_value
@@ -199,35 +200,6 @@ def test_safetensors(pytestconfig, tmp_path, arrays):
     _tried(pytestconfig, path, "safetensors", lambda chance: safetensors(chance, whole))
 
 
-def _dinov2(folder: Path, registers: bool) -> None:
-    """A DINOv2 of one layer, of random weights."""
-    rng, d, patch = np.random.default_rng(0), 8, 8
-    config = {"model_type": "dinov2", "hidden_size": d, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config |= {"mlp_ratio": 2, "image_size": 48, "patch_size": patch, "hidden_act": "gelu", "layer_norm_eps": 1e-6}
-    shapes: dict[str, tuple[int, ...]] = {
-        "embeddings.cls_token": (1, 1, d),
-        "embeddings.position_embeddings": (1, 37, d),
-        "embeddings.patch_embeddings.projection.weight": (d, 3, patch, patch),
-        "embeddings.patch_embeddings.projection.bias": (d,),
-    }
-    if registers:
-        config |= {"model_type": "dinov2_with_registers", "num_register_tokens": 2}
-        shapes["embeddings.register_tokens"] = (1, 2, d)
-    layer = "encoder.layer.0."
-    for name in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
-        shapes |= {f"{layer}{name}.weight": (d, d), f"{layer}{name}.bias": (d,)}
-    shapes |= {f"{layer}attention.output.dense.weight": (d, d), f"{layer}attention.output.dense.bias": (d,)}
-    shapes |= {f"{layer}mlp.fc1.weight": (2 * d, d), f"{layer}mlp.fc1.bias": (2 * d,)}
-    shapes |= {f"{layer}mlp.fc2.weight": (d, 2 * d), f"{layer}mlp.fc2.bias": (d,)}
-    shapes |= {f"{layer}layer_scale{i}.lambda1": (d,) for i in (1, 2)}
-    for norm in (f"{layer}norm1", f"{layer}norm2", "layernorm"):
-        shapes |= {f"{norm}.weight": (d,), f"{norm}.bias": (d,)}
-    (folder / "model.safetensors").write_bytes(
-        save({name: rng.random(one, np.float32) for name, one in shapes.items()})
-    )
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("kind", ["clip", "dinov2", "dinov2_with_registers"])
 def test_folders(pytestconfig, tmp_path, kind):
     """What is loaded gives features of an image, too."""
@@ -236,7 +208,7 @@ def test_folders(pytestconfig, tmp_path, kind):
             shutil.copy(_CLIP / file, tmp_path)
             (tmp_path / file).chmod(0o644)
     else:
-        _dinov2(tmp_path, kind != "dinov2")
+        write_dinov2(tmp_path, kind != "dinov2")
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
     image = np.zeros((1, 9, 14, 3), np.uint8)
 
