@@ -2,10 +2,10 @@
 
     python -m benchmarks.sweep_kills --run_dir DIR [--kills 10] [--seed 0]
 
-DIR is a trained cascade of stages "base" and "sr". The short sweep of the demo is run to its end. It is then begun anew,
-killed with SIGKILL at a moment drawn from the seed after its first batch, and gone on with, as often as asked. Last, two
-processes begin it at once. Tables must have the same bytes. Each process prints a line for each batch that a network
-drew, so that images are counted where they are drawn.
+DIR is a trained cascade of stages "base" and "sr". The short sweep of the demo is run to its end. It is then begun
+anew, killed with SIGKILL at a moment drawn from the seed after its first batch, and gone on with, as often as asked.
+Last, two processes begin it at once. Tables must have the same bytes. Each process prints a line for each batch that a
+network drew, so that images are counted where they are drawn.
 """
 
 import argparse

@@ -163,7 +163,8 @@ class _Copy:
             raise UserError(f"{url} is {len(content)} bytes long; expected {expected}; {self._fix}")
         take_room(len(content))
         self._index.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(self._index, content)
+        with contextlib.suppress(FileNotFoundError):  # Another process needed the room; it is fetched again.
+            write_bytes(self._index, content)
 
     def is_old(self) -> bool:
         """Tells if the file was replaced since."""

@@ -105,7 +105,7 @@ def read_run(run_dir: AnyPath) -> CascadeRun:
     """
     if not run_dir.is_dir():
         raise UserError(f"run directory {str(run_dir)!r} does not exist; give a cascade directory such as runs/demo")
-    finals = _final_samples(run_dir / "samples")
+    finals = final_samples(run_dir / "samples")
     samples = [read_picture(path) for path in finals]
     bases = [path.with_name(f"{path.stem}_base.png") for path in finals]
     run = CascadeRun(
@@ -113,14 +113,11 @@ def read_run(run_dir: AnyPath) -> CascadeRun:
         grid=read_picture(run_dir / "samples.png") if (run_dir / "samples.png").is_file() else None,
         samples=samples,
         pairs=[(read_picture(b), s) for b, s in zip(bases, samples, strict=True) if b.is_file()],
-        evaluation=_read_evaluation(run_dir / "eval.json"),
+        evaluation=read_evaluation(run_dir / "eval.json"),
         stages=_read_stages(run_dir),
         metrics=read_json(run_dir / "metrics.json", dict),
         photos=_read_photos(run_dir),
-        commands=[
-            (_field(item, "phase", str, "commands.json"), _field(item, "command", str, "commands.json"))
-            for item in read_json(run_dir / "commands.json", list) or []
-        ],
+        commands=read_commands(run_dir),
     )
     if run.empty:
         hint = (
@@ -132,7 +129,19 @@ def read_run(run_dir: AnyPath) -> CascadeRun:
     return run
 
 
-def _final_samples(folder: AnyPath) -> list[AnyPath]:
+def read_commands(run_dir: AnyPath) -> list[tuple[str, str]]:
+    """Phases and commands of commands.json; none where it is missing.
+
+    Raises:
+        UserError: it is malformed.
+    """
+    return [
+        (_field(item, "phase", str, "commands.json"), _field(item, "command", str, "commands.json"))
+        for item in read_json(run_dir / "commands.json", list) or []
+    ]
+
+
+def final_samples(folder: AnyPath) -> list[AnyPath]:
     """The last stage's pictures: "00000_base.png" beside "00000.png" is what an earlier stage drew of it."""
     paths = sorted(folder.glob("*.png"))
     stems = {path.stem for path in paths}
@@ -248,7 +257,12 @@ def optional(content: Mapping[str, Any], key: str) -> float | None:
     return float(content[key]) if is_number(content.get(key)) else None
 
 
-def _read_evaluation(path: AnyPath) -> Evaluation | None:
+def read_evaluation(path: AnyPath) -> Evaluation | None:
+    """eval.json, None where there is none.
+
+    Raises:
+        UserError: it is malformed.
+    """
     content = read_json(path, dict)
     if content is None:
         return None

@@ -4,7 +4,7 @@ from imagen_jax.report.charts import Chart, Series, render
 from imagen_jax.report.data import Evaluation
 from imagen_jax.report.markup import Child, Html, join, number, percent, table, tag
 
-_CATEGORIES = {
+CATEGORIES = {
     "single_colour": "Colour of one object",
     "single_shape": "Shape of one object",
     "single_both": "Colour and shape",
@@ -32,7 +32,7 @@ def alignment(score: Evaluation) -> Html:
         y_label="share right",
         x=score.guidance_weights,
         series=[
-            Series(label=_CATEGORIES.get(name, name), values=values, colour=f"c{index % 8}")
+            Series(label=CATEGORIES.get(name, name), values=values, colour=f"c{index % 8}")
             for index, (name, values) in enumerate(score.alignment.items())
         ],
         percentages=True,
@@ -51,7 +51,7 @@ def alignment(score: Evaluation) -> Html:
     for label, value in _levels(score):
         empty = "not measured" if value is None else percent(value)
         rows.append([label.capitalize(), *(empty if name == "single_both" else "" for name in names)])
-    header: list[Child] = ["Guidance weight", *(_wrapped(_CATEGORIES.get(name, name)) for name in names)]
+    header: list[Child] = ["Guidance weight", *(_wrapped(CATEGORIES.get(name, name)) for name in names)]
     prompts = "" if score.num_prompts is None else f" {number(score.num_prompts)} prompts."
     return join(
         tag(

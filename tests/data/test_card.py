@@ -13,7 +13,9 @@ from imagen_jax.data.builder import BuildConfig, build_corpus
 from imagen_jax.data.card import describe, script_of
 from imagen_jax.data.raw import RawExample, Rejection
 from imagen_jax.errors import UserError
+from imagen_jax.files import check_content
 from imagen_jax.main import main
+from imagen_jax.report.card_data import CARD_FORM
 from tests.report.report_page import Page
 
 ATTACK = "</title><script>alert('x')</script>"
@@ -58,6 +60,8 @@ def test_what_is_counted(tmp_path, source_of):
     assert lengths["histogram"] == {"below 20": 3, "20 to 39": 1, "160 to 319": 1}
     assert facts["caption_scripts"] == {"latin": 4, "cyrillic": 1}
     assert facts["num_boilerplate"] == 1
+    # A model card shows parts of it.
+    check_content("card.json", facts, CARD_FORM, "build the corpus again")
     assert facts["source"]["kind"] == "test" and facts["build"]["image_size"] == 8
     assert [(one.key, one.caption) for one in found.thumbnails][:2] == [("k0", "a red cube"), ("k1", "красный куб")]
     levels = [Image.open(io.BytesIO(one.jpeg)).getpixel((4, 4))[0] for one in found.thumbnails]

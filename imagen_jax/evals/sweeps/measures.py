@@ -13,8 +13,9 @@ from imagen_jax.evals.drawn_sizes import enlarged
 from imagen_jax.evals.features.clip import CLIPExtractor
 from imagen_jax.evals.features.inception import InceptionExtractor
 from imagen_jax.evals.features.loading import load_extractor
-from imagen_jax.evals.image_scores import FEW, gather
+from imagen_jax.evals.image_scores import ImageFolder
 from imagen_jax.evals.metrics import FeatureStatistics, frechet_distance
+from imagen_jax.evals.scoring import FEW, METRICS, gather
 from imagen_jax.evals.shapes_judge import Verdict, alignment, category, judge
 from imagen_jax.evals.sweeps.prompts import PromptList
 from imagen_jax.files import as_path
@@ -84,7 +85,7 @@ class Scorer:
         by: str = ""
         if prompts.protocol is not None and self.inception is not None:
             reference = self._reference(prompts, cache)
-            found = gather(prompts.protocol, self.inception, folder, list(names))
+            found = self._statistics(folder, names, prompts, "features")
             scores["fid"] = frechet_distance(found, reference)
             warnings += [
                 f"{one.num_examples} {name} images: FID is biased upwards below {FEW}"
@@ -106,10 +107,15 @@ class Scorer:
         digest = hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:16]
         path = os.path.join(cache, f"reference-{digest}.npz")
         if not as_path(path).is_file():
-            names = list(prompts.reference_names)
-            gather(prompts.protocol, self.inception, prompts.reference_dir, names, "reference").save(path)
+            self._statistics(prompts.reference_dir, prompts.reference_names, prompts, "reference").save(path)
         # Read in every case: rounding is then the same for whoever scores.
         return FeatureStatistics.load(path)
+
+    def _statistics(self, folder: str, names: Sequence[str], prompts: PromptList, label: str) -> FeatureStatistics:
+        assert prompts.protocol is not None
+        images = ImageFolder(folder, names)
+        made = gather(images, ("fid",), (self.inception,), protocol=prompts.protocol, label=label)
+        return made.statistics[METRICS["fid"].key]
 
 
 def _pixels(folder: str, names: Sequence[str]) -> np.ndarray:

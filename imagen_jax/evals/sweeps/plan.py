@@ -43,6 +43,8 @@ class StageGrid:
             values = getattr(self, name)
             if isinstance(values, str) or not isinstance(values, list | tuple):
                 raise UserError(f"StageGrid.{name} ({values!r}) must be a tuple of values, e.g. ({values!r},)")
+            if name in ("guidance_weight", "aug_level"):
+                values = [float(value) for value in values]  # 2 and 2.0 are one setting, and one key.
             object.__setattr__(self, name, tuple(dict.fromkeys(values)))
         if not any(getattr(self, name) for name in AXES):
             raise UserError(f"StageGrid of {self.stage!r} is empty; give values for one of {', '.join(AXES)}")

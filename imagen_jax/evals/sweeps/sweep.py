@@ -15,7 +15,7 @@ from typing import Any
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.evals.drawn_images import code_version
-from imagen_jax.evals.image_scores import FEW
+from imagen_jax.evals.scoring import FEW
 from imagen_jax.evals.sweeps.measures import Measures, Scorer
 from imagen_jax.evals.sweeps.plan import Plan, Point, StageGrid, build_plan
 from imagen_jax.evals.sweeps.prompts import PromptList, PromptSource
@@ -108,6 +108,7 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
     _check_folder(folder, cascade, write=True)
     drawn = draw_plan(plan, folder)
     scores = _score_all(plan, folder, scorer)
+    rows = [_row(point, folder, scores) for point in plan.points]
     result = {
         "version": code_version(),
         "stages": [
@@ -116,12 +117,12 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
         ],
         "prompts": {**prompts.about, "number": len(prompts.prompts), "sha256": prompts.digest},
         "weights": scorer.facts(),
-        "points": [_row(point, folder, scores) for point in plan.points],
+        "points": rows,
     }
     write_text(os.path.join(folder.path, CSV), as_csv(result))
     write_json(os.path.join(folder.path, JSON), result, end="\n")
     write_json(os.path.join(folder.path, RUN), {"command": command, **_times(plan, folder)}, end="\n")
-    failed = sum(bool(row["failed"]) for row in result["points"])
+    failed = sum(bool(row["failed"]) for row in rows)
     print(f"{len(plan.points)} points in {folder.path}; this process drew {drawn} images; {failed} points failed")
     return result
 

@@ -245,5 +245,5 @@ def estimate(plan: Plan, folder: Folder) -> Estimate:
     untimed = tuple(
         f"{name}, {steps} steps" for (name, steps), n in open_images.items() if n and (name, steps) not in rates
     )
-    seconds = None if untimed else sum(n * float(np.median(rates[kind])) for kind, n in open_images.items() if n)
+    seconds = None if untimed else float(sum(n * np.median(rates[kind]) for kind, n in open_images.items() if n))
     return Estimate(kept, missing, seconds, untimed, num_bytes)
