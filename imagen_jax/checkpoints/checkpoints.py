@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from imagen_jax.checkpoints import folders, transfers
-from imagen_jax.checkpoints.folders import checkpoint_dir, existing, saved_steps
+from imagen_jax.checkpoints.folders import Step, checkpoint_dir, existing, saved_steps
 from imagen_jax.checkpoints.processes import barrier, first_checks
 from imagen_jax.checkpoints.proof import DamagedCheckpointError, check_chunks, fix, read_part, write_digests
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
@@ -55,7 +55,7 @@ def save(
     companions: Mapping[str, bytes],
     keep: int,
 ) -> AnyPath:
-    """Writes one checkpoint and then removes all but the newest `keep`.
+    """Writes one checkpoint and then removes all but the newest `keep` and the best.
 
     Args:
       model_dir: run directory.
@@ -77,8 +77,7 @@ def save(
         _write(final, state, position, companions)
     barrier("save_done")
     if jax.process_index() == 0:
-        for old in saved_steps(model_dir)[:-keep]:
-            folders.remove(checkpoint_dir(model_dir, old))
+        folders.remove_old(model_dir, keep)
     return final
 
 
@@ -143,13 +142,13 @@ def _library_silent() -> Iterator[None]:
         log.disabled = was
 
 
-def restore(model_dir: StrPath, abstract: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+def restore(model_dir: StrPath, abstract: TrainState, step: Step | None = None) -> tuple[TrainState, dict[str, Any]]:
     """State and data position of a checkpoint, laid out as `abstract` says (any mesh).
 
     Args:
       model_dir: run directory.
       abstract: shapes, dtypes and shardings wanted.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint: a number, or "best"; None is the newest.
 
     Raises:
       UserError: there is none, a file changed since it was written, or it is of another model.
@@ -171,13 +170,13 @@ def _restored(path: AnyPath, abstract: TrainState) -> tuple[TrainState, dict[str
     return TrainState(step=number, **items), saved["position"]
 
 
-def restore_params(model_dir: StrPath, abstract: PyTree, step: int | None = None, ema: bool = True) -> PyTree:
+def restore_params(model_dir: StrPath, abstract: PyTree, step: Step | None = None, ema: bool = True) -> PyTree:
     """Parameters alone, checked against `abstract` and laid out as it says.
 
     Args:
       model_dir: run directory.
       abstract: shapes, dtypes and shardings wanted.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint: a number, or "best"; None is the newest.
       ema: the moving average (True) or the raw parameters.
 
     Raises:
@@ -193,12 +192,12 @@ def restore_params(model_dir: StrPath, abstract: PyTree, step: int | None = None
     return _read(model_dir, step, read)
 
 
-def load_params(model_dir: StrPath, step: int | None = None, ema: bool = True) -> PyTree:
+def load_params(model_dir: StrPath, step: Step | None = None, ema: bool = True) -> PyTree:
     """Parameters of a run on the host, for sampling; the optimizer state is not read.
 
     Args:
       model_dir: run directory.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint: a number, or "best"; None is the newest.
       ema: the moving average (True) or the raw parameters.
 
     Raises:
@@ -218,7 +217,7 @@ def load_params(model_dir: StrPath, step: int | None = None, ema: bool = True) -
     return _read(model_dir, step, read)
 
 
-def _read(model_dir: StrPath, step: int | None, read: Callable[[AnyPath], Result]) -> Result:
+def _read(model_dir: StrPath, step: Step | None, read: Callable[[AnyPath], Result]) -> Result:
     return read_newest(model_dir, read) if step is None else read(existing(model_dir, step))
 
 
@@ -246,7 +245,7 @@ def read_newest(model_dir: StrPath, read: Callable[[AnyPath], Result]) -> Result
                 return found
 
 
-def fingerprint(model_dir: StrPath, step: int | None = None) -> str:
+def fingerprint(model_dir: StrPath, step: Step | None = None) -> str:
     """Step and content of a checkpoint in one word, which no other checkpoint has."""
     path = existing(model_dir, step)
     return f"{path.name}-{hashlib.sha256((path / folders.DIGESTS).read_bytes()).hexdigest()[:12]}"

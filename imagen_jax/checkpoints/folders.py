@@ -9,8 +9,10 @@ import itertools
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
+from imagen_jax.checkpoints import marks
 from imagen_jax.errors import UserError
 from imagen_jax.files import (
     AnyPath,
@@ -23,6 +25,10 @@ from imagen_jax.files import (
     sync_directory,
     write_bytes,
 )
+
+# A checkpoint by its step, or the one that best.json names.
+Step = int | str
+BEST = "best"
 
 DIGESTS = "digests.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
@@ -51,12 +57,12 @@ def latest_step(model_dir: StrPath) -> int | None:
     return max(saved_steps(model_dir), default=None)
 
 
-def existing(model_dir: StrPath, step: int | None) -> AnyPath:
+def existing(model_dir: StrPath, step: Step | None) -> AnyPath:
     """Directory of a whole checkpoint.
 
     Args:
       model_dir: run directory.
-      step: which checkpoint; None is the newest.
+      step: which checkpoint: a number, or "best"; None is the newest.
 
     Raises:
       UserError: there is none.
@@ -64,9 +70,35 @@ def existing(model_dir: StrPath, step: int | None) -> AnyPath:
     have = saved_steps(model_dir)
     if not have:
         raise UserError(f"no checkpoint under {as_path(model_dir) / 'checkpoints'}; train first, or check the path")
+    if step == BEST:
+        step = _best(model_dir, have)
     if step is not None and step not in have:
         raise UserError(f"no checkpoint of step {step} under {model_dir}; choose from {', '.join(map(str, have))}")
-    return checkpoint_dir(model_dir, have[-1] if step is None else step)
+    return checkpoint_dir(model_dir, have[-1] if step is None else int(step))
+
+
+def _best(model_dir: StrPath, have: list[int]) -> int:
+    step, path = marks.best_step(model_dir), as_path(model_dir) / marks.BEST
+    if step in have:
+        return step
+    found = f"there is no {path}" if step is None else f"{path} names step {step}, whose checkpoint is gone"
+    raise UserError(
+        f"{found}; let `imagen_jax follow` with EvalConfig.best write it, or choose from {', '.join(map(str, have))}"
+    )
+
+
+def remove_old(model_dir: StrPath, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep` and the one that best.json names.
+
+    Where best.json is damaged none is removed, and that is said.
+    """
+    try:
+        for old in saved_steps(model_dir)[:-keep]:
+            # Asked for each: a follower may have found a better one meanwhile.
+            if old != marks.best_step(model_dir):
+                remove(checkpoint_dir(model_dir, old))
+    except UserError as error:
+        print(f"no old checkpoint is removed: {error}", file=sys.stderr, flush=True)
 
 
 def is_there(path: AnyPath) -> bool:

@@ -217,16 +217,21 @@ class TrainedStage:
     checkpoint: str
 
     @classmethod
-    def load(cls, model_dir: StrPath, text_encoder: str | None = None) -> "TrainedStage":
-        """Reads a stage from the newest checkpoint of a run directory.
+    def load(
+        cls, model_dir: StrPath, text_encoder: str | None = None, step: folders.Step | None = None
+    ) -> "TrainedStage":
+        """Reads a stage from a checkpoint of a run directory.
 
         Args:
           model_dir: run directory.
           text_encoder: see `StageRecord.read`.
+          step: which checkpoint: a number, or "best"; None is the newest.
 
         Raises:
           UserError: there is none, or it is damaged.
         """
+        if step is not None:
+            return cls._of(folders.existing(model_dir, step), text_encoder)
         return checkpoints.read_newest(model_dir, lambda path: cls._of(path, text_encoder))
 
     @classmethod

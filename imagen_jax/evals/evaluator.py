@@ -9,6 +9,8 @@ from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
 
+DIRECTIONS = ("max", "min")
+
 
 @runtime_checkable
 class Evaluator(Protocol):
@@ -25,10 +27,15 @@ class EvalConfig:
     Args:
       run_dir: cascade directory, or run directory of one stage.
       evaluators: run in this order on the one loaded cascade.
+      best: the number in a result that `follow` keeps the best checkpoint by, as "FILE:NAME/NAME…", e.g.
+        "eval.json:alignment/2/single_both"; None: none is kept for its result.
+      best_is: whether the "max" or the "min" is best.
     """
 
     run_dir: str
     evaluators: tuple[Evaluator, ...]
+    best: str | None = None
+    best_is: str = "max"
 
     def __post_init__(self) -> None:
         check_path("EvalConfig.run_dir", self.run_dir)
@@ -40,6 +47,14 @@ class EvalConfig:
                 raise UserError(
                     f"EvalConfig.evaluators holds {one!r}; expected evaluators, e.g. @alignment.Alignment()"
                 )
+        file, _, name = (self.best or "eval.json:name").partition(":")
+        if not file.endswith(".json") or not all(name.split("/")):
+            raise UserError(
+                f"EvalConfig.best ({self.best!r}) must be the file of a result and a place in it, e.g. "
+                "'eval.json:alignment/2/single_both'"
+            )
+        if self.best_is not in DIRECTIONS:
+            raise UserError(f"EvalConfig.best_is ({self.best_is!r}) must be one of {', '.join(DIRECTIONS)}")
 
 
 def run(config: EvalConfig) -> None:

@@ -8,7 +8,7 @@ cascade = Cascade.load("runs/demo")
 import dataclasses
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,7 +84,13 @@ class Cascade:
 
     @classmethod
     def load(
-        cls, path: str, *, mesh: MeshConfig | None = None, weights: str = "auto", text_encoder: str | None = None
+        cls,
+        path: str,
+        *,
+        mesh: MeshConfig | None = None,
+        weights: str = "auto",
+        text_encoder: str | None = None,
+        steps: Mapping[str, int | str] | None = None,
     ) -> "Cascade":
         """Loads a cascade directory, the run directory of one stage, or a gin file (see `loading`).
 
@@ -93,12 +99,13 @@ class Cascade:
           mesh: how the local devices share the work; None: `data` over all of them.
           weights: see the class.
           text_encoder: where the pretrained text encoder is; None: where the checkpoints say.
+          steps: see `loading.load_stages`.
 
         Raises:
           UserError: nothing trained there, stages that do not fit each other, or another vocabulary or encoder than
             they were trained with.
         """
-        stages = load_stages(path, text_encoder)
+        stages = load_stages(path, text_encoder, steps)
         devices = drawing_devices()
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
         encoder = TextEncoder(stages[0].text, expected=stages[0].text_fingerprint)
@@ -229,11 +236,7 @@ class Cascade:
         return self._run("inpaint", prompts, images, masks=masks, **options)
 
     def outpaint(
-        self,
-        prompts: Sequence[str],
-        images: Float[np.ndarray, "b h w 3"],
-        border: Sequence[int],
-        **options: Any,
+        self, prompts: Sequence[str], images: Float[np.ndarray, "b h w 3"], border: Sequence[int], **options: Any
     ) -> list[Images]:
         """Draws what lies around images.
 
@@ -343,16 +346,9 @@ class Cascade:
                 progress.update(len(chosen))
 
     def _run(
-        self,
-        mode: str,
-        prompts: Sequence[str],
-        images: Any,
-        *,
-        batch_size: int = 64,
-        label: str = "sample",
-        **options: Any,
+        self, mode: str, prompts: Sequence[str], images: Any, batch_size: int = 64, label: str = "sample", **more: Any
     ) -> list[Images]:
-        cascade, request = self.job(mode, prompts, images, **options)
+        cascade, request = self.job(mode, prompts, images, **more)
         drawn: list[list[np.ndarray]] = [[] for _ in cascade.stages]
         for _, batch in cascade.stream(request, batch_size=batch_size, label=label):
             for parts, part in zip(drawn, batch, strict=True):

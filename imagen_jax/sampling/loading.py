@@ -13,7 +13,7 @@ a gin file that binds a `CascadeConfig` names the run directories, in order, and
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 
@@ -21,7 +21,7 @@ from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
-from imagen_jax.files import as_path
+from imagen_jax.files import absolute, as_path
 from imagen_jax.sampling.request import MAX_SIDE
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -35,10 +35,12 @@ class StageSource:
     Args:
       model_dir: run directory with a checkpoint.
       sampling: how it is sampled; None: as configured in its run.
+      step: which checkpoint: a number, or "best"; None is the newest.
     """
 
     model_dir: str
     sampling: SamplingConfig | None = None
+    step: int | str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,34 +62,46 @@ def drawing_devices() -> list[jax.Device]:
     return jax.local_devices()
 
 
-def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage]:
+def load_stages(
+    path: str, text_encoder: str | None = None, steps: Mapping[str, folders.Step] | None = None
+) -> list[TrainedStage]:
     """The stages that a cascade directory, a run directory or a gin file of a `CascadeConfig` names, in order.
 
     Args:
       path: of one of these.
       text_encoder: where the pretrained text encoder is; None: where the checkpoints say.
+      steps: checkpoint of a stage, a number or "best", by the name of its run directory; of the others the newest.
 
     Raises:
       UserError: nothing trained there, or stages that do not fit each other.
     """
+
+    def load(run: str, step: folders.Step | None = None) -> TrainedStage:
+        return TrainedStage.load(run, text_encoder, asked.get(run_name(run), step))
+
+    asked = steps or {}
     check_path("the cascade", path)
     if path.endswith(".gin"):
         # A file that the user names may bind anything; what lies beside a checkpoint is never taken for one.
         from imagen_jax import gin_config
 
-        stages = []
-        for source in gin_config.load(CascadeConfig, [path]).stages:
+        stages, sources = [], gin_config.load(CascadeConfig, [path]).stages
+        _check_names(asked, [source.model_dir for source in sources])
+        for source in sources:
             if folders.latest_step(source.model_dir) is None:
                 raise UserError(f"{path} names {source.model_dir!r}, where no checkpoint is; train that stage first")
-            one = TrainedStage.load(source.model_dir, text_encoder)
+            one = load(source.model_dir, source.step)
             stages.append(one if source.sampling is None else dataclasses.replace(one, sampling=source.sampling))
         check_chain(stages)
         return stages
     if folders.latest_step(path) is not None:
-        return [TrainedStage.load(path, text_encoder)]
+        _check_names(asked, [path])
+        return [load(path)]
     root = as_path(path)
     runs = [os.fspath(entry) for entry in sorted(root.iterdir())] if root.is_dir() else []
-    stages = [TrainedStage.load(run, text_encoder) for run in runs if folders.latest_step(run) is not None]
+    runs = [run for run in runs if folders.latest_step(run) is not None]
+    _check_names(asked, runs)
+    stages = [load(run) for run in runs]
     if not stages:
         raise UserError(
             f"no trained stage under {path!r}: expected checkpoints/checkpoint_N in it or in its "
@@ -96,6 +110,17 @@ def load_stages(path: str, text_encoder: str | None = None) -> list[TrainedStage
     stages.sort(key=lambda loaded: loaded.stage.draw_size)
     check_chain(stages)
     return stages
+
+
+def run_name(run: str) -> str:
+    """Name of a run directory, also of one that is given as "."."""
+    return as_path(absolute(run)).name
+
+
+def _check_names(steps: Mapping[str, folders.Step], runs: Sequence[str]) -> None:
+    known = [run_name(run) for run in runs]
+    if unknown := sorted(steps.keys() - known):
+        raise UserError(f"no stage {unknown[0]!r} with a checkpoint; there is {', '.join(known) or 'none'}")
 
 
 def check_chain(stages: Sequence[TrainedStage]) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 
-from imagen_jax.checkpoints import checkpoints, folders
+from imagen_jax.checkpoints import checkpoints, folders, marks
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
@@ -189,7 +189,11 @@ def train(
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
         check_one_folder(config.model_dir)
-        return _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone)
+        state = _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone)
+        done = int(state.step)
+        if jax.process_index() == 0 and done >= config.num_steps and done == folders.latest_step(config.model_dir):
+            marks.write_finished(config.model_dir, done)
+        return state
 
 
 def _train(

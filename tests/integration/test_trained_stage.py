@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imagen_jax.checkpoints import folders, proof
+from imagen_jax.checkpoints import checkpoints, folders, marks, proof
 from imagen_jax.checkpoints.trained_stage import StageRecord, TrainedStage
 from imagen_jax.checkpoints.upgrade import upgrade_run
 from imagen_jax.errors import UserError
+from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.text.encoder import TextConfig
 from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.weights.pretrained import Pretrained
+from tests.evals import measuring
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Operative configs that the version of commit 69f6f65 wrote for the stages of these tests.
@@ -208,3 +210,45 @@ def test_the_record_names_the_run(cascade_dir):
     record = StageRecord.read(path)
     digest = hashlib.sha256((path / "config.gin").read_bytes()).hexdigest()
     assert record.config_hash == digest[:12]
+
+
+def test_each_checkpoint_is_followed_and_the_best_is_loaded(root, cascade_dir, tmp_path, capsys):
+    """By the command; what was evaluated is the averaged parameters of that step."""
+    gin_file = tmp_path / "follow.gin"
+    gin_file.write_text(
+        "from __gin__ import dynamic_registration\nfrom tests.evals import measuring\n"
+        "include 'configs/runs/eval.gin'\nEVALUATORS = (@measuring.Totals(),)\n"
+    )
+    command = ["follow", f"--gin_file={gin_file}", f"--gin.RUN_DIR={cascade_dir}", "--once"]
+    best = "--gin.EvalConfig.best=totals.json:totals/base"
+    assert main([*command, best]) == 2 and "--stage=NAME" in capsys.readouterr().err
+    base = cascade_dir / "base"
+    assert folders.saved_steps(base) == [2, 4]
+    totals = {step: measuring.total(checkpoints.load_params(base, step)) for step in (2, 4)}
+    assert totals[2] != totals[4]
+    for best_is, choose in (("max", max), ("min", min)):
+        assert main([*command, best, "--stage=base", f"--gin.EvalConfig.best_is={best_is}"]) == 0
+        for step in (2, 4):
+            found = json.loads((base / "evaluations" / str(step) / "totals.json").read_text())["totals"]
+            assert found["base"] == totals[step] and set(found) == {"base", "sr"}
+        wanted = choose(totals, key=lambda step: totals[step])
+        assert marks.best_step(base) == wanted
+        loaded = Cascade.load(str(cascade_dir), steps={"base": "best"}).stages[0]
+        assert loaded.checkpoint.startswith(f"checkpoint_{wanted}-")
+    # Training to the end says so; the copy has its checkpoints alone.
+    assert marks.finished_step(root / "base") == 4 and marks.finished_step(base) is None
+    with pytest.raises(UserError, match="no stage 'other' with a checkpoint; there is base, sr"):
+        Cascade.load(str(cascade_dir), steps={"other": 2})
+
+
+def test_a_gin_file_of_a_cascade_names_the_checkpoint(cascade_dir, tmp_path):
+    gin_file = tmp_path / "cascade.gin"
+    gin_file.write_text(
+        "from __gin__ import dynamic_registration\nfrom imagen_jax.sampling import loading\n"
+        "loading.CascadeConfig.stages = (@loading.StageSource(),)\n"
+        f"loading.StageSource.model_dir = '{cascade_dir}/base'\nloading.StageSource.step = 'best'\n"
+    )
+    with pytest.raises(UserError, match=r"there is no .*best.json"):
+        Cascade.load(str(gin_file))
+    marks.write_best(cascade_dir / "base", 2, {})
+    assert Cascade.load(str(gin_file)).stages[0].checkpoint.startswith("checkpoint_2-")
