@@ -40,5 +40,4 @@ COMMAND = GinCommand(
     run=run,
     add_flags=add_flags,
     order=8,
-    several_hosts=True,
 )
