@@ -96,10 +96,10 @@ def load_with_operative(
         if open_paths is not None:
             _parse_bindings([f"{name} = {open_paths!r}" for name in _open_path_macros()], imports)
         configured = _configurable(target)
-        _check_macros(gin.config._INVERSE_REGISTRY[target].selector)
+        reached = _check_macros(gin.config._INVERSE_REGISTRY[target].selector)
         sources = " ".join([*(f"--gin_file={f}" for f in gin_files), *map(_flag, bindings)])
         with _as_user_error(sources or f"the defaults of {target.__name__}"):
-            _check_types()
+            _check_types(reached)
             instance = configured()
         return instance, gin.operative_config_str(max_line_length=110)
 
@@ -245,8 +245,12 @@ def _used_macros() -> set[str]:
     }
 
 
-def _check_macros(selector: str) -> None:
-    """Every macro that building `selector` uses has a value, and every %gin.REQUIRED has been given one."""
+def _check_macros(selector: str) -> set[str]:
+    """Every macro that building `selector` uses has a value, and every %gin.REQUIRED has been given one.
+
+    Returns:
+      Selectors of all that building reaches.
+    """
     defined = _defined_macros()
     todo: list[tuple[str | None, str]] = [(None, selector)]  # (macro or None, selector)
     holes = []
@@ -270,6 +274,7 @@ def _check_macros(selector: str) -> None:
             f"{' and '.join(sorted(holes))} must be given a value (the gin files leave it open with "
             f"%gin.REQUIRED); add {' '.join(f'--gin.{hole}=…' for hole in sorted(holes))}"
         )
+    return {bound for _, bound in todo}
 
 
 def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
@@ -282,11 +287,15 @@ def _references(macro: str | None, bound: str) -> Iterator[tuple[str, Any]]:
                         yield macro or f"{selector.rsplit('.', 1)[-1]}.{parameter}", part
 
 
-def _check_types() -> None:
-    """Every value that is bound to a field of a dataclass is of the field's type; classes check ranges themselves."""
+def _check_types(reached: set[str]) -> None:
+    """Every value that is bound to a field of a dataclass is of the field's type; classes check ranges themselves.
+
+    Args:
+      reached: selectors of what is built: what a file says of other classes is for other modes.
+    """
     for (scope, selector), parameters in gin.config._CONFIG.items():
         cls = gin.config._REGISTRY[selector].wrapped
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        if selector not in reached or not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             continue
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in fields.keys() & parameters.keys():

@@ -32,7 +32,8 @@ from imagen_jax.commands import sample
 assert imagen_jax.__file__.startswith(sys.argv[1]), imagen_jax.__file__
 modes = main.find_modes()
 for experiment in sys.argv[2:]:
-    mode = modes["eval" if experiment.endswith(("_eval.gin", "_samplers.gin")) else "train"]
+    kind = experiment.removesuffix(".gin").rpartition("_")[2]
+    mode = modes[{"eval": "eval", "samplers": "eval", "suites": "eval", "sweep": "sweep"}.get(kind, "train")]
     gin_config.load_with_operative(mode.config_class(), [f"configs/experiments/{experiment}"], open_paths="x")
 words = ["sample", "--checkpoint", "c", "--output", "o", "--prompts_file", "data/prompts/demo.txt"]
 print("\\n".join(sample.captions_of(main.build_parser(modes).parse_args(words))))

@@ -36,7 +36,7 @@ class StageGrid:
     num_steps: tuple[int, ...] = ()
     sampler: tuple[str, ...] = ()
     thresholding: tuple[str, ...] = ()
-    aug_level: tuple[float, ...] = ()
+    aug_level: tuple[float | int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in AXES:
