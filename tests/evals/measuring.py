@@ -12,7 +12,7 @@ from imagen_jax.sampling.cascade import Cascade
 
 def total(params: object) -> float:
     """One number that other parameters do not have."""
-    return float(sum(np.abs(leaf.astype(np.float64)).sum() for leaf in jax.tree.leaves(params)))
+    return float(sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(params)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_it_ends_with_the_run(tmp_path):
 
 
 def test_two_followers_share_a_run(run_dir):
-    steps = list(range(1, 9))
+    steps = [1, 2, 3, 4]
     put(run_dir, *steps)
     scores = [Score(then=lambda _: time.sleep(0.05)) for _ in range(2)]
     threads = [
@@ -108,7 +108,7 @@ def test_two_followers_share_a_run(run_dir):
     for thread in threads:
         thread.join()
     assert sorted(scores[0].steps + scores[1].steps) == steps and all(one.steps for one in scores)
-    assert best(run_dir)["step"] == 8
+    assert best(run_dir)["step"] == 4
 
 
 def test_what_a_stopped_follower_had_begun_is_done_again(run_dir):
