@@ -40,11 +40,11 @@ def swept(config: SweepConfig, cascade: Cascade) -> None:
         run_sweep(dataclasses.replace(config, output_dir=f"{folder}/sweep"), cascade=cascade)
 
 
-def seconds(work, *args) -> float:
-    """Time of a call."""
-    start = time.perf_counter()
+def seconds(work, *args) -> tuple[float, float]:
+    """Time of a call, and processor time, which other programs on the machine disturb less."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     work(*args)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
 if __name__ == "__main__":
@@ -61,11 +61,15 @@ if __name__ == "__main__":
         config, grids=tuple(dataclasses.replace(g, guidance_weight=(2.0,)) for g in config.grids)
     )
     alone(warm, cascade)
-    times: dict[str, list[float]] = {"sampling alone": [], "sweep": []}
+    times: dict[str, list[tuple[float, float]]] = {"sampling alone": [], "sweep": []}
     for _ in range(args.rounds):
         times["sampling alone"].append(seconds(alone, config, cascade))
         times["sweep"].append(seconds(swept, config, cascade))
-    for name, found in times.items():
-        print(f"{name:16s} median {statistics.median(found):.1f} s of {', '.join(f'{one:.1f}' for one in found)}")
-    ratios = [a / b for a, b in zip(times["sweep"], times["sampling alone"], strict=True)]
-    print(f"ratio            {', '.join(f'{one:.3f}' for one in ratios)}")
+    for place, kind in enumerate(("seconds", "processor seconds")):
+        by_name = {name: [one[place] for one in found] for name, found in times.items()}
+        for name, found in by_name.items():
+            print(
+                f"{kind}, {name}: median {statistics.median(found):.1f} of {', '.join(f'{one:.1f}' for one in found)}"
+            )
+        ratios = [a / b for a, b in zip(by_name["sweep"], by_name["sampling alone"], strict=True)]
+        print(f"{kind}, ratio: median {statistics.median(ratios):.3f} of {', '.join(f'{one:.3f}' for one in ratios)}")

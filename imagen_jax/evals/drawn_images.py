@@ -195,7 +195,7 @@ def draw_missing(
       cascade: what draws, with its settings (see `with_settings`); the last stage's images are written.
       items: the whole list; names differ.
       folder: of the images, local or in a bucket.
-      rows: numbers of the items to draw now; None: all.
+      rows: numbers of the items to draw now, in batches of `batch_size`; None: all, in batches no larger than the list.
       low_res: where the first stage is a super-resolution stage: its inputs in [-1, 1], one for each of `rows`.
       batch_size: images drawn at a time, a multiple of the devices; the last batch is filled up.
       label: what the progress shows; "" shows none.
@@ -211,7 +211,8 @@ def draw_missing(
     check_count("batch_size", batch_size)
     if len({item.name for item in items}) < len(items):
         raise UserError("two images of the list have one name; give each its own")
-    rows = range(len(items)) if rows is None else rows
+    if rows is None:
+        rows, batch_size = range(len(items)), min(batch_size, max(1, len(items)))
     claim_folder(folder, record_of(cascade, items, **(told or {})))
     there = set(files_under(folder))
     missing = {place for place, row in enumerate(rows) if items[row].name not in there}

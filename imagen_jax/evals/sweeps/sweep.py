@@ -158,7 +158,8 @@ def _laid_out(config: SweepConfig, cascade: Cascade) -> tuple[PromptList, Plan, 
         )
     prompts = config.prompts.read()
     plan = build_plan(cascade, config.grids, prompts)
-    return prompts, plan, Folder(path=config.output_dir, prompts=prompts, batch_size=config.batch_size)
+    batch_size = min(config.batch_size, len(prompts.prompts))
+    return prompts, plan, Folder(path=config.output_dir, prompts=prompts, batch_size=batch_size)
 
 
 def _warnings(config: SweepConfig, prompts: PromptList) -> list[str]:

@@ -198,6 +198,7 @@ def _draw_unit(folder: Folder, node: Node, unit: int) -> Iterator[Any]:
         node.cascade,
         items,
         folder.of_unit(node, unit),
+        rows=range(len(items)),  # The last unit is filled up: another size would be another program.
         low_res=low_res,
         batch_size=folder.batch_size,
         label="",
