@@ -209,7 +209,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(
     assert not (tmp_path / "sweep").exists()
     with pytest.raises(UserError, match="is empty"):
         StageGrid(stage="base")
-    assert StageGrid(stage="sr", aug_level=(0, 0.0, 1)).aug_level == (0.0, 1.0)
     with pytest.raises(UserError, match="at least one"):
         _config(tmp_path, grids=())
     other = _config(whole.parent, prompts=ShapesPrompts(num_single=1, num_two=0, num_count=0, num_heldout=0))
