@@ -106,7 +106,7 @@ class Page:
         return self._browser.send(method, self._session, **parameters)
 
     def value(self, script: str) -> Any:
-        """What an expression is in the page."""
+        """Value of an expression in the page."""
         found = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")

@@ -55,7 +55,7 @@ def read_measured(run_dir: AnyPath, config_hash: str) -> tuple[list[Measured], l
     absent = []
     for kind, name, places, reader in (
         ("alignment of drawn shapes with their captions", "eval.json", [run_dir], _alignment),
-        ("FID", "image_scores.json", [run_dir, *folders], _fid),
+        ("scores of images, such as FID", "image_scores.json", [run_dir, *folders], _image_scores),
         ("prompt suites", "suite_scores.json", of_suites, _suite),
         ("sweeps of sampling settings", "sweep.json", [run_dir, *folders], _sweep),
         ("preferences of human raters", "ratings.json", [run_dir, *folders], _ratings),
@@ -133,8 +133,9 @@ def _alignment(path: AnyPath, config_hash: str) -> Measured:
     return Measured(title="Alignment with the caption", about=about, header=header, rows=rows, results=results)
 
 
-def _fid(path: AnyPath, config_hash: str) -> Measured:
+def _image_scores(path: AnyPath, config_hash: str) -> Measured:
     content = read_json(path, dict)
+    names = list(content["spread"])
     rows: list[list[Part]] = []
     results = []
     for one in content["scores"]:
@@ -143,20 +144,24 @@ def _fid(path: AnyPath, config_hash: str) -> Measured:
         reference = f"{protocol['split']}, {'images of the chosen captions' if protocol['matched'] else 'all images'}"
         resize = f"{protocol['geometry']}, {protocol['filter']} to {protocol['image_size'] or 'no other size'}, then "
         rows.append(
-            [protocol["name"], number(finite(one["fid"])), number(one["num_generated"]), number(one["num_reference"]),
-             reference, f"{captions}, seed {protocol['seed']}", f"{resize}{protocol['resize']}",
-             ", ".join(protocol["assumed"]), "; ".join(one["warnings"])]
+            [protocol["name"], *(number(finite(one[name])) for name in names), number(one["num_generated"]),
+             number(one["num_reference"]), reference, f"{captions}, seed {protocol['seed']}",
+             f"{resize}{protocol['resize']}", ", ".join(protocol["assumed"]), "; ".join(one["warnings"])]
         )  # fmt: skip
-        metrics = [("fid", f"FID, protocol {protocol['name']}, {one['num_generated']} images", one["fid"])]
+        of_what = f"protocol {protocol['name']}, {one['num_generated']} images"
+        metrics = [(name, f"{name}, {of_what}", one[name]) for name in names]
         results.append(_result(f"coco-{protocol['split']}", f"reference of {protocol['name']}", metrics))
+    weights = ", ".join(f"{kind}, weights of sha256 {one}" for kind, one in content["weights_sha256"].items())
+    spans = ", ".join(f"{number(finite(one))} ({name})" for name, one in content["spread"].items())
     about = [
-        line(f"Inception v3, layer {content['layer']}, weights of sha256 {content['weights_sha256']}. Each row is a "
-             f"protocol, and the FIDs of one set of images under them span {number(finite(content['spread']))}. "
+        line(f"Networks: {weights}. Each row is a protocol; scores of one set of images under them span {spans}. "
              "Columns say what a protocol asks for; what its publication leaves open stands under assumed."),
         _drawn_with(path, None, config_hash),
     ]  # fmt: skip
-    header = ["Protocol", "FID", "Images", "Reference images", "Reference", "Captions", "Resize", "Assumed", "Warnings"]
-    return Measured(title="FID", about=about, header=header, rows=rows, results=results)
+    tail = ["Images", "Reference images", "Reference", "Captions", "Resize", "Assumed", "Warnings"]
+    return Measured(
+        title="Scores of images", about=about, header=["Protocol", *names, *tail], rows=rows, results=results
+    )
 
 
 def _numbers(value: Any, place: str = "") -> Iterator[tuple[str, float]]:

@@ -12,6 +12,7 @@ from imagen_jax.ratings.analysis import analyse_study
 from imagen_jax.ratings.build import build_study
 from imagen_jax.ratings.log import Rating, RatingChecks
 from imagen_jax.ratings.study import RATINGS_FILE, read_study, session
+from imagen_jax.report.card_scores import read_measured
 
 # Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), example C: four observers, twelve units.
 PUBLISHED = ["1 2 3 3 2 1 4 1 2 . . .", "1 2 3 3 2 2 4 1 2 5 . 3", ". 3 3 3 2 3 4 2 2 5 1 .", "1 2 3 3 2 4 4 1 2 5 1 ."]
@@ -117,6 +118,8 @@ def test_the_coco_study_scores_both_kinds_of_image(folders, tmp_path):
     write(tmp_path / "study", study, choose, raters=4)
     analyse_study(tmp_path / "study")
     questions = json.loads((tmp_path / "study/ratings.json").read_text())["questions"]
+    (card,), _ = read_measured(tmp_path / "study", "")
+    assert {row[0] for row in card.rows} == set(questions) and {len(row) for row in card.rows} == {len(card.header)}
     assert sorted(questions) == ["caption, imagen", "caption, other", "photorealism"]
     assert questions["caption, imagen"]["categories"]["all"]["score"]["value"] == 50
     assert questions["caption, other"]["categories"]["all"]["score"]["value"] == 100

@@ -65,7 +65,7 @@ def scores() -> dict[str, Any]:
     weights = {"1": {"single_both": 0.55, "heldout_both": 0.503}, "2.5": {"single_both": 0.91301, "heldout_both": None}}
     rows = [
         {"protocol": dataclasses.asdict(PROTOCOLS[name]), "fid": fid, "num_generated": 29_999, "num_reference": 40_504,
-         "identity": "inception", "warnings": [f"29999 images, {ATTACK}"]}
+         "identity": {"inception/2048": "inception"}, "warnings": [f"29999 images, {ATTACK}"]}
         for name, fid in (("imagen_30k", 27.123456), ("clean_fid_30k", 26.5))
     ]  # fmt: skip
     verdicts = [(True, "two_object"), (True, "two_object"), (False, "counting")]
@@ -90,7 +90,10 @@ def scores() -> dict[str, Any]:
             "guidance_weights": [1.0, 2.5], "alignment": weights, "best_guidance_weight": 2.5,
             "unconditional_both": 0.061, "chance_both": 0.042, "num_prompts": 1512, "config_hash": "-".join(HASHES),
         },
-        "image_scores.json": {"weights_sha256": "ab12" * 16, "layer": "2048", "scores": rows, "spread": 0.623456},
+        "image_scores.json": {
+            "weights_sha256": {"inception": "ab12" * 16}, "metrics": ["fid"], "scores": rows,
+            "spread": {"fid": 0.623456},
+        },
         "suites/geneval/suite_scores.json": {
             **suite, "command": ["score", ATTACK], "config_hash": "another",
             "summary": geneval_summary(single), "scores": single

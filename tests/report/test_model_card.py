@@ -118,7 +118,7 @@ def test_the_hubs_own_reader_takes_the_header(card: str) -> None:
     ("title", "file"),
     [
         ("Alignment with the caption", "eval.json"),
-        ("FID", "image_scores.json"),
+        ("Scores of images", "image_scores.json"),
         ("Prompt suite geneval", "suites/geneval/suite_scores.json"),
         ("Sweep of sampling settings", "sweep/sweep.json"),
         ("Human ratings", "study/ratings.json"),
@@ -134,7 +134,7 @@ def test_numbers_of_a_table_are_those_of_its_file(card: str, title: str, file: s
 
 
 def test_protocols_stand_beside_the_numbers(card: str) -> None:
-    fid = body(card).tables["FID"][0]
+    fid = body(card).tables["Scores of images"][0]
     assert fid[1][:4] == ["imagen_30k", "27.12", "29,999", "40,504"]
     assert fid[1][4:7] == ["val2014, all images", "any of an image, seed 0",
                            "crop_then_resize, bicubic to 256, then tf1"]  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_card_that_is_there_is_kept(tmp_path: Path, corpus: Path) -> None:
     ("file", "content"),
     [
         ("eval.json", '{"alignment": [1]}'),
-        ("image_scores.json", '{"layer": "2048", "weights_sha256": "a", "spread": 0, "scores": [{"fid": "x"}]}'),
+        ("image_scores.json", '{"weights_sha256": {"inception": "a"}, "spread": {"fid": 0}, "scores": [{"fid": "x"}]}'),
         ("image_scores.json", json.dumps(scores()["image_scores.json"]).replace("27.123456", "NaN")),
         ("suites/geneval/suite_scores.json", "{"),
         ("suites/geneval/suite_scores.json", '{"suite": "geneval"}'),

@@ -15,6 +15,7 @@ from imagen_jax.evals.image_scores import ImageFolder, ImageScores, MadeBy
 from imagen_jax.evals.metrics import frechet_distance
 from imagen_jax.evals.protocols import PROTOCOLS
 from imagen_jax.main import main
+from imagen_jax.report.card_scores import read_measured
 
 NAMES = "imagen_30k,clean_fid_30k,glide_30k"
 
@@ -86,6 +87,8 @@ def test_a_reference_is_measured_once(monkeypatch, tmp_path):
         fid("imagen_30k")
     first = fid("imagen_30k", reference_dir=theirs)
     assert fid("imagen_30k") == first
+    (card,), _ = read_measured(tmp_path / "run", "")
+    assert card.results[0]["metrics"][0]["value"] == first and card.header[:2] == ["Protocol", "fid"]
     with pytest.raises(UserError, match="tf1.*clean|clean.*tf1"):
         fid("clean_fid_30k")
     (Path(theirs) / "000.jpg").unlink()

@@ -20,6 +20,7 @@ from imagen_jax.evals.sweeps.plan import StageGrid, build_plan
 from imagen_jax.evals.sweeps.prompts import ShapesPrompts
 from imagen_jax.evals.sweeps.sweep import SweepConfig, dry_run, run_sweep
 from imagen_jax.files import locked
+from imagen_jax.report.card_scores import read_measured
 from imagen_jax.report.sweep import write_sweep_page
 from imagen_jax.sampling.cascade import Cascade
 from tests.untrained import untrained_cascade
@@ -79,6 +80,11 @@ def test_the_table_has_a_row_for_each_combination(whole: Path) -> None:
     assert len({row["key"] for row in rows}) == 4
     assert len(list(whole.glob("images/base-*"))) == 2 and len(list(whole.glob("images/*/*/*.png"))) == NUM_IMAGES
     assert not list(whole.glob("claims/*"))
+
+
+def test_a_model_card_takes_it(whole: Path) -> None:
+    (card,), _ = read_measured(whole, "")
+    assert len(card.rows) == 4 and {len(row) for row in card.rows} == {len(card.header)}
 
 
 def test_the_page_shows_scores_samples_and_how_it_was_made(whole: Path) -> None:
