@@ -162,7 +162,8 @@ class Follower:
         try:
             return Cascade.load(self.config.run_dir, steps={run_name(self.model_dir): step})
         except Exception:
-            # A trainer keeps the newest ones only.
+            # A trainer keeps the newest checkpoints only, and files that vanish fail in as many ways as there are
+            # readers. Of a checkpoint that is still there every error goes on.
             if folders.is_there(folders.checkpoint_dir(self.model_dir, step)):
                 raise
             return None
