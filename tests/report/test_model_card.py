@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -107,8 +108,7 @@ def test_header_has_the_fields_of_the_hub(card: str) -> None:
 
 
 def test_the_hubs_own_reader_takes_the_header(card: str) -> None:
-    hub = pytest.importorskip("huggingface_hub")
-    data = hub.ModelCard(card).data
+    data = huggingface_hub.ModelCard(card).data
     assert data.model_name == plain(ATTACK) and data.license == "apache-2.0"
     assert {one.dataset_type for one in data.eval_results} == {"imagen_jax-shapes", "coco-val2014", "sweep-COCO"}
     assert all(one.task_type == "text-to-image" for one in data.eval_results)
