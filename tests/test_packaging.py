@@ -13,6 +13,7 @@ import pytest
 
 from imagen_jax.data.records import Corpus
 from imagen_jax.files import shipped_file
+from imagen_jax.versions import revision
 
 ROOT = Path(__file__).parents[1]
 # What each launcher's dry run shows.
@@ -58,6 +59,8 @@ def test_an_install_of_the_wheel_of_the_source_archive_has_configs_and_prompts(t
         shutil.copytree(ROOT / part, clone / part, ignore=shutil.ignore_patterns("__pycache__"))
     for part in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / part, clone)
+    # What a checkout's own history would say.
+    (clone / "REVISION").write_text("0123abc")
     with tarfile.open(build(clone, "sdist", tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
@@ -67,6 +70,8 @@ def test_an_install_of_the_wheel_of_the_source_archive_has_configs_and_prompts(t
         archive.extractall(installed)
     # Folders named so would be anybody's among installed packages.
     assert {path.name.split("-")[0] for path in installed.iterdir()} == {"imagen_jax"}
+
+    assert revision(installed / "imagen_jax") == "0123abc"
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -18,6 +18,7 @@ from imagen_jax.data import records
 from imagen_jax.data.caption_facts import is_boilerplate
 from imagen_jax.files import StrPath
 from imagen_jax.image_files import ImageError, decode_image
+from imagen_jax.versions import code_version
 
 CARD_FACTS, CARD_PAGE = "card.json", "card.html"
 CARD_FORMAT = 1
@@ -73,6 +74,7 @@ def describe(directory: StrPath) -> Card:
     settings = manifest.get("settings", {})
     facts = {
         "card_format": CARD_FORMAT,
+        "version": code_version(),
         "name": manifest["name"],
         "image_size": corpus.image_size,
         "num_examples": {split: corpus.num_examples(split) for split in corpus.splits},

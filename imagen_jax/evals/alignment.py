@@ -24,6 +24,7 @@ from imagen_jax.sampling.images import sheet, write_png
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import UInt8
+from imagen_jax.versions import code_version
 
 NUM_SHOWN = 16
 # What the best weight is chosen by: a weight that serves only what was seen in training is not the best.
@@ -96,6 +97,7 @@ class Alignment:
             "chance_both": chance_of_single(singles),
             "num_prompts": len(prompts),
             "config_hash": cascade.config_hash,
+            "version": code_version(),
         }
         write_json(os.path.join(run_dir, "eval.json"), result)
         print(json.dumps(result, indent=1))

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,6 +25,7 @@ from imagen_jax.stage.sampler_names import sampler_settings
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import Float, UInt8
+from imagen_jax.versions import code_version
 
 RECORD = "drawn.json"
 
@@ -139,14 +139,6 @@ def plain_settings(sampling: SamplingConfig) -> dict[str, Any]:
     plain = {name: v if isinstance(v, str | int | float | None) else repr(v) for name, v in values.items()}
     # JSON has no infinity.
     return {name: repr(v) if isinstance(v, float) and not np.isfinite(v) else v for name, v in plain.items()}
-
-
-def code_version() -> str:
-    """The version of this package."""
-    try:
-        return version("imagen_jax")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def claim_folder(folder: str, record: Mapping[str, Any]) -> None:

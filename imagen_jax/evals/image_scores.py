@@ -21,6 +21,7 @@ from imagen_jax.evals.protocols import ALL, Protocol, find_protocols
 from imagen_jax.evals.scoring import BATCH, FEW, Gathered, figures, find_metrics, gather, identity_of
 from imagen_jax.files import files_under, make_dirs, read_json, size_of, write_json
 from imagen_jax.image_files import ImageError, decode_image
+from imagen_jax.versions import code_version
 
 FILE = "image_scores.json"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -153,6 +154,7 @@ class ImageScores:
             theirs = self._reference(reference, protocol, extractors, known)
             rows.append(self._row(protocol, known[key], theirs))
         result = {
+            "version": code_version(),
             "weights_sha256": {one.kind: one.fingerprint for one in extractors},
             "metrics": list(self.metrics),
             "scores": rows,

@@ -1,16 +1,11 @@
 """Files of a run directory that are written before its first update."""
 
 import contextlib
-import importlib.metadata
 import math
 import os
-import platform
 import secrets
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -20,19 +15,7 @@ from imagen_jax.checkpoints.proof import ONE_FOLDER
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError
 from imagen_jax.files import StrPath, alone_in, as_path, make_dirs, write_bytes, write_json, write_text
-
-PACKAGES = (
-    "imagen_jax",
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "numpy",
-    "tensorflow",
-    "gin-config",
-)
-
+from imagen_jax.versions import versions
 
 LOCK = "train.lock"
 # A shared file system may show a new file late.
@@ -109,28 +92,6 @@ def mesh_text(mesh: Mesh) -> str:
     """The mesh in words, e.g. "data 8 x fsdp 1 x tensor 1 (8 TPU v4)"."""
     sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     return f"{sizes} ({mesh.size} {mesh.devices.flat[0].device_kind})"
-
-
-def versions() -> dict[str, Any]:
-    """Installed versions and, in a git checkout, its revision."""
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    try:
-        git = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found["git_revision"] = git.stdout.strip() if git.returncode == 0 else None
-    except FileNotFoundError:
-        found["git_revision"] = None
-    return found
 
 
 def describe_run(model_dir: StrPath, state: TrainState, mesh: Mesh, operative_text: str) -> None:

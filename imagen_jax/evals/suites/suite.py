@@ -26,6 +26,7 @@ from imagen_jax.evals.suites.summaries import geneval_summary, soft_tifa_summary
 from imagen_jax.files import is_file_name, write_json, write_text
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import read_image
+from imagen_jax.versions import code_version
 
 SCORES_FILE = "suite_scores.json"
 RESULTS_FILE = "results.jsonl"
@@ -85,7 +86,7 @@ class Suite:
         num_images = self.num_images or layout.num_images
         drawn = {"suite": self.kind, "seed": self.seed, "num_images_per_prompt": num_images}
         _draw_suite(cascade, folder, layout, rows, drawn, self.batch_size)
-        result = {**drawn, "num_prompts": len(rows), "config_hash": cascade.config_hash}
+        result = {**drawn, "num_prompts": len(rows), "config_hash": cascade.config_hash, "version": code_version()}
         if self.scorer is not None:
             scores = run_scorer(self.scorer, folder, os.path.join(folder, layout.samples), self.path)
             summary = layout.sum_up(rows, scores)
@@ -132,7 +133,13 @@ class ShapesSuite:
         write_text(os.path.join(folder, name), "".join(f"{row.line}\n" for row in rows))
         score = self._score_images if self.kind == "geneval" else self._score_atoms
         summary = score(folder, rows, places)
-        result = {**drawn, "num_prompts": len(rows), "config_hash": cascade.config_hash, "summary": summary}
+        result = {
+            **drawn,
+            "num_prompts": len(rows),
+            "config_hash": cascade.config_hash,
+            "version": code_version(),
+            "summary": summary,
+        }
         write_json(os.path.join(folder, SCORES_FILE), result)
         print(json.dumps(summary, indent=1))
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
-from imagen_jax.evals.drawn_images import code_version
 from imagen_jax.evals.scoring import FEW
 from imagen_jax.evals.sweeps.measures import Measures, Scorer
 from imagen_jax.evals.sweeps.plan import Plan, Point, StageGrid, build_plan
@@ -23,6 +22,7 @@ from imagen_jax.evals.sweeps.units import POLL_S, UNIT, Folder, draw_plan, estim
 from imagen_jax.files import as_path, files_under, locked, make_dirs, read_json, write_json, write_text
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.cascade import Cascade
+from imagen_jax.versions import code_version
 
 CSV, JSON, RUN, RECORD = "sweep.csv", "sweep.json", "sweep_run.json", "sweep_folder.json"
 
