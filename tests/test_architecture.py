@@ -44,7 +44,7 @@ LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoi
 DOORS["train"] = LOADING - {"gin_config"} | {"data"}
 # Drawing meets training at its hooks alone.
 DOORS["sampling"] = LOADING | {"train.hooks"}
-# evals stands on sampling; it also reads corpora and knows what the drawn shapes are.
+# evals stands on sampling; it also reads corpora and COCO's captions, and knows what the drawn shapes are.
 DOORS["evals"] = LOADING | {
     "sampling",
     "data.records",
@@ -53,6 +53,7 @@ DOORS["evals"] = LOADING | {
     "data.shapes_captions",
     "data.shapes_draw",
     "data.shapes_scene",
+    "data.tfds_folder",
 }
 DOORS["report"] = {"evals.sampler_study", "checkpoints.folders"}
 # What people see is written as the report is; their votes have the intervals of metrics.
