@@ -115,7 +115,7 @@ def tfds_examples(folder: StrPath, splits: Sequence[str]) -> Iterator[dict[str, 
 
 
 def _opened(folder: StrPath) -> tuple[Any, str]:
-    """What TFDS knows of a dataset, and the format of its files."""
+    """TFDS's description of a dataset, and the format of its files."""
     check_path("the dataset", folder)
     info = _info(folder, [name for name in files_under(folder) if name.endswith((".json", ".txt"))])
     kind = info.file_format.value if info.file_format is not None else "unknown"
