@@ -43,17 +43,19 @@ DOORS: dict[str, set[str]] = {
 }
 LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoints", "gin_config"}
 DOORS["train"] = LOADING - {"gin_config"} | {"data"}
-# Drawing meets training at its hooks alone.
+# Drawing and measuring meet training at its hooks alone.
 DOORS["sampling"] = LOADING | {"train.hooks"}
-# evals stands on sampling; it also reads corpora and knows what the drawn shapes are.
+# evals stands on sampling; it also reads corpora and COCO's captions, and knows what the drawn shapes are.
 DOORS["evals"] = LOADING | {
     "sampling",
+    "train.hooks",
     "data.records",
     "data.shapes",
     "data.shapes_canvas",
     "data.shapes_captions",
     "data.shapes_draw",
     "data.shapes_scene",
+    "data.tfds_folder",
 }
 DOORS["report"] = {"evals.sampler_study", "checkpoints.folders"}
 # What people see is written as the report is; their votes have the intervals of metrics.
@@ -185,6 +187,7 @@ sampling/cascade2.py: from imagen_jax.checkpoints import checkpoints
 sampling/preview_hook.py: from imagen_jax.train.hooks import Hook
 commands/parts/training.py: from imagen_jax.sampling import preview_hook
 evals/judge.py: from imagen_jax.data import shapes
+evals/evaluate_hook.py: from imagen_jax.train.hooks import Hook
 evals/features/net.py: from flax import linen as nn
 beam/build.py: from apache_beam.options import pipeline_options
 beam/build2.py: from imagen_jax.data import builder
@@ -221,6 +224,7 @@ text/encoder.py: import seqio
 text/tokenizer.py: import seqio
 stage.py: from imagen_jax.text import encoder
 evals/judge.py: from imagen_jax.data import pipeline
+evals/evaluate_hook.py: from imagen_jax.train.config import EvaluateConfig
 evals/fid.py: import torch
 evals/metrics/fid.py: from flax import linen as nn
 evals/features/torch_file.py: import pickle

@@ -44,8 +44,8 @@ class Weights:
     """Parameters of a stage on the host, and a copy on the devices for as long as it is wanted.
 
     Args:
-      host: arrays on the host.
-      path: checkpoint that they are from.
+      host: arrays on the host; those of a run that trains are on its devices, and are not copied there.
+      path: checkpoint that they are from, or the run directory of a run that trains.
     """
 
     def __init__(self, host: PyTree, path: AnyPath):

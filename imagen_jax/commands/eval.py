@@ -40,4 +40,5 @@ COMMAND = GinCommand(
     run=run,
     add_flags=add_flags,
     order=8,
+    several_hosts=True,
 )

@@ -7,7 +7,7 @@ to buckets is not taken. A record is a tf.train.Example, in which images stand a
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,27 +56,16 @@ def tfds_source(
       UserError: no such folder, a file or feature is missing, or the files are of another format than ArrayRecord and
         TFRecord. An example that cannot be used is a rejection.
     """
-    check_path("the dataset", folder)
     check_val_fraction(val_fraction)
-    there = files_under(folder)
-    info = _info(folder, [name for name in there if name.endswith((".json", ".txt"))])
-    kind = info.file_format.value if info.file_format is not None else "unknown"
-    if kind not in _FORMATS:
-        raise UserError(f"dataset {folder} is in files of {kind}; expected {' or '.join(_FORMATS)}: prepare it again")
+    info, kind = _opened(folder)
     image, caption = _columns(folder, info.features, image_column, caption_column)
     labels = {name: feature.names for name, feature in info.features.items() if hasattr(feature, "int2str")}
     digest, parts, total = hashlib.sha256(), [], 0
-    for split in info.splits.values():
-        for shard, (name, count) in enumerate(zip(split.filenames, split.shard_lengths, strict=True)):
-            if name not in there:
-                raise UserError(f"dataset {folder} lacks {name}, which {_INFO} names; copy or prepare it again")
-            path = f"{os.fspath(folder).rstrip('/')}/{name}"
-            digest.update(repr((split.name, name, md5_of(path))).encode())
-            place = (split.name, f"{split.name}-{shard:05d}", count)
-            parts.append(
-                functools.partial(_shard_part, path, kind, place, (image, caption), labels, val_fraction, seed)
-            )
-            total += count
+    for split, shard, path, count in _shards(folder, info, info.splits):
+        digest.update(repr((split, os.path.basename(path), md5_of(path))).encode())
+        place = (split, f"{split}-{shard:05d}", count)
+        parts.append(functools.partial(_shard_part, path, kind, place, (image, caption), labels, val_fraction, seed))
+        total += count
     return Source(
         parts=parts,
         num_examples=total,
@@ -88,6 +77,62 @@ def tfds_source(
             "seed": seed,
         },
     )
+
+
+def tfds_examples(folder: StrPath, splits: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """Examples of some splits of a prepared dataset as they are stored, one shard here at a time.
+
+    Args:
+      folder: the one of a version, which holds dataset_info.json.
+      splits: their names, all of them examples in this order.
+
+    Returns:
+      Values of each feature by its name, of features in others by a path, as "captions/text": ints, floats or bytes,
+      images encoded.
+
+    Raises:
+      UserError: no such folder or split, or a file is missing, damaged or of another format.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    info, kind = _opened(folder)
+    absent = [split for split in splits if split not in info.splits]
+    if absent:
+        raise UserError(f"dataset {folder} has no split {absent[0]!r}; it has {', '.join(info.splits)}")
+    for _, _, path, count in _shards(folder, info, splits):
+        number = 0
+        try:
+            for record in _records(local_copy(path), kind):
+                yield _values(record)
+                number += 1
+            what = f"{number} examples can be read, of {count}"
+        except (tf.errors.OpError, RuntimeError, DecodeError) as error:
+            what = str(error).partition("\n")[0]
+            number = -1
+        if number != count:
+            raise UserError(f"{path} is damaged ({what}); copy it again")
+
+
+def _opened(folder: StrPath) -> tuple[Any, str]:
+    """TFDS's description of a dataset, and the format of its files."""
+    check_path("the dataset", folder)
+    info = _info(folder, [name for name in files_under(folder) if name.endswith((".json", ".txt"))])
+    kind = info.file_format.value if info.file_format is not None else "unknown"
+    if kind not in _FORMATS:
+        raise UserError(f"dataset {folder} is in files of {kind}; expected {' or '.join(_FORMATS)}: prepare it again")
+    return info, kind
+
+
+def _shards(folder: StrPath, info: Any, splits: Iterable[str]) -> Iterator[tuple[str, int, str, int]]:
+    """Split, number in it, path and examples of each shard."""
+    there = files_under(folder)
+    for split in splits:
+        found = info.splits[split]
+        for shard, (name, count) in enumerate(zip(found.filenames, found.shard_lengths, strict=True)):
+            if name not in there:
+                raise UserError(f"dataset {folder} lacks {name}, which {_INFO} names; copy or prepare it again")
+            yield split, shard, f"{os.fspath(folder).rstrip('/')}/{name}", count
 
 
 def _info(folder: StrPath, names: list[str]) -> Any:
@@ -133,6 +178,17 @@ def _records(path: str, kind: str) -> Iterator[bytes]:
     yield from tf.data.TFRecordDataset(path).as_numpy_iterator()
 
 
+def _values(record: bytes) -> dict[str, list[Any]]:
+    """The features of a record; DecodeError where it is no tf.train.Example."""
+    import tensorflow as tf
+
+    return {
+        name: list(getattr(value, value.WhichOneof("kind")).value)
+        for name, value in tf.train.Example.FromString(record).features.feature.items()
+        if value.WhichOneof("kind")
+    }
+
+
 def _shard_part(
     path: str,
     kind: str,
@@ -162,15 +218,10 @@ def _shard_part(
 def _record_examples(
     record: bytes, key: str, columns: tuple[str, str], labels: Mapping[str, list[str]]
 ) -> Iterator[RawExample | Rejection]:
-    import tensorflow as tf
     from google.protobuf.message import DecodeError
 
     try:
-        found = {
-            name: list(getattr(value, value.WhichOneof("kind")).value)
-            for name, value in tf.train.Example.FromString(record).features.feature.items()
-            if value.WhichOneof("kind")
-        }
+        found = _values(record)
         image, texts = (found.pop(name, []) for name in columns)
         captions = captions_of([text.decode() for text in texts])
     except (DecodeError, ValueError, AttributeError) as error:

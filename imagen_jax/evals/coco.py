@@ -44,6 +44,11 @@ class CocoSplit:
         return "; ".join(lines)
 
 
+def annotations_path(folder: str, split: str) -> str:
+    """The file of a split's captions."""
+    return os.path.join(folder, "annotations", f"captions_{split}.json")
+
+
 def read_coco(folder: str, split: str) -> CocoSplit:
     """Reads a split of COCO's captions.
 
@@ -56,7 +61,7 @@ def read_coco(folder: str, split: str) -> CocoSplit:
     """
     if split not in SPLITS:
         raise UserError(f"split {split!r} of COCO is unknown; expected one of {', '.join(SPLITS)}")
-    path = os.path.join(folder, "annotations", f"captions_{split}.json")
+    path = annotations_path(folder, split)
     try:
         content = read_json(path)
         listed_files = {int(one["id"]): one["file_name"] for one in content["images"]}
@@ -64,7 +69,7 @@ def read_coco(folder: str, split: str) -> CocoSplit:
     except FileNotFoundError as error:
         raise UserError(
             f"no annotations at {path}; download annotations_trainval{split[-4:]}.zip from cocodataset.org and unpack "
-            f"it in {folder}"
+            f"it in {folder}, or unpack TFDS's coco_captions there by data/unpack_coco.py"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from error

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
 
+import jax
+
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
@@ -58,8 +60,18 @@ class EvalConfig:
 def run(config: EvalConfig) -> None:
     """Loads the cascade, where an evaluator needs one, and runs every evaluator on it.
 
-    Evaluators of what is there already say so by `needs_cascade = False`.
+    Evaluators of what is there already say so by `needs_cascade = False`; those whose images several processes share,
+    by `shares_images = True`.
+
+    Raises:
+      UserError: there are several processes, and an evaluator does not share its images among them.
     """
+    alone = [type(one).__name__ for one in config.evaluators if not getattr(one, "shares_images", False)]
+    if alone and jax.process_count() > 1:
+        raise UserError(
+            f"{alone[0]} of EvalConfig.evaluators runs in one process, and there are {jax.process_count()}: add "
+            "--num_processes=1 and start one, or name evaluators that share their images (image_scores.ImageScores)"
+        )
     needs = [getattr(evaluator, "needs_cascade", True) for evaluator in config.evaluators]
     cascade: Any = Cascade.load(config.run_dir) if any(needs) else None
     for evaluator in config.evaluators:

@@ -11,10 +11,12 @@ another. The oldest checkpoint is evaluated first, because it is the next to be 
 """
 
 import dataclasses
+import functools
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.checkpoints import folders, marks
@@ -57,8 +59,7 @@ def follow(config: EvalConfig, *, stage: str | None = None, once: bool = False, 
         raise UserError(f"--poll ({poll_s}) must be a number of seconds above 0, e.g. 30")
     if stage is not None and not is_file_name(stage):
         raise UserError(f"--stage ({stage!r}) must be the name of a folder in {config.run_dir}, e.g. base")
-    if not any(getattr(one, "needs_cascade", True) for one in config.evaluators):
-        raise UserError("no evaluator of this file looks at checkpoints; run `imagen_jax eval` once instead")
+    check_needs_cascade(config)
     follower = Follower(config=config, stage=stage)
     follower.note_best()
     told = False
@@ -77,6 +78,12 @@ def follow(config: EvalConfig, *, stage: str | None = None, once: bool = False, 
             _say(f"{follower.model_dir}: waits for the next checkpoint")
             told = True
         time.sleep(poll_s)
+
+
+def check_needs_cascade(config: EvalConfig) -> None:
+    """Raises UserError where all evaluators measure what is there already, the same at every step."""
+    if not any(getattr(one, "needs_cascade", True) for one in config.evaluators):
+        raise UserError("no evaluator of this file looks at checkpoints; run `imagen_jax eval` once instead")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,28 +128,39 @@ class Follower:
         Returns:
           False if there is none.
         """
-        for step in folders.saved_steps(self.model_dir):
-            if self.is_done(step):
-                continue
-            make_dirs(self.folder(step).parent)
-            lock = Lock(self.folder(step).parent / f"{step}.lock")
-            if not lock.acquire(wait_s, patient=False):
-                continue
-            try:
-                if not self.is_done(step) and self._evaluate(step, lock):
-                    return True
-            except LockLostError as error:
-                _say(f"{self.model_dir}: step {step} is left to another follower: {error}")
-            finally:
-                lock.release()
-        return False
+        steps = folders.saved_steps(self.model_dir)
+        return any(self.evaluate(step, functools.partial(self._load, step), wait_s) for step in steps)
 
-    def _evaluate(self, step: int, lock: Lock) -> bool:
-        """False if the checkpoint was removed before it was read."""
-        cascade = self._load(step)
-        if cascade is None:
-            _say(f"{self.model_dir}: checkpoint {step} was removed before it was read; it is left out")
+    def evaluate(self, step: int, load: Callable[[], Cascade | None], wait_s: float) -> bool:
+        """Evaluates one step, unless that is done or another is at it.
+
+        Args:
+          step: updates of its parameters.
+          load: makes what is evaluated; called while no other is at it. None: it is gone, and has said so.
+          wait_s: see `evaluate_one`.
+
+        Returns:
+          True if it is evaluated now.
+        """
+        if self.is_done(step):
             return False
+        make_dirs(self.folder(step).parent)
+        lock = Lock(self.folder(step).parent / f"{step}.lock")
+        if not lock.acquire(wait_s, patient=False):
+            return False
+        try:
+            cascade = None if self.is_done(step) else load()
+            if cascade is None:
+                return False
+            self._evaluate(step, cascade, lock)
+            return True
+        except LockLostError as error:
+            _say(f"{self.model_dir}: step {step} is left to another follower: {error}")
+            return False
+        finally:
+            lock.release()
+
+    def _evaluate(self, step: int, cascade: Cascade, lock: Lock) -> None:
         _say(f"{self.model_dir}: evaluates step {step}")
         folder, began = self.folder(step), time.monotonic()
         make_dirs(folder)
@@ -156,7 +174,6 @@ class Follower:
             value = number_at(folder, self.config.best)
             _say(f"{self.model_dir}: step {step} has {value:g} at {self.config.best}")
             self.note_best()
-        return True
 
     def _load(self, step: int) -> Cascade | None:
         try:
@@ -166,6 +183,7 @@ class Follower:
             # readers. Of a checkpoint that is still there every error goes on.
             if folders.is_there(folders.checkpoint_dir(self.model_dir, step)):
                 raise
+            _say(f"{self.model_dir}: checkpoint {step} was removed before it was read; it is left out")
             return None
 
     def note_best(self) -> None:

@@ -86,7 +86,7 @@ class ImageFolder:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageScores:
-    """Metrics of images that are there already; the cascade draws none.
+    """Metrics of images that are there already; the cascade draws none. Several processes each read a part of them.
 
     Args:
       generated_dir: folder of images, in folders within it too.
@@ -113,6 +113,7 @@ class ImageScores:
     statistics_path: str | None = None
     made_by: MadeBy | None = None
     needs_cascade: ClassVar[bool] = False
+    shares_images: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocols", tuple(self.protocols))

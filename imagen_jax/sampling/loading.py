@@ -13,12 +13,13 @@ a gin file that binds a `CascadeConfig` names the run directories, in order, and
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import jax
 
 from imagen_jax.checkpoints import folders
-from imagen_jax.checkpoints.trained_stage import TrainedStage
+from imagen_jax.checkpoints.trained_stage import StageRecord, TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import absolute, as_path
@@ -26,6 +27,8 @@ from imagen_jax.sampling.request import MAX_SIDE
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.store.format import fingerprint_differences
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,9 +100,7 @@ def load_stages(
     if folders.latest_step(path) is not None:
         _check_names(asked, [path])
         return [load(path)]
-    root = as_path(path)
-    runs = [os.fspath(entry) for entry in sorted(root.iterdir())] if root.is_dir() else []
-    runs = [run for run in runs if folders.latest_step(run) is not None]
+    runs = _runs(path)
     _check_names(asked, runs)
     stages = [load(run) for run in runs]
     if not stages:
@@ -110,6 +111,24 @@ def load_stages(
     stages.sort(key=lambda loaded: loaded.stage.draw_size)
     check_chain(stages)
     return stages
+
+
+def load_others(path: str, model_dir: str, load: Callable[[str], Loaded]) -> list[Loaded]:
+    """The newest of what is trained in a cascade directory, but for one stage.
+
+    Args:
+      path: cascade directory, or `model_dir` itself, in which no others are.
+      model_dir: run directory of the stage that is left out.
+      load: reads a run directory.
+    """
+    return [load(run) for run in _runs(path) if absolute(run) != absolute(model_dir)]
+
+
+def _runs(path: str) -> list[str]:
+    """The run directories in a directory that have a checkpoint."""
+    root = as_path(path)
+    runs = [os.fspath(entry) for entry in sorted(root.iterdir())] if root.is_dir() else []
+    return [run for run in runs if folders.latest_step(run) is not None]
 
 
 def run_name(run: str) -> str:
@@ -123,7 +142,7 @@ def _check_names(steps: Mapping[str, folders.Step], runs: Sequence[str]) -> None
         raise UserError(f"no stage {unknown[0]!r} with a checkpoint; there is {', '.join(known) or 'none'}")
 
 
-def check_chain(stages: Sequence[TrainedStage]) -> None:
+def check_chain(stages: Sequence[TrainedStage | StageRecord]) -> None:
     """Raises UserError unless each stage takes what the one below draws, and all read the same text."""
     for below, above in zip(stages, stages[1:], strict=False):
         drawn, wanted = below.stage.draw_size, above.stage.draw_size // above.stage.scale

@@ -1,6 +1,7 @@
 """Everything one training run is made of."""
 
 import dataclasses
+from typing import Any
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data.config import DataConfig
@@ -42,6 +43,23 @@ class PreviewConfig:
         if isinstance(self.captions, str) or not all(isinstance(caption, str) for caption in self.captions):
             raise UserError(f"previews.captions ({self.captions!r}) must be a list of strings")
         object.__setattr__(self, "captions", tuple(self.captions))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluation during training, of the averaged parameters, as `imagen_jax follow` does it beside.
+
+    Args:
+      every: steps between evaluations, >= 1.
+      evaluation: the EvalConfig that `follow` would take: its evaluators, the cascade directory that the run lies in,
+        and by what the best checkpoint is kept. This module knows no evaluators; who evaluates looks at it.
+    """
+
+    every: int
+    evaluation: Any
+
+    def __post_init__(self) -> None:
+        check_count("evaluate.every", self.every)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +111,7 @@ class TrainConfig:
       keep_checkpoints: newest checkpoints kept, >= 1.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
+      evaluate: evaluators run while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
       init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
       distill: what teaches this stage, or None: it learns from the corpus alone.
@@ -118,6 +137,7 @@ class TrainConfig:
     save_every: int = 1000
     keep_checkpoints: int = 3
     previews: PreviewConfig | None = None
+    evaluate: EvaluateConfig | None = None
     resume: str | None = None
     init_from: str | None = None
     distill: DistillConfig | None = None
@@ -143,8 +163,11 @@ class TrainConfig:
         for name in ("resume", "init_from"):
             if getattr(self, name) is not None:
                 check_path(f"TrainConfig.{name}", getattr(self, name))
-        if self.distill is not None and not isinstance(self.distill, DistillConfig):
-            raise UserError(f"TrainConfig.distill ({self.distill!r}) must be DistillConfig; in gin @DistillConfig()")
+        for name, kind in (("distill", DistillConfig), ("evaluate", EvaluateConfig)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                wanted = kind.__name__
+                raise UserError(f"TrainConfig.{name} ({value!r}) must be {wanted}; in gin @{wanted}()")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay ({self.ema_decay}) must be in [0, 1); 0.9999 is usual")
         if self.resume and self.init_from:

@@ -27,7 +27,11 @@ def get_config() -> ConfigDict:
             phases.SETTINGS + " imagen_jax sample --checkpoint {out_dir} --prompts_file data/prompts/demo.txt"
             " --output {out_dir}/samples --seed {seed} --overwrite",
         ),
-        ("evaluate", phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"),
+        (
+            "evaluate",
+            phases.SETTINGS
+            + " imagen_jax eval --num_processes=1 --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}",
+        ),
         phases.REPORT,
     )
     return config.lock()

@@ -17,7 +17,8 @@ def get_config() -> ConfigDict:
         phases.train("sr"),
         (
             "evaluate",
-            phases.SETTINGS + " imagen_jax eval --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
+            phases.SETTINGS
+            + " imagen_jax eval --num_processes=1 --gin_file={experiment}_eval.gin --gin.RUN_DIR={out_dir}"
             " --gin.CORPUS_DIR={out_dir}/corpus",
         ),
         phases.REPORT,

@@ -23,10 +23,10 @@ GRACE_S = 30
 
 
 def takes_several_hosts(words: Sequence[str]) -> bool:
-    """Tells if a command is one that several processes run together: a mode that joins them."""
+    """Tells if a command is one that several processes run together: a mode that joins them, if it may join others."""
     command = split_settings(words)[1]
     mode = find_modes().get(command[1]) if command[:1] == ["imagen_jax"] and len(command) > 1 else None
-    return isinstance(mode, GinCommand) and mode.several_hosts
+    return isinstance(mode, GinCommand) and mode.several_hosts and "--num_processes=1" not in command
 
 
 def tree_memory(process: psutil.Process) -> int:

@@ -83,5 +83,7 @@ def test_modes_that_several_processes_run_together():
     assert takes_several_hosts(["A=b", "imagen_jax", "train", "--x"]) and takes_several_hosts(
         ["imagen_jax", "cache_text"]
     )
+    assert takes_several_hosts(["imagen_jax", "eval"])
+    assert not takes_several_hosts(["imagen_jax", "eval", "--num_processes=1"])
     for words in (["imagen_jax", "sample"], ["imagen_jax", "script", "x"], ["python", "train"], ["imagen_jax"]):
         assert not takes_several_hosts(words)

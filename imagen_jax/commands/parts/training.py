@@ -1,13 +1,15 @@
-"""Training as the console command does it: the loop joined with the hooks that draw."""
+"""Training as the console command does it: the loop joined with the hooks that draw and evaluate."""
 
 import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.data.pipeline import BatchIterator
 from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.errors import StoppedError, UserError
+from imagen_jax.evals.evaluate_hook import EvaluateHook, check_evaluation
 from imagen_jax.files import as_path
 from imagen_jax.sampling.preview import PreviewRows
 from imagen_jax.sampling.preview_hook import PreviewHook
@@ -34,24 +36,36 @@ def preview_rows(run: Run, previews: PreviewConfig) -> PreviewRows:
     )
 
 
-def hooks_of(run: Run) -> Sequence[Hook]:
+def hooks_of(run: Run, operative_config: str = "") -> Sequence[Hook]:
     """The hooks that the config of `run` asks for, in the order they are called."""
-    config, previews = run.config, run.config.previews
-    if previews is None:
-        return ()
-    return (
-        PreviewHook(
-            stage=config.stage,
-            sampling=config.sampling,
-            mesh=run.setup.mesh,
-            rows=preview_rows(run, previews),
-            every=previews.every,
-            seed=previews.seed,
-            directory=as_path(config.model_dir) / "samples",
-            null=run.null,
-            show=run.writer.image,
-        ),
-    )
+    config, previews, hooks = run.config, run.config.previews, list[Hook]()
+    if previews is not None:
+        hooks.append(
+            PreviewHook(
+                stage=config.stage,
+                sampling=config.sampling,
+                mesh=run.setup.mesh,
+                rows=preview_rows(run, previews),
+                every=previews.every,
+                seed=previews.seed,
+                directory=as_path(config.model_dir) / "samples",
+                null=run.null,
+                show=run.writer.image,
+            )
+        )
+    if config.evaluate is not None:
+        hooks.append(
+            EvaluateHook(
+                evaluation=config.evaluate.evaluation,
+                model_dir=config.model_dir,
+                record=StageRecord.of_run(config.stage, config.sampling, run.encoder, operative_config),
+                mesh=run.setup.mesh,
+                encoder=run.encoder,
+                free_encoder=not config.data.encodes,
+                every=config.evaluate.every,
+            )
+        )
+    return hooks
 
 
 class _StopReason(Hook):
@@ -65,15 +79,19 @@ class _StopReason(Hook):
 
 
 def run(config: TrainConfig, operative_config: str = "") -> None:
-    """Trains one stage with its previews.
+    """Trains one stage with its previews and evaluations.
 
     Raises:
-      UserError: see `train`; also when the run directory cannot be written.
+      UserError: see `train` and `check_evaluation`; also when the run directory cannot be written.
       StoppedError: a signal asked the run to stop, and it has saved.
     """
     stopped = _StopReason()
+    if config.evaluate is not None:
+        check_evaluation(
+            config.evaluate.evaluation, config.model_dir, config.evaluate.every, save_every=config.save_every
+        )
     try:
-        train(config, operative_config, hooks=lambda run: (*hooks_of(run), stopped))
+        train(config, operative_config, hooks=lambda run: (*hooks_of(run, operative_config), stopped))
     except OSError as error:
         raise UserError(
             f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "

@@ -1,19 +1,28 @@
 """Named arrays of a weights file: .pth of PyTorch, .npz, .safetensors; the same names in each."""
 
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from imagen_jax.errors import UserError, listed
+from imagen_jax.errors import UserError, listed, one_line
 from imagen_jax.evals.features.torch_file import read_torch_file
-from imagen_jax.files import local_copy
+from imagen_jax.files import local_copy, size_of
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 ENDINGS = (*TORCH_ENDINGS, ".npz", ".safetensors")
+# Ten times those of Inception v3, which are read as a whole.
+_MOST_BYTES = 1 << 30
+# Of these NumPy, zipfile and safetensors raise one or another, by the place that is damaged.
+_DAMAGES = (
+    *(OSError, ValueError, EOFError, LookupError, AttributeError, TypeError, ArithmeticError, RuntimeError),
+    *(MemoryError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error, SafetensorError),
+)
 
 
 def read_arrays(path: str) -> dict[str, np.ndarray]:
@@ -29,20 +38,40 @@ def read_arrays(path: str) -> dict[str, np.ndarray]:
     if ending not in ENDINGS:
         raise UserError(f"{path} is no weights file; expected one that ends in {', '.join(ENDINGS)}")
     try:
+        _check_size(path, size_of(path) or 0)
         here = local_copy(path)
         if ending in TORCH_ENDINGS:
             with open(here, "rb") as file:
                 return read_torch_file(path, file.read())
         if ending == ".npz":
-            with np.load(here, allow_pickle=False) as found:
-                return {name: found[name] for name in found.files}
+            return _read_npz(path, here)
         return load_file(here)
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, SafetensorError) as error:
+    except _DAMAGES as error:
         if isinstance(error, FileNotFoundError):
             raise UserError(f"no weights file at {path}; give the path of one") from error
-        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); download it again") from error
+        what = one_line(f"{type(error).__name__}: {error}")
+        raise UserError(f"{path} is damaged ({what}); download it again") from error
+
+
+def _check_size(path: str, num_bytes: int) -> None:
+    if num_bytes > _MOST_BYTES:
+        raise UserError(
+            f"{path} holds {num_bytes / 1e9:.1f} GB of weights, and those of Inception v3 are 0.1 GB; give its file"
+        )
+
+
+def _read_npz(path: str, here: str) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(here) as archive:
+        # Packed, many gigabytes of zeros are few bytes.
+        _check_size(path, sum(member.file_size for member in archive.infolist()))
+    with np.load(here, allow_pickle=False) as found:
+        arrays = {name: found[name] for name in found.files}
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"{name} is no array")
+    return arrays
 
 
 def check_shapes(path: str, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], kind: str) -> None:

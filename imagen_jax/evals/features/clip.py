@@ -74,16 +74,23 @@ class CLIPExtractor:
         try:
             self._text, self._vision, width = _configs(config)
             self._eos = int({**(config.get("text_config") or {})}.get("eos_token_id", 49407))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, UserError) as error:
             raise UserError(
                 f"{path}/config.json is not that of a CLIP model ({type(error).__name__}: {error}); download it again"
             ) from error
         side, key = self._vision.image_size, jax.random.key(0)
         self._prepare = read_preparation(path, Preparation(size=side, crop=side, mean=CLIP_MEAN, std=CLIP_STD))
-        image = jnp.zeros((1, side, side, 3))
+        if self._prepare.side(side) != side:
+            raise UserError(
+                f"{path}/preprocessor_config.json makes images of {self._prepare.side(side)} pixels, and the network "
+                f"of its config.json takes {side}; download it again"
+            )
         vision, text = ViT(self._vision, "clip", width), CLIPText(self._text, width)
+        # Made inside, for their shapes alone: a damaged config may state images of any size.
+        self._vision_params = load_params(
+            arrays, CLIP_VISION, lambda: vision.init(key, jnp.zeros((1, side, side, 3))), self._vision.num_layers
+        )
         ids = jnp.zeros((1, 2), jnp.int32)
-        self._vision_params = load_params(arrays, CLIP_VISION, lambda: vision.init(key, image), self._vision.num_layers)
         self._text_params = load_params(
             arrays, CLIP_TEXT, lambda: text.init(key, ids, ids[:, 0]), self._text.num_layers
         )
@@ -99,13 +106,13 @@ class CLIPExtractor:
         check_layers(layers, LAYERS)
 
         def run(part: np.ndarray) -> dict[str, Array]:
-            return {LAYERS[0]: self.features_of_prepared(np.stack([self._prepare(image) for image in part]))}
+            return {LAYERS[0]: self.features_of_prepared(np.stack([self.prepare(image) for image in part]))}
 
         return in_batches(run, images, self._batch_size)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
         """One image as the network takes it, float32."""
-        return self._prepare(image)
+        return self._prepare.at_side(image, self._vision.image_size)
 
     def features_of_resized(
         self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS

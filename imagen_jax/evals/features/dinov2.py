@@ -61,15 +61,15 @@ class DINOv2Extractor:
         usual = Preparation(size=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         self._prepare = read_preparation(path, usual)
         try:
-            side = self._prepare.side(int(stated["image_size"]))
+            side = self._side = self._prepare.side(int(stated["image_size"]))
             grid = int(stated["image_size"]) // int(stated["patch_size"])
             more = {"image_size": side, "num_registers": int(stated.get("num_register_tokens", 4)) if registers else 0}
             made = vit_config(stated, int(stated["hidden_size"] * stated["mlp_ratio"]), **more)
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
             raise UserError(
                 f"{path}/config.json is not that of a DINOv2 model ({type(error).__name__}: {error}); download it again"
             ) from error
-        network, image = ViT(made, "dinov2", 1), jnp.zeros((1, side, side, 3))
+        network = ViT(made, "dinov2", 1)
 
         def resized(positions: np.ndarray) -> np.ndarray:
             return resized_positions(positions, made.grid, antialias=registers)
@@ -77,7 +77,7 @@ class DINOv2Extractor:
         self._params = load_params(
             SafetensorsArrays(path),
             DINOV2,
-            lambda: network.init(jax.random.key(0), image),
+            lambda: network.init(jax.random.key(0), jnp.zeros((1, side, side, 3))),
             made.num_layers,
             {"position_embedding": resized if grid != made.grid else np.asarray},
         )
@@ -92,13 +92,13 @@ class DINOv2Extractor:
         check_layers(layers, LAYERS)
 
         def run(part: np.ndarray) -> dict[str, Array]:
-            return {LAYERS[0]: self._apply(self._params, np.stack([self._prepare(image) for image in part]))}
+            return {LAYERS[0]: self._apply(self._params, np.stack([self.prepare(image) for image in part]))}
 
         return in_batches(run, images, self._batch_size)
 
     def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
         """One image as the network takes it, float32."""
-        return self._prepare(image)
+        return self._prepare.at_side(image, self._side)
 
     def features_of_resized(
         self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS

@@ -15,7 +15,7 @@ from imagen_jax.typing import Float, UInt8
 
 FILE = "preprocessor_config.json"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-_MAX_SIDE = 65536
+_MAX_SIDE = 2048
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,6 +46,21 @@ class Preparation:
             image = centre_crop(image, self.crop, self.crop)
         scaled = image.astype(np.float32) * np.float32(1 / 255)
         return (scaled - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+
+    def at_side(self, image: UInt8[np.ndarray, "h w 3"], side: int) -> Float[np.ndarray, "s s 3"]:
+        """One image, float32, of the side that the network takes.
+
+        Raises:
+          UserError: it comes out of another.
+        """
+        made = self(image)
+        if made.shape[:2] != (side, side):
+            before, after = (" x ".join(map(str, one.shape[:2])) for one in (image, made))
+            raise UserError(
+                f"an image of {before} pixels comes out as {after} by the model's preprocessor_config.json, and the "
+                f"network takes {side} x {side}; resize the images, or let that file resize and crop them"
+            )
+        return made
 
     def side(self, image_size: int) -> int:
         """Side of the images that come out; `image_size` where they come as they are."""

@@ -233,7 +233,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_asks_to_be_started_again(tmp_path
 
     config = tiny_run.tiny_config(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "hooks_of", lambda run: (Asked(),))
+        patch.setattr(training, "hooks_of", lambda run, operative_config: (Asked(),))
         assert exit_code(lambda: training.run(config)) == code
     stopped_at = latest_step(tmp_path)
     assert 3 <= stopped_at <= 4 < config.num_steps

@@ -1,8 +1,5 @@
 """The reader of .pth files: the layouts that torch.save writes, made here byte by byte, and what it must refuse."""
 
-import io
-import pickle
-import struct
 import zipfile
 from collections import OrderedDict
 from typing import Any
@@ -12,6 +9,8 @@ import pytest
 
 from imagen_jax.errors import UserError
 from imagen_jax.evals.features.torch_file import read_torch_file
+from tests.evals.features import torch_files
+from tests.evals.features.torch_files import Call, Name, tensor
 
 ARRAYS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -19,82 +18,18 @@ ARRAYS = {
     "a.steps": np.array(7, np.int64),
     "empty": np.zeros((0, 4), np.float32),
 }
-CLASSES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage"}
 
 
-class Name:
-    """Pickles as a module's name, whether or not the module is here."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-
-class Call:
-    """Pickles as a call."""
-
-    def __init__(self, function: Name, *arguments: Any):
-        self.function, self.arguments = function, arguments
-
-
-class Storage:
-    """Pickles as a persistent id."""
-
-    def __init__(self, *identity: Any):
-        self.identity = identity
-
-
-class Writer(pickle._Pickler):  # type: ignore[name-defined,misc]  # The one in Python: names are written as they come.
-    """Writes the names, calls and storages above."""
-
-    def persistent_id(self, value: Any) -> Any:
-        return value.identity if isinstance(value, Storage) else None
-
-    def save(self, value: Any, save_persistent_id: bool = True) -> None:
-        if isinstance(value, Name):
-            self.write(b"c" + value.name.replace(" ", "\n").encode() + b"\n")
-        elif isinstance(value, Call):
-            self.save(value.function)
-            self.save(value.arguments)
-            self.write(b"R")
-        else:
-            super().save(value, save_persistent_id)
-
-
-def pickled(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    Writer(buffer, protocol=2).dump(value)
-    return buffer.getvalue()
-
-
-def tensor(key: str, array: np.ndarray, old: bool, **changes: Any) -> Call:
-    fields = {"class": CLASSES[array.dtype.name], "count": array.size, "offset": 0, "shape": array.shape}
-    fields |= {"strides": tuple(step // array.itemsize for step in array.strides)} | changes
-    identity = ("storage", Name(f"torch {fields['class']}"), key, "cpu", fields["count"], *([None] if old else []))
-    place = (fields["offset"], fields["shape"], fields["strides"], False, Call(Name("collections OrderedDict")))
-    return Call(Name("torch._utils _rebuild_tensor_v2"), Storage(*identity), *place)
-
-
-def state(old: bool, changes: dict[str, dict[str, Any]] | None = None) -> Any:
-    more = changes or {}
-    return {name: tensor(str(i), one, old, **more.get(name, {})) for i, (name, one) in enumerate(ARRAYS.items())}
+def state(old: bool, changes: dict[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+    return torch_files.state(ARRAYS, old, changes)
 
 
 def zipped(content: Any, change: dict[str, bytes | None] | None = None, kind: int = zipfile.ZIP_STORED) -> bytes:
-    members = {"root/data.pkl": pickled(content), "root/version": b"3\n", "root/byteorder": b"little"}
-    members |= {f"root/data/{i}": one.tobytes() for i, one in enumerate(ARRAYS.values())}
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        for name, data in {**members, **(change or {})}.items():
-            if data is not None:
-                archive.writestr(name, data)
-    return buffer.getvalue()
+    return torch_files.zipped(ARRAYS, content, change, kind)
 
 
 def old_layout(content: Any) -> bytes:
-    facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2}}
-    parts = [pickled(one) for one in (0x1950A86A20F9469CFC6C, 1001, facts, content, ["3", "1", "0", "2"])]
-    arrays = list(ARRAYS.values())
-    return b"".join(parts) + b"".join(struct.pack("<q", arrays[i].size) + arrays[i].tobytes() for i in (3, 1, 0, 2))
+    return torch_files.old_layout(ARRAYS, content)
 
 
 @pytest.mark.parametrize("old", [False, True])
