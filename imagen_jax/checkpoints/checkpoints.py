@@ -28,7 +28,13 @@ import orbax.checkpoint as ocp
 from imagen_jax.checkpoints import folders, transfers
 from imagen_jax.checkpoints.folders import Step, checkpoint_dir, existing, saved_steps
 from imagen_jax.checkpoints.processes import barrier, first_checks
-from imagen_jax.checkpoints.proof import DamagedCheckpointError, check_chunks, fix, read_part, write_digests
+from imagen_jax.checkpoints.proof import (
+    DamagedCheckpointError,
+    check_chunks,
+    fix,
+    read_part,
+    write_digests,
+)
 from imagen_jax.checkpoints.trees import TrainState, named_leaves
 from imagen_jax.errors import UserError, listed
 from imagen_jax.files import AnyPath, StrPath, absolute, as_path, make_dirs, remove_tree, write_bytes, write_json
@@ -39,6 +45,19 @@ Result = TypeVar("Result")
 # Copies of an array are written by one device alone unless the array has this many bytes: cutting a small one into
 # a piece per copy, as orbax does by default, takes longer than writing it.
 MIN_SHARED_BYTES = 4 << 20
+
+
+class NotWrittenError(UserError):
+    """A checkpoint could not be written; the older ones are intact.
+
+    Args:
+      problem: what happened, without advice.
+      advice: what to do.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(f"{problem}. {advice}")
+        self.problem = problem
 
 
 def remove_partial(model_dir: StrPath) -> None:
@@ -54,18 +73,21 @@ def save(
     position: Mapping[str, Any],
     companions: Mapping[str, bytes],
     keep: int,
+    keep_every: int | None = None,
 ) -> AnyPath:
-    """Writes one checkpoint and then removes all but the newest `keep` and the best.
+    """Writes one checkpoint and then removes the old ones (`folders.remove_old`).
 
     Args:
       model_dir: run directory.
       state: what is saved.
       position: data position, JSON-able.
       companions: further files by their names inside the checkpoint, e.g. config.gin.
-      keep: whole checkpoints left behind, >= 1.
+      keep: newest checkpoints left behind, >= 1.
+      keep_every: those of steps that this divides are left behind too; None: no others.
 
     Raises:
-      UserError: it could not be written; older checkpoints are untouched.
+      NotWrittenError: it could not be written; older checkpoints are untouched.
+      UserError: there is one of that step.
     """
     step = int(state.step)
     final = checkpoint_dir(model_dir, step)
@@ -77,7 +99,7 @@ def save(
         _write(final, state, position, companions)
     barrier("save_done")
     if jax.process_index() == 0:
-        folders.remove_old(model_dir, keep)
+        folders.remove_old(model_dir, keep, keep_every)
     return final
 
 
@@ -106,9 +128,10 @@ def _write(final: AnyPath, state: TrainState, position: Mapping[str, Any], compa
         _remove_while_written(partial)
         have = saved_steps(final.parent.parent)
         hint = "Mend that" if isinstance(error, UserError) else "Free space or fix the permissions"
-        raise UserError(
+        raise NotWrittenError(
             f"could not write checkpoint {final}: {_first_line(error)}. Older checkpoints are intact "
-            f"({', '.join(map(str, have)) or 'none yet'}). {hint}, then run the same command again"
+            f"({', '.join(map(str, have)) or 'none yet'})",
+            f"{hint}, then run the same command again",
         ) from error
 
 
@@ -159,6 +182,7 @@ def restore(model_dir: StrPath, abstract: TrainState, step: Step | None = None) 
 def _restored(path: AnyPath, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
     wanted = {name: getattr(abstract, name) for name in ITEMS}
     with transfers.proved(path, ITEMS, alone=False) as here:
+        transfers.check_has(path, ITEMS)
         check_same(wanted, {name: _metadata(path, here, name) for name in ITEMS}, path)
         items = {name: _restore_item(path, here, name, tree) for name, tree in wanted.items()}
     saved = read_part(path, "position.json", {"step": int, "position": dict})
@@ -186,6 +210,7 @@ def restore_params(model_dir: StrPath, abstract: PyTree, step: Step | None = Non
 
     def read(path: AnyPath) -> PyTree:
         with transfers.proved(path, [item], alone=False) as here:
+            transfers.check_has(path, [item])
             check_same({"params": abstract}, {"params": _metadata(path, here, item)}, path)
             return _restore_item(path, here, item, abstract)
 
@@ -203,18 +228,22 @@ def load_params(model_dir: StrPath, step: Step | None = None, ema: bool = True) 
     Raises:
       UserError: there is no checkpoint, or a file changed since it was written.
     """
-    item = "ema_params" if ema else "params"
+    return _read(model_dir, step, lambda path: load_item(path, "ema_params" if ema else "params"))
+
+
+def load_item(path: AnyPath, item: str) -> PyTree:
+    """One of ITEMS of a checkpoint, on the host.
+
+    Raises:
+      UserError: a file changed since it was written, or the checkpoint is a copy without that item.
+    """
     sharding = jax.sharding.SingleDeviceSharding(_host_device())
-
-    def read(path: AnyPath) -> PyTree:
-        with transfers.proved(path, [item], alone=True) as here:
-            abstract = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                _metadata(path, here, item),
-            )
-            return _restore_item(path, here, item, abstract)
-
-    return _read(model_dir, step, read)
+    with transfers.proved(path, [item], alone=True) as here:
+        transfers.check_has(path, [item])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _metadata(path, here, item)
+        )
+        return _restore_item(path, here, item, abstract)
 
 
 def _read(model_dir: StrPath, step: Step | None, read: Callable[[AnyPath], Result]) -> Result:

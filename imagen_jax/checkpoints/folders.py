@@ -18,6 +18,7 @@ from imagen_jax.files import (
     AnyPath,
     StrPath,
     as_path,
+    copy_tree,
     files_under,
     is_remote,
     remove_files,
@@ -87,13 +88,29 @@ def _best(model_dir: StrPath, have: list[int]) -> int:
     )
 
 
-def remove_old(model_dir: StrPath, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep` and the one that best.json names.
+def old_steps(model_dir: StrPath, keep: int, keep_every: int | None = None) -> list[int]:
+    """Steps of the checkpoints that `remove_old` would remove, oldest first; see there.
+
+    Raises:
+      UserError: best.json is damaged.
+    """
+    best = marks.best_step(model_dir)
+    old = saved_steps(model_dir)[:-keep]
+    return [step for step in old if step != best and (keep_every is None or step % keep_every)]
+
+
+def remove_old(model_dir: StrPath, keep: int, keep_every: int | None = None) -> None:
+    """Removes all checkpoints but the newest, the one that best.json names and every K-th.
 
     Where best.json is damaged none is removed, and that is said.
+
+    Args:
+      model_dir: run directory.
+      keep: newest checkpoints that stay, >= 1.
+      keep_every: those of steps that this divides stay; None: no others.
     """
     try:
-        for old in saved_steps(model_dir)[:-keep]:
+        for old in old_steps(model_dir, keep, keep_every):
             # Asked for each: a follower may have found a better one meanwhile.
             if old != marks.best_step(model_dir):
                 remove(checkpoint_dir(model_dir, old))
@@ -124,12 +141,14 @@ def partial_of(final: AnyPath) -> AnyPath:
 
 
 def begin(final: AnyPath) -> None:
-    """Makes room for the files of a new checkpoint.
+    """Makes room for the files of a new checkpoint; a quarantined one of that step in a bucket is moved beside.
 
     Raises:
       OSError: a folder cannot be made.
     """
     if is_remote(final):
+        if (final / (DIGESTS + DAMAGED)).exists():
+            copy_tree(final, _damaged_place(final))
         remove_tree(final)
     else:
         partial_of(final).mkdir(parents=True)
@@ -154,7 +173,7 @@ def remove(path: AnyPath) -> None:
 
 
 def quarantine(path: AnyPath) -> str:
-    """Makes sure that nobody takes a checkpoint for whole; nothing of it is removed.
+    """Makes sure that nobody takes a checkpoint for whole; nothing of it is removed, also not by a later save.
 
     Returns:
       What it, or in a bucket its digests.json, is called now.
@@ -163,11 +182,30 @@ def quarantine(path: AnyPath) -> str:
         write_bytes(path / (DIGESTS + DAMAGED), (path / DIGESTS).read_bytes())
         remove_files(path, [DIGESTS])
         return f"{path.name}/{DIGESTS}{DAMAGED}"
-    places = (path.with_name(f"{path.name}{DAMAGED}{number or ''}") for number in itertools.count())
-    place = next(place for place in places if not os.path.lexists(place))
+    place = _damaged_place(path)
     os.rename(path, place)
     sync_directory(path.parent)
     return place.name
+
+
+def quarantined(model_dir: StrPath) -> list[AnyPath]:
+    """What `quarantine` set aside and nobody took away since, by its name."""
+    root = as_path(model_dir) / "checkpoints"
+    kept = re.compile(rf"{_NAME.pattern}{re.escape(DAMAGED)}[0-9]*")
+    if is_remote(model_dir):
+        names = list(files_under(root))
+        found = {name.partition("/")[0] for name in names if kept.fullmatch(name.partition("/")[0])}
+        found |= {name.partition("/")[0] for name in names if name.endswith(f"/{DIGESTS}{DAMAGED}")}
+        return [root / name for name in sorted(found)]
+    return sorted(entry for entry in (root.iterdir() if root.is_dir() else ()) if kept.fullmatch(entry.name))
+
+
+def _damaged_place(path: AnyPath) -> AnyPath:
+    """A name that nothing has, for a checkpoint that is set aside."""
+    places = (path.with_name(f"{path.name}{DAMAGED}{number or ''}") for number in itertools.count())
+    if is_remote(path):
+        return next(place for place in places if not files_under(place))
+    return next(place for place in places if not os.path.lexists(place))
 
 
 def _in_bucket(model_dir: StrPath) -> dict[int, set[str]]:

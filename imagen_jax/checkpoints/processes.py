@@ -1,11 +1,14 @@
 """Several processes of one run, where they must agree; alone, a process agrees with itself."""
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.errors import UserError
 
 _MOST_BYTES = 8192
@@ -44,20 +47,42 @@ def those_without(mine: bool) -> list[int]:
     return np.flatnonzero(~np.asarray(multihost_utils.process_allgather(np.array(mine)), bool)).tolist()
 
 
-def first_checks(check: Callable[[], None]) -> None:
-    """Calls `check` in the first process; a UserError of it is raised in every process, so that none waits for others.
+def all_check(check: Callable[[], None]) -> None:
+    """Calls `check` in every process; a UserError of any of them is raised in all, so that none waits for others.
 
     Raises:
-      UserError: what `check` raised; its class is kept in the first process alone.
+      UserError: what the first process that failed raised, as a `DamagedCheckpointError` if it was one there.
     """
-    failure = None
-    if jax.process_index() == 0:
-        try:
-            check()
-        except UserError as error:
-            failure = error
-    told = from_first(str(failure).encode()[:_MOST_BYTES] if failure is not None else b"")
-    if failure is not None:
-        raise failure
-    if told:
-        raise UserError(told.decode(errors="ignore"))
+    failure: UserError | None = None
+    try:
+        check()
+    except UserError as error:
+        failure = error
+    if jax.process_count() == 1:
+        if failure is not None:
+            raise failure
+        return
+    damaged = isinstance(failure, DamagedCheckpointError)
+    told = gathered(json.dumps([str(failure), damaged] if failure is not None else None).encode())
+    found = next((one for one in map(json.loads, told) if one is not None), None)
+    if found is not None:
+        text, damaged = found
+        raise (DamagedCheckpointError if damaged else UserError)(text) from failure
+
+
+def first_checks(check: Callable[[], None]) -> None:
+    """Calls `check` in the first process alone; see `all_check`."""
+    all_check(check if jax.process_index() == 0 else lambda: None)
+
+
+def first_tells(tell: Callable[[], Any]) -> Any:
+    """The plain data that `tell` gives in the first process, which alone calls it.
+
+    Raises:
+      UserError: what `tell` raised, in every process.
+    """
+    found: list[Any] = []
+    first_checks(lambda: found.append(tell()))
+    if jax.process_count() == 1:
+        return found[0]
+    return json.loads(from_first(json.dumps(found).encode()))[0]

@@ -18,7 +18,7 @@ import jax
 import tensorstore
 
 from imagen_jax.checkpoints.folders import DIGESTS
-from imagen_jax.checkpoints.processes import first_checks, gathered
+from imagen_jax.checkpoints.processes import all_check, first_checks, gathered
 from imagen_jax.checkpoints.proof import ONE_FOLDER, check_digests, listed_files, read_digests, readable, verify
 from imagen_jax.errors import UserError, listed
 from imagen_jax.files import AnyPath, fetch_files, files_under, is_remote, kvstore_spec, remove_tree, send_files
@@ -75,7 +75,7 @@ def send(local: AnyPath, partial: AnyPath, items: Sequence[str]) -> dict[str, st
         if several:
             for item in items:
                 sent.update(_merged(partial, item))
-        _check_arrived(partial, {name: size for name, (size, _) in sent.items()})
+        check_arrived(partial, {name: size for name, (size, _) in sent.items()})
 
     first_checks(complete)
     return {name: digest for name, (_, digest) in sent.items()}
@@ -124,7 +124,8 @@ def _database(folder: AnyPath, context: tensorstore.Context) -> tensorstore.KvSt
     return tensorstore.KvStore.open(spec, context=context).result()
 
 
-def _check_arrived(partial: AnyPath, sizes: dict[str, int]) -> None:
+def check_arrived(partial: AnyPath, sizes: dict[str, int]) -> None:
+    """Raises UserError unless all files that were sent are there, with their bytes."""
     there = files_under(partial)
     missing = sorted(name for name, size in sizes.items() if there.get(name) != size)
     if missing:
@@ -153,7 +154,10 @@ def proved(path: AnyPath, items: Sequence[str], alone: bool) -> Iterator[AnyPath
         yield path
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        _fetch(path, items, folder)
+        if alone:
+            _fetch(path, items, folder)
+        else:
+            all_check(lambda: _fetch(path, items, folder))
         yield Path(folder)
 
 
@@ -166,3 +170,18 @@ def _fetch(path: AnyPath, items: Sequence[str], folder: str) -> None:
         found = {name: expected.get(name, "") for name in there}
         found.update(fetch_files(path, wanted, folder))
     check_digests(path, expected, found)
+
+
+def has(path: AnyPath, item: str) -> bool:
+    """Tells if a checkpoint has an item of orbax: copies may be without the optimizer, or have the averages alone."""
+    return any(name.startswith(f"{ARRAYS}/{item}/") for name in read_digests(path))
+
+
+def check_has(path: AnyPath, items: Sequence[str]) -> None:
+    """Raises UserError if a checkpoint lacks one of the items."""
+    lacking = [item for item in items if not has(path, item)]
+    if lacking:
+        raise UserError(
+            f"checkpoint {path} has no {' and no '.join(lacking)}: it is a copy of parameters alone; start another run "
+            "from it by init_from, or name the checkpoint it was copied from"
+        )

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -224,3 +225,27 @@ def fetch_files(folder: StrPath, names: Iterable[str], local: StrPath) -> dict[s
 
     with ThreadPoolExecutor(_MOVED_AT_ONCE) as threads:
         return dict(zip(wanted, threads.map(fetch, wanted), strict=True))
+
+
+def copy_tree(folder: StrPath, to: StrPath) -> None:
+    """Copies all files of a folder to one that has none, by way of this machine where one of both is in a bucket.
+
+    Args:
+      folder: what is copied, on a disk or in a bucket.
+      to: where the files go, likewise.
+
+    Raises:
+      OSError: one cannot be read or written; some may be copied by then.
+    """
+    names = list(files_under(folder))
+    if is_remote(folder) and is_remote(to):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as here:
+            fetch_files(folder, names, here)
+            send_files(here, to)
+    elif is_remote(folder):
+        os.makedirs(to, exist_ok=True)
+        fetch_files(folder, names, to)
+    elif is_remote(to):
+        send_files(folder, to)
+    else:
+        shutil.copytree(folder, to)

@@ -109,6 +109,17 @@ def size_of(path: StrPath) -> int | None:
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 
+def modified_at(path: StrPath) -> float:
+    """When a file was last written, in seconds since 1970.
+
+    Raises:
+      OSError: there is none, or it cannot be told.
+    """
+    if is_remote(path):
+        return float(file_system(path).modified(os.fspath(path)).timestamp())
+    return os.path.getmtime(path)
+
+
 def files_under(folder: StrPath) -> dict[str, int]:
     """The files of a folder and of those within it: name from the folder on, and bytes; sorted, and none if no folder.
 

@@ -1,6 +1,7 @@
 """Everything one training run is made of."""
 
 import dataclasses
+import math
 from typing import Any
 
 from imagen_jax.checks import check_count, check_path
@@ -108,7 +109,11 @@ class TrainConfig:
       ema_warmup: starts the average at a smaller decay, see `train.ema`.
       accumulate_steps: microbatches of one update.
       log_every, save_every: steps between metric lines, between checkpoints.
+      save_minutes: also saves this long after the last save, at the next metrics line; None: by steps alone.
       keep_checkpoints: newest checkpoints kept, >= 1.
+      keep_every: checkpoints of steps that this divides are kept too; None: no others but the best.
+      background_saves: writes checkpoints while training goes on, from a copy of the state in the host's memory; only
+        with one process.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
@@ -135,7 +140,10 @@ class TrainConfig:
     accumulate_steps: int = 1
     log_every: int = 100
     save_every: int = 1000
+    save_minutes: float | None = None
     keep_checkpoints: int = 3
+    keep_every: int | None = None
+    background_saves: bool = True
     previews: PreviewConfig | None = None
     evaluate: EvaluateConfig | None = None
     resume: str | None = None
@@ -146,6 +154,10 @@ class TrainConfig:
         for name in COUNTS:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
+        if self.keep_every is not None:
+            check_count("keep_every", self.keep_every)
+        if self.save_minutes is not None and not 0 < self.save_minutes < math.inf:
+            raise UserError(f"save_minutes ({self.save_minutes}) must be a number of minutes above 0; 30 is usual")
         kinds: dict[str, type] = {
             "stage": Stage,
             "data": DataConfig,

@@ -6,7 +6,7 @@ after it do not see that event, and every hook then sees `on_error`.
 | event | when | parameters in `info.state` |
 |---|---|---|
 | before_step | a boundary that the hook wants, before its checkpoint: previews, evaluators | checked to be finite |
-| on_save | a checkpoint was written | as in the checkpoint |
+| on_save | a boundary at which a checkpoint has become whole | of now, perhaps later than the checkpoint |
 | on_stop | the last boundary, after its checkpoint: the run is done, or was asked to stop | as in the checkpoint |
 | after_step | an update was dispatched: metric lines, progress, profilers, watchdogs | perhaps not computed yet |
 | on_error | an exception ends the run | perhaps given away to the failed step: not to be read |
@@ -28,7 +28,7 @@ class StepInfo:
       step: updates done.
       state: parameters, averages and optimizer state after them. The next step takes its buffers: copy what is kept.
       line: the metrics line that this step closes, in `after_step`; None where none is due.
-      checkpoint: directory that was written, in `on_save`.
+      checkpoint: directory that was written, in `on_save`; its name tells of which step, here or before.
       reason: name of the signal that stops the run, in `on_stop`; None at the end.
     """
 

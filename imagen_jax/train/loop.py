@@ -1,7 +1,8 @@
 """The training loop, an ordered contract. At each step boundary:
 
     1. before_step hooks      evaluate on the parameters as they are: a preview shows what the checkpoint beside it has
-    2. save, on_save hooks    before the batch is drawn: the data position is then exact
+    2. save                   before the batch is drawn: the data position is then exact
+       on_save hooks          for each checkpoint that is whole now: `train.saving` writes while training goes on
     3. on_stop hooks          at the last boundary, and at the one where a signal asks to stop; the run ends here
     4. next batch
     5. step
@@ -16,6 +17,7 @@ sees at each event.
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -37,6 +39,7 @@ from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
+from imagen_jax.train.saving import Saver, SaveTimes
 from imagen_jax.train.setup import (
     TrainSetup,
     check_text,
@@ -56,12 +59,11 @@ class Period:
 
     Args:
       end: updates after which it ends.
-      log_every, save_every: steps between metrics lines, between checkpoints; the last step has both.
+      log_every: steps between metrics lines; the last step has one.
     """
 
     end: int
     log_every: int
-    save_every: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ def update_loop(
     period: Period,
     window: Window,
     hooks: Hook,
-    save: Callable[[TrainState], AnyPath],
+    saver: Saver,
     stop: Callable[[int], str | None],
 ) -> tuple[TrainState, str | None]:
     """Runs the contract of this module, whatever the objective is.
@@ -120,10 +122,10 @@ def update_loop(
       update: one step; it may take the buffers of the state it is given.
       state: where to start.
       batches: global batches.
-      period: when to end, log and save.
+      period: when to end and log.
       window: opened at the state's step.
       hooks: called as `train.hooks` says.
-      save: writes a checkpoint, with the position of the data, and returns its directory.
+      saver: saves, when it is due and at the end, with the position of the data.
       stop: the reason to stop at a step boundary, or None.
 
     Returns:
@@ -140,13 +142,13 @@ def update_loop(
             reason = stop(step)
             last = step == period.end or reason is not None
             if step > start:
-                saving, wanted = last or step % period.save_every == 0, hooks.wants(step)
+                saving, wanted = saver.due(step) or last, hooks.wants(step)
                 if saving or wanted:
                     window.check()
                 if wanted:
                     hooks.before_step(info)
-                if saving:
-                    hooks.on_save(dataclasses.replace(info, checkpoint=save(state)))
+                for path in saver.boundary(state, saving, last):
+                    hooks.on_save(dataclasses.replace(info, checkpoint=path))
             if last:
                 hooks.on_stop(dataclasses.replace(info, reason=reason))
                 break
@@ -239,20 +241,24 @@ def _train(
     passed_over = PassedOver(lambda: batches.bad_records) if config.data.bad_records == "skip" else None
     lines = MetricLines(writer, batches.epochs, passed_over)
 
-    def save(state: TrainState) -> AnyPath:
+    def prepare_save(state: TrainState) -> Callable[[], AnyPath]:
         check_alone()
         writer.send()
-        return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
+        kept = (config.keep_checkpoints, config.keep_every)
+        return functools.partial(checkpoints.save, config.model_dir, state, batches.position(), beside, *kept)
 
-    with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer):
+    times = SaveTimes(every=config.save_every, minutes=config.save_minutes, look_every=config.log_every)
+    saver = Saver(prepare_save, times, config.background_saves, say)
+    closing = contextlib.closing
+    with StopRequest() as stop, progress, closing(batches), closing(writer), closing(saver):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
             global_batches(iter(batches), setup.mesh, config.batch_size),
-            period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
+            period=Period(end=end, log_every=config.log_every),
             window=window,
             hooks=HookList((lines, ShowProgress(progress), *extra)),
-            save=save,
+            saver=saver,
             stop=stop.reason,
         )
     if reason is not None:

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints, folders
+from imagen_jax.checkpoints.processes import first_tells
 from imagen_jax.checkpoints.proof import DamagedCheckpointError
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import model_flops
@@ -158,16 +159,20 @@ class TrainSetup:
 
 
 def _own_checkpoint(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dict[str, Any], str] | None:
-    """Start from the run's own newest whole checkpoint, as `start_state` returns it; damaged ones are set aside."""
+    """Start from the run's own newest whole checkpoint, as `start_state` returns it; damaged ones are set aside.
+
+    All processes take the step that the first one sees, and all go back where one of them finds damage.
+    """
     aside: list[str] = []
-    while (own := folders.latest_step(config.model_dir)) is not None:
+    while steps := first_tells(lambda: folders.saved_steps(config.model_dir)[-2:]):
+        own = steps[-1]
         try:
             state, position = checkpoints.restore(config.model_dir, setup.state, own)
         except DamagedCheckpointError as error:
-            # Several processes would have to agree; and the last one is not given up for a start from scratch.
-            if jax.process_count() > 1 or len(folders.saved_steps(config.model_dir)) == 1:
+            if len(steps) == 1:  # The last one is not given up for a start from scratch.
                 raise
-            place = folders.quarantine(folders.checkpoint_dir(config.model_dir, own))
+            path = folders.checkpoint_dir(config.model_dir, own)
+            place = first_tells(functools.partial(folders.quarantine, path))
             aside.append(f"{str(error).split(';')[0]}; kept as {place}")
         else:
             return state, position, "; ".join([*aside, f"goes on from its own checkpoint of step {own}"])

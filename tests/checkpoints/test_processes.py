@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from imagen_jax.checkpoints import folders
+
 REPOSITORY = Path(__file__).parents[2]
 # Arguments: port, number of the process, a folder that both see, one of its own, what to do. Prints as JSON what
 # happened.
 HOST = """
-import dataclasses, json, sys
+import dataclasses, json, sys, types
 import jax
 port, index, common, own, wanted = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 2)
@@ -29,6 +31,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.train.loop import train
 from imagen_jax.train.metrics import PassedOver
 from imagen_jax.train.run_dir import check_one_folder, only_trainer
+from imagen_jax.train.setup import _own_checkpoint
 from tests.checkpoints.test_checkpoints import make_state, save
 from tests.train import tiny_run
 
@@ -55,6 +58,13 @@ def restore_damaged(folder):
     barrier("damaged")
     restore(folder)
 
+def go_back(folder):
+    save(folder, state.replace(step=state.step - 1))
+    parts = types.SimpleNamespace(model_dir=folder), types.SimpleNamespace(state=abstract)
+    restored, position, origin = _own_checkpoint(*parts)
+    mine = [jax.tree.map(lambda leaf: leaf.addressable_data(0), tree) for tree in (state.params, restored.params)]
+    return [int(restored.step), position, tiny_run.leaves_equal(*mine), origin]
+
 def count(folder):
     mine = {(0, 7), (1, int(index))}
     counted = PassedOver(lambda: mine)
@@ -69,6 +79,7 @@ for name, task, folder in (
     ("save common", lambda folder: save(folder, state), common),
     ("restore", restore, common),
     ("restore damaged", restore_damaged, common),
+    ("go back", go_back, common),
     ("count bad records", count, common),
 ):
     if name not in wanted.split(","):
@@ -111,6 +122,7 @@ def test_two_processes_agree_on_their_checkpoints(tmp_path):
     common, own = tmp_path / "common", [tmp_path / "one", tmp_path / "two"]
     one, two = on_two_hosts(
         *(common, own, "see common", "train own", "save own", "save common", "restore", "restore damaged"),
+        "go back",
         "count bad records",
     )
     # One that both met, one of each; then one more of each.
@@ -126,24 +138,29 @@ def test_two_processes_agree_on_their_checkpoints(tmp_path):
     # The first alone hashes; both have what they wrote.
     assert one["restore"] == [True, len(written)] and two["restore"] == [True, 0]
     assert "config.gin (changed)" in one["restore damaged"] and one["restore damaged"] == two["restore damaged"]
+    step, position, equal, origin = one["go back"]
+    assert (step, position, equal) == (1, {"step": 1}, True) and one["go back"] == two["go back"]
+    assert "config.gin (changed); kept as checkpoint_2.damaged; goes on from its own checkpoint of step 1" in origin
+    assert folders.saved_steps(common) == [1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cloud", ["gs", "s3"])
 def test_two_processes_send_their_parts_to_one_bucket(cloud, request, tmp_path):
     server, common = request.getfixturevalue({"gs": "bucket", "s3": "s3_bucket"}[cloud]), f"{cloud}://bucket-a/run"
-    wanted = ("see common", "save common", "restore", "restore damaged")
+    wanted = ("see common", "save common", "restore", "restore damaged", "go back")
     one, two = on_two_hosts(common, [tmp_path, tmp_path], *wanted)
     for said in (one, two):
         assert said["see common"] is None and said["save common"] is None
         assert said["restore"][0] is True
         assert "config.gin (changed)" in said["restore damaged"]
+        assert said["go back"][0] == 1 and said["go back"] == one["go back"]
     folder = "run/checkpoints/checkpoint_2/"
-    written = json.loads(server.content(f"{folder}digests.json"))
+    written = json.loads(server.content(f"{folder}digests.json.damaged"))
     for number in (0, 1):
         assert any(f"params/ocdbt.process_{number}/d/" in name for name in written)
     # What the processes told each other is what lies there.
     there = {name.removeprefix(folder): server.content(name) for name in server.names() if name.startswith(folder)}
-    del there["digests.json"], there["config.gin"], written["config.gin"]
+    del there["digests.json.damaged"], there["config.gin"], written["config.gin"]
     assert {name: hashlib.sha256(content).hexdigest() for name, content in there.items()} == written
     assert list(tmp_path.iterdir()) == []

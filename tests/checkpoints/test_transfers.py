@@ -94,3 +94,20 @@ def test_what_does_not_arrive_is_no_checkpoint(cloud, monkeypatch):
         save(run, state)
     assert folders.saved_steps(run) == [] and not as_path(run).exists()
     assert server.names() == []
+
+
+def test_a_new_save_of_a_quarantined_step_removes_nothing_of_it(cloud):
+    server, run = cloud
+    save(run, make_state()[0])
+    path = folders.checkpoint_dir(run, 3)
+    before = {name.partition("checkpoint_3/")[2]: server.content(name) for name in server.names()}
+    assert folders.quarantine(path) == "checkpoint_3/digests.json.damaged"
+    assert folders.quarantined(run) == [path] and folders.saved_steps(run) == []
+    folders.remove_unfinished(run)
+    save(run, make_state()[0])
+    assert [aside.name for aside in folders.quarantined(run)] == ["checkpoint_3.damaged"]
+    assert folders.saved_steps(run) == [3]
+    folder = "run/checkpoints/checkpoint_3.damaged/"
+    after = {name.removeprefix(folder): server.content(name) for name in server.names() if name.startswith(folder)}
+    before["digests.json.damaged"] = before.pop("digests.json")
+    assert after == before

@@ -25,6 +25,7 @@ _MODES = {
     "build_corpus": "--images=images --output=out/c --image_size=8 --min_size=4 --val_fraction=0.5 --seed=1 --name=n",
     "report": "--run_dir=none",
     "upgrade_run": "--run_dir=none --vocabulary=none",
+    "checkpoints": "prune none --keep=1 --keep_every=2 --dry_run",
     "import_text": "--from=none --to=out/t --dtype=bfloat16",
     "train": "--gin_file=none.gin --gin_search_paths=a,b --gin.MODEL_DIR=out/m --dry_run",
     "cache_text": "--gin_file=none.gin --gin.STORE_DIR=out/s",

@@ -55,7 +55,7 @@ def checkpoint_steps(events: list) -> list[tuple[str, int]]:
 def test_hooks_are_called_in_the_order_of_the_contract(tmp_path):
     events: list = []
     # Two hooks: one evaluates every 3 updates, the other every 4, as often as the run saves.
-    config = tiny_run.tiny_config(tmp_path, num_steps=6, log_every=3, save_every=4)
+    config = tiny_run.tiny_config(tmp_path, num_steps=6, log_every=3, save_every=4, background_saves=False)
     loop.train(config, hooks=lambda run: (Recorder("a", events, 3), Recorder("b", events, 4)))
     a, b = ([event[1:] for event in events if event[0] == name] for name in "ab")
     assert a == [
@@ -104,7 +104,7 @@ def test_hooks_change_nothing_of_the_run(tmp_path):
 )
 def test_a_hook_that_raises_ends_the_run_and_the_next_run_goes_on(tmp_path, event, step, kept):
     events: list = []
-    config = tiny_run.tiny_config(tmp_path / "run")
+    config = tiny_run.tiny_config(tmp_path / "run", background_saves=False)
     hooks = [Recorder("a", events, 4, fail=(event, step)), Recorder("b", events, 4)]
     with pytest.raises(RuntimeError, match="a fails"):
         loop.train(config, hooks=lambda run: hooks)

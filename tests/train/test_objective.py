@@ -17,6 +17,7 @@ from imagen_jax.train.hooks import Hook
 from imagen_jax.train.loop import Period, update_loop
 from imagen_jax.train.metrics import Window
 from imagen_jax.train.objective import Mean, Objective
+from imagen_jax.train.saving import Saver, SaveTimes
 from imagen_jax.train.setup import global_batches
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
 from imagen_jax.train.step import StepSettings, abstract_batch, jit_train_step
@@ -88,10 +89,10 @@ def test_the_loop_trains_a_regression_to_the_least_squares_solution(accumulate_s
         lambda state, batch: compiled(state, batch, frozen),
         fresh(),
         global_batches(rows, mesh, ROWS),
-        period=Period(end=300, log_every=100, save_every=150),
+        period=Period(end=300, log_every=100),
         window=Window(0, ROWS, 1, None, objective.metrics),
         hooks=hook,
-        save=lambda state: saved.append(int(state.step)) or Path("checkpoint"),
+        saver=Saver(lambda state: lambda: saved.append(int(state.step)) or Path("checkpoint"), SaveTimes(every=150)),
         stop=lambda step: None,
     )
     solution, residual, *_ = np.linalg.lstsq(x @ features, y, rcond=None)
