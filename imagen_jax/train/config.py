@@ -15,7 +15,7 @@ from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
-COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints")
+COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints", "max_bad_steps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,8 @@ class TrainConfig:
       accumulate_steps: microbatches of one update.
       log_every, save_every: steps between metric lines, between checkpoints.
       keep_checkpoints: newest checkpoints kept, >= 1.
+      max_bad_steps: updates in a row that may be skipped, since loss or gradient was not finite, before the run stops;
+        1 stops at the first.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
@@ -117,6 +119,7 @@ class TrainConfig:
     log_every: int = 100
     save_every: int = 1000
     keep_checkpoints: int = 3
+    max_bad_steps: int = 10
     previews: PreviewConfig | None = None
     resume: str | None = None
     init_from: str | None = None

@@ -8,10 +8,10 @@
     6. after_step hooks       metrics lines, progress
 
 The boundary at which a process begins has neither 1 nor 2: its state was saved already, or is fresh. Before 1 and 2
-the updates so far are checked to be finite: nothing else is drawn or saved. A kill between any two of them loses at
-most the updates since the last checkpoint, and the data goes on exactly where that checkpoint stood. An exception, also
-of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are. `train.hooks` says what a hook
-sees at each event.
+the updates so far are checked: a step skips what is not finite, and too many in a row end the run. A kill between any
+two of them loses at most the updates since the last checkpoint, and the data goes on exactly where that checkpoint
+stood. An exception, also of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are.
+`train.hooks` says what a hook sees at each event.
 """
 
 import contextlib
@@ -31,6 +31,7 @@ from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
@@ -130,7 +131,7 @@ def update_loop(
       The last state, and the reason that stopped it or None.
 
     Raises:
-      UserError: an update was not finite.
+      UserError: too many updates in a row were not finite.
     """
     start = done = int(state.step)
     reason = None
@@ -230,7 +231,9 @@ def _train(
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
-    window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
+    bad_steps = BadSteps(config.max_bad_steps, config.model_dir, batches.examples_of)
+    peak = peak and peak * setup.mesh.size
+    window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
