@@ -1,6 +1,7 @@
 """Everything one training run is made of."""
 
 import dataclasses
+import math
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.data.config import DataConfig
@@ -93,6 +94,9 @@ class TrainConfig:
       keep_checkpoints: newest checkpoints kept, >= 1.
       max_bad_steps: updates in a row that may be skipped, since loss or gradient was not finite, before the run stops;
         1 stops at the first.
+      watchdog_seconds: seconds without the end of a step after which the process ends with the retry code, its stacks
+        shown; what happens between steps counts, such as saves and previews. None never ends it.
+      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None checks never.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
@@ -120,6 +124,8 @@ class TrainConfig:
     save_every: int = 1000
     keep_checkpoints: int = 3
     max_bad_steps: int = 10
+    watchdog_seconds: float | None = 3600
+    sdc_every: int | None = None
     previews: PreviewConfig | None = None
     resume: str | None = None
     init_from: str | None = None
@@ -129,6 +135,10 @@ class TrainConfig:
         for name in COUNTS:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
+        if self.sdc_every is not None:
+            check_count("sdc_every", self.sdc_every)
+        if self.watchdog_seconds is not None and not 0 < self.watchdog_seconds < math.inf:
+            raise UserError(f"watchdog_seconds ({self.watchdog_seconds}) must be above 0, or None for no watchdog")
         kinds: dict[str, type] = {
             "stage": Stage,
             "data": DataConfig,

@@ -31,12 +31,14 @@ from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.train import hosts
 from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
+from imagen_jax.train.replicas import ReplicaCheck
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.setup import (
     TrainSetup,
@@ -48,6 +50,7 @@ from imagen_jax.train.setup import (
     start_state,
 )
 from imagen_jax.train.step import Metrics
+from imagen_jax.train.watchdog import Watchdog
 from imagen_jax.typing import Bool, Float
 
 
@@ -186,6 +189,7 @@ def train(
     Raises:
       UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss; or another run trains there.
     """
+    hosts.check_same(lambda: hosts.code_and_config(operative_text))
     encoder = check_text(config)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
@@ -222,6 +226,7 @@ def _train(
     if warning := config.stage.untrained_level(config.sampling.aug_level):
         say(warning)
     batches = open_data(config, setup.mesh, start, position, encoder)
+    hosts.check_same(lambda: hosts.data(config.data, batches.position()))
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
@@ -229,6 +234,7 @@ def _train(
     # With several processes SIGTERM is jax's own, which agrees with the others.
     with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
         compiled, flops = setup.compile_sizes(), setup.model_flops()
+    hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     bad_steps = BadSteps(config.max_bad_steps, config.model_dir, batches.examples_of)
@@ -247,14 +253,16 @@ def _train(
         writer.send()
         return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
 
-    with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer):
+    watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
+    checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
+    with StopRequest() as stop, watchdog, progress, contextlib.closing(batches), contextlib.closing(writer):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
             global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
-            hooks=HookList((lines, ShowProgress(progress), *extra)),
+            hooks=HookList((watchdog, *checks, lines, ShowProgress(progress), *extra)),
             save=save,
             stop=stop.reason,
         )
