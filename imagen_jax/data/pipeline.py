@@ -117,10 +117,23 @@ class BatchIterator(Iterator[dict[str, np.ndarray]]):
 
     def _records(self, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Of this host's rows of a step: sources, record numbers in them, and the numbers of the examples."""
-        number = step * self._batch_size + tf.constant(self._rows, tf.int64)
+        return self._records_of_rows(step, tf.constant(self._rows, tf.int64))
+
+    def _records_of_rows(self, step: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        number = step * self._batch_size + rows
         if self._sized is not None:
-            return tf.zeros_like(number), self._sized.records(step, tf.constant(self._rows, tf.int64)), number
+            return tf.zeros_like(number), self._sized.records(step, rows), number
         return (*self._order.records(number, self._seed), number)
+
+    def examples_of(self, step: int) -> dict[str, list[int]]:
+        """Record numbers of the whole global batch after `step` updates, in the order of its rows, by source.
+
+        The name of a source is that of the mixture's, or the split of one corpus.
+        """
+        rows = tf.range(self._batch_size, dtype=tf.int64)
+        sources, records, _ = (part.numpy() for part in self._records_of_rows(tf.constant(step, tf.int64), rows))
+        names = self.source_names or (self._sources[0].split,)
+        return {name: records[sources == number].tolist() for number, name in enumerate(names)}
 
     def _examples(self, batches: tf.data.Dataset) -> tf.data.Dataset:
         """Single examples of batches of `_records`."""

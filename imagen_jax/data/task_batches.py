@@ -132,6 +132,11 @@ class TaskBatches(Iterator[dict[str, np.ndarray]]):
     def close(self) -> None:
         """Nothing: what was read ahead is dropped with the iterator."""
 
+    def examples_of(self, step: int) -> dict[str, list[int]]:
+        """Numbers that the examples of the global batch after `step` updates have in the task's order."""
+        first = step * self._batch_size
+        return {str(self._config.task): list(range(first, first + self._batch_size))}
+
     def epochs(self, step: int) -> dict[str, float]:
         """No sources: the task is one."""
         del step

@@ -17,7 +17,7 @@ from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
 from imagen_jax.train.optimizer import OptimizerConfig
 
-COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints")
+COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints", "max_bad_steps")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,11 @@ class TrainConfig:
       keep_every: checkpoints of steps that this divides are kept too; None: no others but the best.
       background_saves: writes checkpoints while training goes on, from a copy of the state in the host's memory; only
         with one process.
+      max_bad_steps: updates in a row that may be skipped, since loss or gradient was not finite, before the run stops;
+        1 stops at the first.
+      watchdog_seconds: seconds without the end of a step after which the process ends with the retry code, its stacks
+        shown; what happens between steps counts, such as saves and previews. None never ends it.
+      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None: never.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
@@ -144,6 +149,9 @@ class TrainConfig:
     keep_checkpoints: int = 3
     keep_every: int | None = None
     background_saves: bool = True
+    max_bad_steps: int = 10
+    watchdog_seconds: float | None = 3600
+    sdc_every: int | None = None
     previews: PreviewConfig | None = None
     evaluate: EvaluateConfig | None = None
     resume: str | None = None
@@ -158,6 +166,10 @@ class TrainConfig:
             check_count("keep_every", self.keep_every)
         if self.save_minutes is not None and not 0 < self.save_minutes < math.inf:
             raise UserError(f"save_minutes ({self.save_minutes}) must be a number of minutes above 0; 30 is usual")
+        if self.sdc_every is not None:
+            check_count("sdc_every", self.sdc_every)
+        if self.watchdog_seconds is not None and not 0 < self.watchdog_seconds < math.inf:
+            raise UserError(f"watchdog_seconds ({self.watchdog_seconds}) must be above 0, or None for no watchdog")
         kinds: dict[str, type] = {
             "stage": Stage,
             "data": DataConfig,

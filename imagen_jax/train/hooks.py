@@ -5,7 +5,7 @@ after it do not see that event, and every hook then sees `on_error`.
 
 | event | when | parameters in `info.state` |
 |---|---|---|
-| before_step | a boundary that the hook wants, before its checkpoint: previews, evaluators | checked to be finite |
+| before_step | a boundary that the hook wants, before its checkpoint: previews, evaluators | bad updates were skipped |
 | on_save | a boundary at which a checkpoint has become whole | of now, perhaps later than the checkpoint |
 | on_stop | the last boundary, after its checkpoint: the run is done, or was asked to stop | as in the checkpoint |
 | after_step | an update was dispatched: metric lines, progress, profilers, watchdogs | perhaps not computed yet |

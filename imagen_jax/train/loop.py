@@ -9,10 +9,10 @@
     6. after_step hooks       metrics lines, progress
 
 The boundary at which a process begins has neither 1 nor 2: its state was saved already, or is fresh. Before 1 and 2
-the updates so far are checked to be finite: nothing else is drawn or saved. A kill between any two of them loses at
-most the updates since the last checkpoint, and the data goes on exactly where that checkpoint stood. An exception, also
-of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are. `train.hooks` says what a hook
-sees at each event.
+the updates so far are checked: a step skips what is not finite, and too many in a row end the run. A kill between any
+two of them loses at most the updates since the last checkpoint, and the data goes on exactly where that checkpoint
+stood. An exception, also of a hook, calls the on_error hooks and ends the run; the checkpoints stay as they are.
+`train.hooks` says what a hook sees at each event.
 """
 
 import contextlib
@@ -33,11 +33,14 @@ from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.train import hosts
+from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
+from imagen_jax.train.replicas import ReplicaCheck
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.saving import Saver, SaveTimes
 from imagen_jax.train.setup import (
@@ -50,6 +53,7 @@ from imagen_jax.train.setup import (
     start_state,
 )
 from imagen_jax.train.step import Metrics
+from imagen_jax.train.watchdog import Watchdog
 from imagen_jax.typing import Bool, Float
 
 
@@ -132,7 +136,7 @@ def update_loop(
       The last state, and the reason that stopped it or None.
 
     Raises:
-      UserError: an update was not finite.
+      UserError: too many updates in a row were not finite.
     """
     start = done = int(state.step)
     reason = None
@@ -187,6 +191,7 @@ def train(
     Raises:
       UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss; or another run trains there.
     """
+    hosts.check_same(lambda: hosts.code_and_config(operative_text))
     encoder = check_text(config)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
@@ -223,6 +228,7 @@ def _train(
     if warning := config.stage.untrained_level(config.sampling.aug_level):
         say(warning)
     batches = open_data(config, setup.mesh, start, position, encoder)
+    hosts.check_same(lambda: hosts.data(config.data, batches.position()))
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
@@ -230,9 +236,12 @@ def _train(
     # With several processes SIGTERM is jax's own, which agrees with the others.
     with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
         compiled, flops = setup.compile_sizes(), setup.model_flops()
+    hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
-    window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
+    bad_steps = BadSteps(config.max_bad_steps, config.model_dir, batches.examples_of)
+    peak = peak and peak * setup.mesh.size
+    window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
@@ -249,15 +258,17 @@ def _train(
 
     times = SaveTimes(every=config.save_every, minutes=config.save_minutes, look_every=config.log_every)
     saver = Saver(prepare_save, times, config.background_saves, say)
+    watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
+    checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
     closing = contextlib.closing
-    with StopRequest() as stop, progress, closing(batches), closing(writer), closing(saver):
+    with StopRequest() as stop, watchdog, progress, closing(batches), closing(writer), closing(saver):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
             global_batches(iter(batches), setup.mesh, config.batch_size),
             period=Period(end=end, log_every=config.log_every),
             window=window,
-            hooks=HookList((lines, ShowProgress(progress), *extra)),
+            hooks=HookList((watchdog, *checks, lines, ShowProgress(progress), *extra)),
             saver=saver,
             stop=stop.reason,
         )

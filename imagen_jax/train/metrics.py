@@ -14,6 +14,7 @@ from imagen_jax.checkpoints.processes import gathered
 from imagen_jax.errors import UserError
 from imagen_jax.files import GrowingFile, StrPath, as_path, write_text
 from imagen_jax.progress import Progress
+from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.event_file import EventFile
 from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.step import Metrics
@@ -23,9 +24,6 @@ METRICS = "metrics.jsonl"
 # Updates the host may be ahead of the device: enough to hide its own work, few enough that the batches
 # waiting on the device stay small.
 STEPS_AHEAD = 2
-
-# All three finite: loss and gradients were, and so are the parameters that a checkpoint would hold.
-CHECKED = ("loss", "grad_norm", "param_norm")
 
 
 class Window:
@@ -39,6 +37,7 @@ class Window:
       flops_per_step: FLOPs that one update needs, over all devices.
       peak_flops: peak FLOP/s of all devices together, None where unknown.
       labels: the objective's `metrics`.
+      bad_steps: is told of the updates that were skipped; None: the first one stops the run.
     """
 
     def __init__(
@@ -48,12 +47,16 @@ class Window:
         flops_per_step: int,
         peak_flops: float | None,
         labels: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
+        bad_steps: BadSteps | None = None,
     ):
+        self._bad_steps = bad_steps or BadSteps(1)
+        self._skipped = 0
         self._labels = labels
         self._batch_size, self._flops, self._peak = batch_size, flops_per_step, peak_flops
-        self._checked = self._opened = step
+        self._checked = step
         self._waiting: list[Metrics] = []
         self._rows: list[dict[str, Any]] = []
+        self._last: dict[str, Any] = {}
         self._data_s = self._compute_s = 0.0
         self._mark = time.perf_counter()
 
@@ -73,41 +76,39 @@ class Window:
         self._compute_s += self._lap()
 
     def check(self) -> None:
-        """Fetches what is waiting and stops the run at the first non-finite update.
+        """Fetches what is waiting, and looks for updates that were skipped.
 
         Raises:
-          UserError: names the update and the interval since the last check.
+          UserError: too many were skipped in a row, or the parameters themselves are not finite.
         """
         if not self._waiting:
             return
         rows = jax.device_get(self._waiting)
         self._compute_s += self._lap()
         self._waiting = []
-        end = self._checked + len(rows)
         for step, row in enumerate(rows, self._checked + 1):
-            bad = [f"{name} = {row[name]}" for name in CHECKED if not np.isfinite(row[name])]
-            if bad:
+            self._bad_steps.look(step, row)
+            if not np.isfinite(row["param_norm"]):
                 raise UserError(
-                    f"not finite at step {step}: {', '.join(bad)} (found when checking steps "
-                    f"{self._checked + 1} to {end}); nothing was saved since. Lower learning_rate, set "
-                    f"grad_clip_norm, or look at the data of that step; running again goes on from the "
-                    f"last checkpoint"
+                    f"the parameters are not finite after step {step} (param_norm = {row['param_norm']}); nothing was "
+                    "saved since the last checkpoint: lower learning_rate or set grad_clip_norm, then give the same "
+                    "command again"
                 )
-        self._checked = end
-        self._rows += rows
+        self._checked += len(rows)
+        self._rows += [row for row in rows if not row["skipped"]]
+        self._skipped += sum(bool(row["skipped"]) for row in rows)
+        self._last = rows[-1]
 
     def close(self) -> dict[str, Any]:
         """The line of this window; opens the next one."""
         self.check()
-        rows, num = self._rows, len(self._rows)
+        rows, num = self._rows, len(self._rows) + self._skipped
         seconds = self._data_s + self._compute_s
         line: dict[str, Any] = {
             "step": self._checked,
-            "loss": float(np.mean([row["loss"] for row in rows])),
-            **self._means(),
-            "grad_norm": float(np.mean([row["grad_norm"] for row in rows])),
-            "param_norm": float(rows[-1]["param_norm"]),
-            "learning_rate": float(rows[-1]["learning_rate"]),
+            **(self._averages() if rows else {}),
+            "param_norm": float(self._last["param_norm"]),
+            "learning_rate": float(self._last["learning_rate"]),
             "images_per_s": self._batch_size * num / seconds,
             "step_time_s": seconds / num,
             "data_s": self._data_s / num,
@@ -115,9 +116,16 @@ class Window:
         }
         if self._peak is not None:
             line["mfu"] = self._flops * num / seconds / self._peak
-        self._rows, self._opened = [], self._checked
+        if self._skipped:
+            line["skipped_steps"] = self._skipped
+        self._rows, self._skipped = [], 0
         self._data_s = self._compute_s = 0.0
         return line
+
+    def _averages(self) -> dict[str, Any]:
+        """What is averaged over the updates that were not skipped."""
+        loss, norm = (float(np.mean([row[name] for row in self._rows])) for name in ("loss", "grad_norm"))
+        return {"loss": loss, **self._means(), "grad_norm": norm}
 
     def _means(self) -> dict[str, Any]:
         """The objective's metrics over the window, without entries that no example counted in."""

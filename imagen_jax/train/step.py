@@ -4,9 +4,13 @@ rng      = fold_in(key(seed), step)                      so that resuming needs 
 gradient = mean over microbatches of d loss / d params   a scan, one microbatch in memory at a time
 params  += optimizer(clip(gradient))
 ema      = decay * ema + (1 - decay) * params
+
+Where loss or gradient is not finite the device itself skips the update: parameters, average and optimizer state stay
+bit for bit, and only the step counts on. The host learns of it from the metric `skipped`, when it reads the others.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -108,19 +112,27 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(settings.seed), state.step)
         metrics, grads = loss_and_grads(objective, state.params, frozen, batch, rng, mesh, settings.accumulate_steps)
+        grad_norm = optax.global_norm(grads)
+        # Of the gradient alone, not of the new parameters: to wait for all of those would hold them twice.
+        good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+
+        def kept(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(functools.partial(jnp.where, good), new, old)
+
         updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = kept(optax.apply_updates(state.params, updates), state.params)
         decay = ema_decay_at(state.step, settings.ema_decay, settings.ema_warmup)
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": grad_norm,
             "param_norm": optax.global_norm(params),
             "learning_rate": settings.rate(state.step),
+            "skipped": ~good,
         }
         new = TrainState(
             step=state.step + 1,
             params=params,
-            ema_params=ema_update(state.ema_params, params, decay),
-            opt_state=opt_state,
+            ema_params=kept(ema_update(state.ema_params, params, decay), state.ema_params),
+            opt_state=kept(opt_state, state.opt_state),
         )
         return new, metrics
 

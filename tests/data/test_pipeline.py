@@ -153,6 +153,12 @@ def test_a_program_that_leaves_its_batches_behind_ends(config):
     assert subprocess.run(command, timeout=60, cwd=Path(__file__).parents[2]).returncode == 0
 
 
+def test_the_examples_of_a_step_are_those_of_its_batch_on_every_host(config):
+    batches = BatchIterator(config(), batch_size=4, seed=1, start_step=0, rows=[1, 2])
+    for step, batch in enumerate(_batches(config(), 4)):
+        assert batches.examples_of(step) == {"train": _numbers([batch])}
+
+
 def test_position_is_small_and_names_the_next_step(config):
     manifest = Path(config().corpus_dir, "corpus.json").read_bytes()
     batches = BatchIterator(config(), batch_size=4, seed=1, start_step=7)

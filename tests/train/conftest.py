@@ -10,4 +10,4 @@ def tiny_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Has runs read the tiny batches, none of them poisoned."""
     tiny_run.use_tiny_data(monkeypatch.setattr)
     monkeypatch.setattr(tiny_run.TinyBatches, "steps_read", [])
-    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", None)
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", frozenset())

@@ -131,9 +131,9 @@ def test_sigterm_saves_at_a_step_boundary_and_exits_zero(tmp_path):
 
 
 def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
-    with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 7 to 8"):
-        loop.train(tiny_run.tiny_config(tmp_path))
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", {6})
+    with pytest.raises(UserError, match=r"not finite at step 7: loss = nan, grad_norm = nan"):
+        loop.train(tiny_run.tiny_config(tmp_path, max_bad_steps=1))
     assert folders.latest_step(tmp_path) == 4
     params = checkpoints.load_params(tmp_path, ema=False)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
@@ -141,10 +141,27 @@ def test_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_pa
 
 
 def test_non_finite_state_is_not_saved_when_saving_comes_before_logging(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
-    with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 5 to 8"):
-        loop.train(tiny_run.tiny_config(tmp_path, log_every=100))
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", {6})
+    with pytest.raises(UserError, match="not finite at step 7: loss = nan"):
+        loop.train(tiny_run.tiny_config(tmp_path, log_every=100, max_bad_steps=1))
     assert folders.saved_steps(tmp_path) == [4]
+
+
+def test_bad_batches_change_nothing_and_too_many_in_a_row_stop_the_run(tmp_path, monkeypatch):
+    """The state after bad batches is the one before them; the run goes on, or stops at the third, which is named."""
+    before = loop.train(tiny_run.tiny_config(tmp_path / "run"), stop_at=6)
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", {6, 7, 9, 10, 11})
+    config = tiny_run.tiny_config(tmp_path / "run", max_bad_steps=3)
+    after = loop.train(config, stop_at=8)
+    assert int(after.step) == 8 and tiny_run.leaves_equal(after.replace(step=before.step), before)
+    with pytest.raises(UserError, match=r"step 12: loss = nan.* skipped in a row: 3 \(from step 10 on\)"):
+        loop.train(config)
+    lines = {line["step"]: line for line in tiny_run.lines_of(tmp_path / "run")}
+    assert [lines[step].get("skipped_steps") for step in (6, 8, 10)] == [None, 2, 1]
+    assert "loss" not in lines[8] and np.isfinite(lines[10]["loss"]) and 12 not in lines
+    bad = [json.loads(line) for line in (tmp_path / "run" / "bad_steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in bad] == [7, 8, 10, 11, 12]
+    assert bad[0]["examples"] == {"train": list(range(6 * 16, 7 * 16))} and bad[0]["loss"] == "nan"
 
 
 def test_own_checkpoint_then_resume_then_init_from_then_scratch(tmp_path):

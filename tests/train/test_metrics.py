@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from tensorflow.core.util import event_pb2
 
 from imagen_jax.errors import UserError
+from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.event_file import EventFile
 from imagen_jax.train.metrics import MetricWriter, Window, drop_lines_after
 from imagen_jax.train.objective import Mean
@@ -25,6 +26,7 @@ def row(mean: float, sums: list[float], counts: list[float], **changes: float) -
         "grad_norm": 1,
         "param_norm": 2,
         "learning_rate": 0.5,
+        "skipped": 0,
     }
     row: dict[str, Any] = {name: jnp.asarray(value, jnp.float32) for name, value in (values | changes).items()}
     means = {"loss_by_log_snr": Mean(jnp.asarray(sums, jnp.float32), jnp.asarray(counts, jnp.float32))}
@@ -66,14 +68,33 @@ def window_line(window: Window, accuracies: list[tuple[float, float]]) -> dict[s
     return window.close()
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm", "param_norm"])
+def test_skipped_steps_are_in_no_average_and_counted():
+    window = Window(0, 3, 1, None, {"loss_by_log_snr": BUCKET_NAMES}, BadSteps(2))
+    bad = {"loss": np.nan, "grad_norm": np.inf, "skipped": 1}
+    for one in (row(1.0, [2] * 6, [1] * 6), row(0, [np.nan] * 6, [1] * 6, **bad), row(3.0, [4] * 6, [1] * 6)):
+        window.add(one)
+    line = window.close()
+    assert (line["loss"], line["grad_norm"], line["skipped_steps"]) == (2, 1, 1)
+    assert set(line["loss_by_log_snr"].values()) == {3}
+    window.add(row(1.0, [1] * 6, [1] * 6))
+    assert "skipped_steps" not in window.close()
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
 def test_the_first_bad_step_of_an_interval_is_named(name):
     window = Window(10, 3, 1, None)
     window.add(row(1.0, [1] * 6, [1] * 6))
     window.check()
     for value in (1.0, np.inf, np.nan):
-        window.add(row(1.0, [1] * 6, [1] * 6, **{name: value}))
-    with pytest.raises(UserError, match=rf"step 13: {name} = inf \(found when checking steps 12 to 14\)"):
+        window.add(row(1.0, [1] * 6, [1] * 6, **{name: value, "skipped": not np.isfinite(value)}))
+    with pytest.raises(UserError, match=rf"not finite at step 13: .*{name} = inf.*skipped in a row: 1 "):
+        window.check()
+
+
+def test_parameters_that_are_not_finite_stop_the_run():
+    window = Window(0, 3, 1, None, bad_steps=BadSteps(10))
+    window.add(row(1.0, [], [], param_norm=np.inf))
+    with pytest.raises(UserError, match="the parameters are not finite after step 1"):
         window.check()
 
 

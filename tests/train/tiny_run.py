@@ -92,7 +92,7 @@ class TinyBatches(BatchIterator):
     """The data pipeline's interface over `tiny_batch`; records the steps it was asked for."""
 
     steps_read: ClassVar[list[int]] = []
-    poison_step: ClassVar[int | None] = None
+    poison_steps: ClassVar[frozenset[int]] = frozenset()
     bad_records = frozenset()
     text_dtype = np.dtype(np.float32)
 
@@ -104,7 +104,7 @@ class TinyBatches(BatchIterator):
 
     def __next__(self):
         batch = tiny_batch(self._seed, self._step, self._num)
-        if self._step == self.poison_step:
+        if self._step in self.poison_steps:
             batch["x0"][0] = np.nan
         self.steps_read.append(self._step)
         self._step += 1
@@ -116,6 +116,9 @@ class TinyBatches(BatchIterator):
     def epochs(self, step):
         """No mixture."""
         return {}
+
+    def examples_of(self, step):
+        return {"train": [step * self._num + row for row in range(self._num)]}
 
     def position(self):
         return {"seed": self._seed, "step": self._step, "batch_size": self._num}

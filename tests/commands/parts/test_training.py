@@ -202,9 +202,10 @@ def test_a_run_says_that_its_previews_go_beyond_its_training(tmp_path, monkeypat
 
 
 def test_non_finite_parameters_are_not_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 2)
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", {2})
     settings = PreviewConfig(every=3, captions=("a",))
     config = tiny_run.tiny_config(tmp_path, log_every=100, sampling=SamplingConfig(num_steps=1), previews=settings)
+    config = tiny_run.with_changes(config, max_bad_steps=1)
     with pytest.raises(UserError, match="step 3: loss = nan"):
         training.run(config)
     assert not (tmp_path / "samples").exists()

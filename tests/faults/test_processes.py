@@ -1,0 +1,120 @@
+"""Faults of one process among two, joined by jax with gloo: what the other one does, and how soon."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imagen_jax.checkpoints import folders
+from imagen_jax.errors import RETRY
+from tests.train import tiny_run
+
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+HEARTBEAT_S, WATCHDOG_S = 10, 4
+# Of a machine that does other things, too.
+START_S = 240
+
+
+class Hosts:
+    """Processes of one run, with what they say in files."""
+
+    def __init__(self, folder: Path, fault: str, num: int = 2):
+        with socket.create_server(("localhost", 0)) as server:
+            port = server.getsockname()[1]
+        self.model_dir, self.logs = folder / "run", [folder / f"host_{number}.txt" for number in range(num)]
+        self.processes = []
+        for number, log in enumerate(self.logs):
+            place = {
+                "JAX_PLATFORMS": "cpu",
+                "JAX_NUM_CPU_DEVICES": "1",
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(num),
+                "JAX_PROCESS_ID": str(number),
+                "PYTHONPATH": str(REPOSITORY),
+            }
+            command = [sys.executable, "-m", "tests.faults.host", str(self.model_dir), fault]
+            with log.open("w") as stream:
+                one = subprocess.Popen(command, env=os.environ | place, cwd=REPOSITORY, stderr=stream, stdout=stream)
+            self.processes.append(one)
+
+    def __enter__(self) -> "Hosts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self.processes:
+            one.kill()
+            one.wait()
+
+    def said(self) -> list[str]:
+        return [log.read_text() for log in self.logs]
+
+    def wait_for_lines(self, step: int) -> None:
+        """Waits for the metrics line of a step."""
+        path, end = self.model_dir / "metrics.jsonl", time.monotonic() + START_S
+        while not path.exists() or f'"step": {step},' not in path.read_text():
+            assert time.monotonic() < end, self.said()
+            assert all(one.poll() is None for one in self.processes), self.said()
+            time.sleep(0.02)
+
+    def wait(self, number: int, seconds: float) -> int:
+        try:
+            return self.processes[number].wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"process {number} goes on after {seconds} s: {self.said()}")
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped", "raises", "exits"])
+def test_the_survivor_ends_soon_after_its_peer(tmp_path, fault):
+    with Hosts(tmp_path, f"{fault}@20@1") as hosts:
+        hosts.wait_for_lines(18)
+        began = time.monotonic()
+        # The fault strikes two steps later.
+        code = hosts.wait(0, HEARTBEAT_S + 5 + 1)
+        print(f"{fault}: survivor ended with {code} after {time.monotonic() - began:.1f} s")
+        assert code != 0
+
+
+def test_a_host_that_sleeps_is_named_and_all_end(tmp_path):
+    with Hosts(tmp_path, "sleeps@20@1") as hosts:
+        hosts.wait_for_lines(18)
+        began = time.monotonic()
+        codes = [hosts.wait(number, WATCHDOG_S + 2 + 1) for number in (0, 1)]
+        print(f"sleeps: {codes} after {time.monotonic() - began:.1f} s")
+        assert RETRY in codes and 0 not in codes
+        said = hosts.said()
+        assert "process 1 is missing: it stands at step 20" in "".join(said)
+        assert any("in strike" in one for one in said)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_sigterm_to_one_stops_all_at_the_same_saved_step(tmp_path, number):
+    with Hosts(tmp_path, "none") as hosts:
+        hosts.wait_for_lines(4)
+        began = time.monotonic()
+        hosts.processes[number].send_signal(signal.SIGTERM)
+        assert [hosts.wait(one, 30) for one in (0, 1)] == [RETRY, RETRY], hosts.said()
+        print(f"SIGTERM to {number}: ended after {time.monotonic() - began:.1f} s")
+        (saved,) = folders.saved_steps(hosts.model_dir)
+        assert f"stopped by SIGTERM, saved at step {saved}" in hosts.said()[0]
+
+
+def test_hosts_that_differ_are_refused_before_the_first_step(tmp_path):
+    with Hosts(tmp_path, "differs@0@1") as hosts:
+        assert [hosts.wait(one, START_S) for one in (0, 1)] == [2, 2], hosts.said()
+        for said in hosts.said():
+            assert "config: process 1 has 'TrainConfig.seed = 1', process 0 has 'TrainConfig.seed = 0'" in said
+            assert "Traceback" not in said
+        assert not hosts.model_dir.exists()
+
+
+def test_a_bad_batch_is_skipped_by_all(tmp_path):
+    with Hosts(tmp_path, "poisons@6@-1") as hosts:
+        assert [hosts.wait(one, START_S) for one in (0, 1)] == [0, 0], hosts.said()
+        skipped = {line["step"]: line.get("skipped_steps") for line in tiny_run.lines_of(hosts.model_dir)}
+        assert skipped == {2: None, 4: None, 6: None, 8: 1, 10: None}
