@@ -33,7 +33,9 @@ from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
+from imagen_jax.train.instruments import Instruments
 from imagen_jax.train.interrupt import StopRequest
+from imagen_jax.train.ledger import Ledger
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
@@ -205,6 +207,7 @@ def _train(
     hooks: Callable[[Run], Sequence[Hook]],
     check_alone: Callable[[], None],
 ) -> TrainState:
+    ledger = Ledger(config.model_dir, config.num_steps, active=jax.process_index() == 0)
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
@@ -226,7 +229,7 @@ def _train(
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
-    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext(), ledger.during("compile"):
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
@@ -237,22 +240,25 @@ def _train(
 
     # Where none may be passed over the processes have nothing to tell each other.
     passed_over = PassedOver(lambda: batches.bad_records) if config.data.bad_records == "skip" else None
-    lines = MetricLines(writer, batches.epochs, passed_over)
+    instruments = Instruments(ledger, config.model_dir, config.log_every)
+    lines = MetricLines(writer, batches.epochs, passed_over, instruments.fields)
 
     def save(state: TrainState) -> AnyPath:
         check_alone()
         writer.send()
+        ledger.send()
         return checkpoints.save(config.model_dir, state, batches.position(), beside, config.keep_checkpoints)
 
-    with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer):
+    told = instruments.running(start)
+    with StopRequest() as stop, progress, contextlib.closing(batches), contextlib.closing(writer), told:
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
-            global_batches(iter(batches), setup.mesh, config.batch_size),
+            instruments.batches(global_batches(iter(batches), setup.mesh, config.batch_size)),
             period=Period(end=end, log_every=config.log_every, save_every=config.save_every),
             window=window,
-            hooks=HookList((lines, ShowProgress(progress), *extra)),
-            save=save,
+            hooks=HookList((instruments, lines, ShowProgress(progress), instruments.evaluating(extra))),
+            save=instruments.saving(save),
             stop=stop.reason,
         )
     if reason is not None:
