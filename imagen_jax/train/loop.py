@@ -77,6 +77,7 @@ class Run:
       preview_text: embeddings and mask of the captions that previews draw; None where they draw rows of the data.
       null: the stage's null text; None is zeros.
       writer: metrics.jsonl and TensorBoard; hooks may add pictures.
+      start: updates done.
     """
 
     config: TrainConfig
@@ -85,6 +86,7 @@ class Run:
     preview_text: tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None
     null: Conditioning | None
     writer: MetricWriter
+    start: int = 0
 
 
 def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
@@ -235,7 +237,10 @@ def _train(
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     window = Window(start, config.batch_size, flops, peak and peak * setup.mesh.size, setup.objective.metrics)
     writer = MetricWriter(config.model_dir, start)
-    extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
+    run = Run(
+        config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer, start=start
+    )
+    extra = hooks(run)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
     # Where none may be passed over the processes have nothing to tell each other.
