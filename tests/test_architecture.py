@@ -57,7 +57,7 @@ DOORS["evals"] = LOADING | {
     "data.shapes_scene",
     "data.tfds_folder",
 }
-DOORS["report"] = {"evals.sampler_study", "checkpoints.folders"}
+DOORS["report"] = {"evals.sampler_study", "checkpoints.folders", "checkpoints.marks", "train.ledger"}
 # What people see is written as the report is; their votes have the intervals of metrics.
 DOORS["ratings"] = {"report.document", "report.markup", "report.style", "evals.metrics.bootstrap"}
 DOORS["planning"] = LOADING | {"sampling", "train"}

@@ -7,12 +7,17 @@ from imagen_jax.commands.parts.command import GinCommand
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
-    """Adds --dry_run."""
+    """Adds --dry_run and --profile_steps."""
     sub.add_argument(
         "--dry_run",
         "--dry-run",
         action="store_true",
         help="print the operative config, parameter count, mesh, batch and memory a device; train nothing",
+    )
+    sub.add_argument(
+        "--profile_steps",
+        metavar="A:B",
+        help="write a trace of updates A to B into MODEL_DIR/tensorboard, for TensorBoard and xprof",
     )
 
 
@@ -33,7 +38,7 @@ def run(args: argparse.Namespace, config: Any, operative: str) -> None:
     else:
         from imagen_jax.commands.parts.training import run as run_training
 
-        run_training(config, operative_config=operative)
+        run_training(config, operative_config=operative, profile_steps=args.profile_steps)
 
 
 COMMAND = GinCommand(

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from imagen_jax.errors import UserError
@@ -30,6 +31,21 @@ _seen: dict[str, tuple[str, float]] = {}
 
 class LockLostError(UserError):
     """A lease that another process took over: this one was silent for too long."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds a lock.
+
+    Attributes:
+      process: its number on its machine.
+      host: name of the machine.
+      runs: tells if there still is such a process; None of another machine, where nobody can tell from here.
+    """
+
+    process: int
+    host: str
+    runs: bool | None
 
 
 class Lock:
@@ -65,11 +81,17 @@ class Lock:
 
     def owner(self) -> str:
         """Who holds it, in words."""
+        found = self.holder()
+        return f"process {found.process} on host {found.host}" if found is not None else "another process"
+
+    def holder(self) -> "Holder | None":
+        """Who holds it, or held it until a kill; None where nobody does. Looking changes nothing."""
         try:
             found = json.loads(self._lock.content())
-            return f"process {found['process']} on host {found['host']}"
+            here = found["machine"] == _machine()
+            return Holder(found["process"], found["host"], _runs(found["process"]) if here else None)
         except (ValueError, KeyError, TypeError, OSError):
-            return "another process"
+            return None
 
     def check(self) -> None:
         """Makes sure that it is still held.

@@ -37,7 +37,9 @@ from imagen_jax.train import hosts
 from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
+from imagen_jax.train.instruments import Instruments
 from imagen_jax.train.interrupt import StopRequest
+from imagen_jax.train.ledger import Ledger
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.replicas import ReplicaCheck
@@ -81,6 +83,7 @@ class Run:
       preview_text: embeddings and mask of the captions that previews draw; None where they draw rows of the data.
       null: the stage's null text; None is zeros.
       writer: metrics.jsonl and TensorBoard; hooks may add pictures.
+      start: updates done.
     """
 
     config: TrainConfig
@@ -89,6 +92,7 @@ class Run:
     preview_text: tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None
     null: Conditioning | None
     writer: MetricWriter
+    start: int = 0
 
 
 def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
@@ -212,6 +216,7 @@ def _train(
     hooks: Callable[[Run], Sequence[Hook]],
     check_alone: Callable[[], None],
 ) -> TrainState:
+    ledger = Ledger(config.model_dir, config.num_steps, active=jax.process_index() == 0)
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
@@ -234,7 +239,7 @@ def _train(
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
-    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext():
+    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext(), ledger.during("compile"):
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()
@@ -243,32 +248,39 @@ def _train(
     peak = peak and peak * setup.mesh.size
     window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
-    extra = hooks(Run(config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer))
+    run = Run(
+        config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer, start=start
+    )
+    extra = hooks(run)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
 
     # Where none may be passed over the processes have nothing to tell each other.
     passed_over = PassedOver(lambda: batches.bad_records) if config.data.bad_records == "skip" else None
-    lines = MetricLines(writer, batches.epochs, passed_over)
+    instruments = Instruments(ledger, config.model_dir, config.log_every)
+    lines = MetricLines(writer, batches.epochs, passed_over, instruments.fields)
 
     def prepare_save(state: TrainState) -> Callable[[], AnyPath]:
         check_alone()
         writer.send()
+        ledger.send()
         kept = (config.keep_checkpoints, config.keep_every)
         return functools.partial(checkpoints.save, config.model_dir, state, batches.position(), beside, *kept)
 
     times = SaveTimes(every=config.save_every, minutes=config.save_minutes, look_every=config.log_every)
-    saver = Saver(prepare_save, times, config.background_saves, say)
+    saver = Saver(prepare_save, times, config.background_saves, say, instruments.saving)
     watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
     checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
-    closing = contextlib.closing
-    with StopRequest() as stop, watchdog, progress, closing(batches), closing(writer), closing(saver):
+    closing, told = contextlib.closing, instruments.running(start)
+    with StopRequest() as stop, watchdog, progress, closing(batches), closing(writer), told, closing(saver):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
-            global_batches(iter(batches), setup.mesh, config.batch_size),
+            instruments.batches(global_batches(iter(batches), setup.mesh, config.batch_size)),
             period=Period(end=end, log_every=config.log_every),
             window=window,
-            hooks=HookList((watchdog, *checks, lines, ShowProgress(progress), *extra)),
+            hooks=HookList(
+                (instruments, watchdog, *checks, lines, ShowProgress(progress), instruments.evaluating(extra))
+            ),
             saver=saver,
             stop=stop.reason,
         )

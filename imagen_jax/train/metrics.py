@@ -262,6 +262,7 @@ class MetricLines(Hook):
       writer: where they go.
       epochs: gives how often each source of a mixture was gone through before a step; {} of one corpus.
       passed_over: counts bad records; None where a run stops at the first.
+      fields: gives more fields of a line.
     """
 
     def __init__(
@@ -269,8 +270,9 @@ class MetricLines(Hook):
         writer: MetricWriter,
         epochs: Callable[[int], Mapping[str, float]] = lambda step: {},
         passed_over: PassedOver | None = None,
+        fields: Callable[[], Mapping[str, Any]] = dict,
     ):
-        self._writer, self._epochs, self._passed_over = writer, epochs, passed_over
+        self._writer, self._epochs, self._passed_over, self._fields = writer, epochs, passed_over, fields
 
     def after_step(self, info: StepInfo) -> None:
         """Writes the line, where one is due."""
@@ -278,7 +280,7 @@ class MetricLines(Hook):
             epochs = self._epochs(info.step)
             bad = self._passed_over.count() if self._passed_over is not None else 0
             more: dict[str, Any] = {"epochs": dict(epochs)} if epochs else {}
-            self._writer.write({**info.line, **more, **({"bad_records": bad} if bad else {})})
+            self._writer.write({**info.line, **more, **({"bad_records": bad} if bad else {}), **self._fields()})
 
 
 class ShowProgress(Hook):

@@ -9,6 +9,7 @@ A save that fails is told at the next step boundary. A run of one process tries 
 after each of `RETRY_AFTER_S`; then it ends.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ class Saver:
       times: when to save.
       background: write while training goes on; only with one process.
       say: tells people a line.
+      timed: a block around all that training waits for.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Saver:
         times: SaveTimes,
         background: bool = False,
         say: Callable[[str], None] = print,
+        timed: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ):
-        self._prepare, self._times, self._say = prepare, times, say
+        self._prepare, self._times, self._say, self._timed = prepare, times, say, timed
         self._background = background and jax.process_count() == 1
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[AnyPath] | None = None
@@ -92,7 +95,12 @@ class Saver:
         Raises:
           UserError: a save failed as often as it is tried.
         """
-        if self._writing is not None and (saving or self._writing.done()):
+        if saving or (self._writing is not None and self._writing.done()):
+            with self._timed():
+                yield from self._boundary(state, saving, last)
+
+    def _boundary(self, state: TrainState, saving: bool, last: bool) -> Iterator[AnyPath]:
+        if self._writing is not None:
             yield from self._written()
         if not saving:
             return

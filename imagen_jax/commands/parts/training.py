@@ -15,6 +15,7 @@ from imagen_jax.sampling.preview import PreviewRows
 from imagen_jax.sampling.preview_hook import PreviewHook
 from imagen_jax.train.config import PreviewConfig, TrainConfig
 from imagen_jax.train.hooks import Hook, StepInfo
+from imagen_jax.train.instruments import ProfileSteps, profiled_steps
 from imagen_jax.train.loop import Run, train
 
 
@@ -78,20 +79,34 @@ class _StopReason(Hook):
         self.name = info.reason
 
 
-def run(config: TrainConfig, operative_config: str = "") -> None:
+def run(config: TrainConfig, operative_config: str = "", profile_steps: str | None = None) -> None:
     """Trains one stage with its previews and evaluations.
+
+    Args:
+      config: the run.
+      operative_config: its gin text.
+      profile_steps: "A:B", updates of which a trace is written; None: of none.
 
     Raises:
       UserError: see `train` and `check_evaluation`; also when the run directory cannot be written.
       StoppedError: a signal asked the run to stop, and it has saved.
     """
     stopped = _StopReason()
+    profiled = profiled_steps(profile_steps) if profile_steps is not None else None
     if config.evaluate is not None:
         check_evaluation(
             config.evaluate.evaluation, config.model_dir, config.evaluate.every, save_every=config.save_every
         )
+
+    def hooks(run: Run) -> Sequence[Hook]:
+        asked = hooks_of(run, operative_config)
+        if profiled is None:
+            return (*asked, stopped)
+        folder = as_path(config.model_dir) / "tensorboard"
+        return (*asked, ProfileSteps(profiled, run.start, folder), stopped)
+
     try:
-        train(config, operative_config, hooks=lambda run: (*hooks_of(run, operative_config), stopped))
+        train(config, operative_config, hooks=hooks)
     except OSError as error:
         raise UserError(
             f"the run in {config.model_dir} stopped on a file: {error}. Its checkpoints are intact; free space or "
