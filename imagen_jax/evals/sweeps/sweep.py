@@ -16,8 +16,8 @@ from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.evals.drawn_images import code_version
 from imagen_jax.evals.scoring import FEW
-from imagen_jax.evals.sweeps.measures import Measures, Scorer
-from imagen_jax.evals.sweeps.plan import Plan, Point, StageGrid, build_plan
+from imagen_jax.evals.sweeps.measures import Measures, Scorer, combined
+from imagen_jax.evals.sweeps.plan import Node, Plan, Point, StageGrid, build_plan
 from imagen_jax.evals.sweeps.prompts import PromptList, PromptSource
 from imagen_jax.evals.sweeps.units import POLL_S, UNIT, Folder, draw_plan, estimate
 from imagen_jax.files import as_path, files_under, locked, make_dirs, read_json, write_json, write_text
@@ -36,7 +36,7 @@ class SweepConfig:
       output_dir: folder of the sweep; several processes with one config share it.
       prompts: what every point draws.
       grids: values to try, for each stage that is not drawn as configured alone.
-      measures: networks that score the images.
+      measures: metrics of the images, and networks that they need.
       batch_size: images of a unit of work, a multiple of the devices.
     """
 
@@ -116,6 +116,7 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
             for one in cascade.stages
         ],
         "prompts": {**prompts.about, "number": len(prompts.prompts), "sha256": prompts.digest},
+        "metrics": list(config.measures.metrics),
         "weights": scorer.facts(),
         "points": rows,
     }
@@ -157,15 +158,14 @@ def _laid_out(config: SweepConfig, cascade: Cascade) -> tuple[PromptList, Plan, 
             f"stage {cascade.names[0]!r} enlarges images and a sweep gives it none; give a cascade with its base stage"
         )
     prompts = config.prompts.read()
+    config.measures.check(prompts)
     plan = build_plan(cascade, config.grids, prompts)
     batch_size = min(config.batch_size, len(prompts.prompts))
     return prompts, plan, Folder(path=config.output_dir, prompts=prompts, batch_size=batch_size)
 
 
 def _warnings(config: SweepConfig, prompts: PromptList) -> list[str]:
-    if prompts.protocol is not None and config.measures.inception_path is None:
-        return ["no FID: Measures.inception_path names no weights"]
-    if prompts.protocol is not None and len(prompts.prompts) < FEW:
+    if "fid" in config.measures.metrics and len(prompts.prompts) < FEW:
         return [f"{len(prompts.prompts)} images a point: FID is biased upwards below {FEW}"]
     return []
 
@@ -204,10 +204,13 @@ def _check_folder(folder: Folder, cascade: Cascade, write: bool) -> None:
 
 
 def _score_all(plan: Plan, folder: Folder, scorer: Scorer) -> dict[str, dict[str, Any]]:
-    """Scores of each node of a point that did not fail; processes that share the sweep share this too."""
+    """Scores of each node of a point that did not fail; processes that share the sweep share this too.
+
+    A file holds one metric of one node, so that a metric that is added is computed alone.
+    """
     place = os.path.join(folder.path, "scores")
     make_dirs(place)
-    weights = "-".join(fingerprint[:8] for fingerprint in scorer.facts().values())
+    keys = scorer.keys(folder.prompts)
     nodes = {point.node.key: point.node for point in plan.points if not folder.failure(point.node)}
     found: dict[str, dict[str, Any]] = {}
     with Progress(len(nodes), "score", "point") as progress:
@@ -216,16 +219,40 @@ def _score_all(plan: Plan, folder: Folder, scorer: Scorer) -> dict[str, dict[str
             for key, node in nodes.items():
                 if key in found:
                     continue
-                path = os.path.join(place, f"{key}{'-' if weights else ''}{weights}.json")
+                paths = {name: os.path.join(place, key, f"{name}-{digest}.json") for name, digest in keys.items()}
                 with locked(os.path.join(folder.path, "claims", f"score-{key}.lock")) as held:
-                    if held and not as_path(path).is_file():
-                        made = scorer.score(folder.of_node(node), folder.image_names(), folder.prompts, place)
-                        write_json(path, made)
-                if as_path(path).is_file():
-                    found[key] = read_json(path)
+                    if held:
+                        _score_node(node, folder, scorer, paths)
+                if not _lacking(paths):
+                    found[key] = combined([_read_scores(path) for path in paths.values()])
                     progress.update()
             if len(found) == before:
                 time.sleep(POLL_S)  # Others score what is left.
+    return found
+
+
+def _lacking(paths: dict[str, str]) -> list[str]:
+    return [name for name, path in paths.items() if not as_path(path).is_file()]
+
+
+def _score_node(node: Node, folder: Folder, scorer: Scorer, paths: dict[str, str]) -> None:
+    lacking = _lacking(paths)
+    if not lacking:
+        return
+    cache = os.path.join(folder.path, "scores")
+    made = scorer.score(folder.of_node(node), folder.image_names(), folder.prompts, lacking, cache)
+    make_dirs(os.path.dirname(paths[lacking[0]]))
+    for name, one in made.items():
+        write_json(paths[name], one)
+
+
+def _read_scores(path: str) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it: the scores are computed again") from error
+    if not isinstance(found, dict) or not {"scores", "warnings", "samples", "samples_by"} <= found.keys():
+        raise UserError(f"{path} is damaged (fields are missing); remove it: the scores are computed again")
     return found
 
 
