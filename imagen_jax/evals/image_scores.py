@@ -6,7 +6,7 @@ One set of images has as many FIDs as there are protocols; the table shows them 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -70,6 +70,9 @@ class ImageFolder:
             return np.asarray(decode_image(path))
         except ImageError as error:
             raise UserError(f"{path} is no image that can be read ({error}); remove it or give it again") from error
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[number] for number in range(len(self)))
 
     def chosen(self, most: int, seed: int) -> "ImageFolder":
         """All images, or `most` of them in the order of their names' digests with the seed."""

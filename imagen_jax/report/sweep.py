@@ -180,14 +180,20 @@ def samples(points: Sequence[dict[str, Any]], output_dir: str) -> Html:
 
 
 def facts(content: dict[str, Any], about: dict[str, Any]) -> Html:
-    """Protocol, checkpoints, weights, command, version, hardware and seconds."""
+    """Protocol, checkpoints, weights, command, versions, hardware and seconds."""
     rows: list[list[Child]] = [["imagen_jax", content["version"]]]
     rows += [[f"Checkpoint of {stage['name']}", stage["checkpoint"]] for stage in content["stages"]]
+    varied = _varied(content["points"])
+    for stage, settings in content["points"][0]["settings"].items():
+        same = [f"{axis} {_shown(value)}" for axis, value in settings.items() if (stage, axis) not in varied]
+        rows += [[f"The same in all points, {stage}", ", ".join(same)]] if same else []
     rows += [[f"Prompts, {name}", value] for name, value in _flat(content["prompts"])]
     rows += [["Metrics", ", ".join(content["metrics"]) or "none"]] if "metrics" in content else []
     rows += [[f"Weights of {name}", value] for name, value in content["weights"].items()]
     rows += [["Devices", ", ".join(about["devices"])]]
     rows += [[f"Drawing {stage}", duration(seconds)] for stage, seconds in about["seconds"].items()]
+    rows += [["Scoring", duration(about["scoring_s"])]] if "scoring_s" in about else []
+    rows += [[name, value] for name, value in about.get("versions", {}).items()]
     return join(
         table("Protocol and run", ["What", "Value"], rows),
         tag("p", "Command:"),

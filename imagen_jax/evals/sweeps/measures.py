@@ -20,7 +20,6 @@ from imagen_jax.evals.scoring import METRICS, SCORES, Gathered, figures, find_me
 from imagen_jax.evals.shapes_judge import Verdict, alignment, category, judge
 from imagen_jax.evals.sweeps.prompts import PromptList
 from imagen_jax.files import as_path, files_under, locked, write_bytes
-from imagen_jax.image_files import decode_image
 
 _KINDS = ("inception", "clip", "dinov2")
 # Name beside those of metrics: the judge's shares.
@@ -228,17 +227,12 @@ def _load_features(path: str) -> np.ndarray:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); remove it: it is made again") from error
 
 
-def _pixels(folder: str, names: Sequence[str]) -> np.ndarray:
-    return np.stack([np.asarray(decode_image(os.path.join(folder, name))) for name in names])
-
-
 def _judged(folder: str, names: Sequence[str], prompts: PromptList) -> tuple[dict[str, float], np.ndarray]:
     assert prompts.scenes is not None
     verdicts: dict[str, list[Verdict]] = {}
     each = []
-    for name, scene in zip(names, prompts.scenes, strict=True):
-        image = _pixels(folder, [name])
-        (image,) = enlarged(image, max(1, _JUDGED_SIDE // image.shape[1]))
+    for image, scene in zip(ImageFolder(folder, names), prompts.scenes, strict=True):
+        (image,) = enlarged(image[None], max(1, _JUDGED_SIDE // image.shape[0]))
         verdict = judge(image, scene)
         verdicts.setdefault(category(scene), []).append(verdict)
         each.append(float(verdict.matches))
