@@ -6,7 +6,7 @@ One set of images has as many FIDs as there are protocols; the table shows them 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -14,18 +14,17 @@ import numpy as np
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError, listed
-from imagen_jax.evals.features.loading import load_extractor
 from imagen_jax.evals.metrics import FeatureStatistics
 from imagen_jax.evals.metrics.statistics import check_same
+from imagen_jax.evals.networks import load_networks
 from imagen_jax.evals.protocols import ALL, Protocol, find_protocols
-from imagen_jax.evals.scoring import BATCH, FEW, Gathered, figures, find_metrics, gather, identity_of
+from imagen_jax.evals.scoring import Gathered, figures, find_metrics, gather, identity_of, too_few
 from imagen_jax.files import files_under, make_dirs, read_json, size_of, write_json
 from imagen_jax.image_files import ImageError, decode_image
 from imagen_jax.versions import code_version
 
 FILE = "image_scores.json"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-_KINDS = ("inception", "clip", "dinov2")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +71,9 @@ class ImageFolder:
             return np.asarray(decode_image(path))
         except ImageError as error:
             raise UserError(f"{path} is no image that can be read ({error}); remove it or give it again") from error
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[number] for number in range(len(self)))
 
     def chosen(self, most: int, seed: int) -> "ImageFolder":
         """All images, or `most` of them in the order of their names' digests with the seed."""
@@ -167,19 +169,12 @@ class ImageScores:
             print(table(result))
 
     def _extractors(self) -> list[Any]:
-        needed = {one.kind for one in find_metrics(self.metrics).values()}
-        made = []
-        for kind, field in zip(_KINDS, ("weights_path", "clip_path", "dinov2_path"), strict=True):
-            if kind in needed:
-                path = getattr(self, field)
-                found = load_extractor(path or "", batch_size=BATCH)
-                if found.kind != kind:
-                    raise UserError(
-                        f"ImageScores.{field} ({path}) holds {found.kind}; expected {kind}, which "
-                        f"{', '.join(name for name in self.metrics if find_metrics((name,))[name].kind == kind)} needs"
-                    )
-                made.append(found)
-        return made
+        fields = {
+            "inception": ("ImageScores.weights_path", self.weights_path),
+            "clip": ("ImageScores.clip_path", self.clip_path),
+            "dinov2": ("ImageScores.dinov2_path", self.dinov2_path),
+        }
+        return load_networks(self.metrics, fields)
 
     def _captions(self, images: ImageFolder) -> dict[str, str] | None:
         if self.captions_path is None:
@@ -248,14 +243,7 @@ class ImageScores:
         return Gathered(found.num_examples, {("inception", "2048"): found})
 
     def _row(self, protocol: Protocol, ours: Gathered, theirs: Gathered | None) -> dict[str, Any]:
-        warnings = []
-        if find_metrics(self.metrics).keys() & {"fid", "fid_infinity"}:
-            for name, one in (("generated", ours), ("reference", theirs)):
-                if one is not None and one.num_images < FEW:
-                    warnings.append(
-                        f"{one.num_images} {name} images: FID is biased upwards, by about C / {one.num_images}; "
-                        f"give at least {FEW}"
-                    )
+        warnings = too_few(self.metrics, ours, theirs)
         if protocol.num_images and ours.num_images < protocol.num_images:
             warnings.append(f"{ours.num_images} of the protocol's {protocol.num_images} images")
         return {

@@ -26,7 +26,8 @@ BATCH = 16
 # Below as many images FID on 2048 features is far too large.
 FEW = 2048
 _RESAMPLES = 1000
-_SCORES = "score"
+# Layer of CLIP that holds each image's CLIP score.
+SCORES = "score"
 
 
 @runtime_checkable
@@ -112,7 +113,7 @@ METRICS: Mapping[str, Metric] = {
     ),
     "fd_dinov2": Metric(kind="dinov2", layer="cls", compute=_one("fd_dinov2", metrics.frechet_distance), streams=True),
     "cmmd": Metric(kind="clip", layer="image_features", compute=_one("cmmd", metrics.cmmd)),
-    "clip_score": Metric(kind="clip", layer=_SCORES, compute=_mean_clip_score, paired=False, captioned=True),
+    "clip_score": Metric(kind="clip", layer=SCORES, compute=_mean_clip_score, paired=False, captioned=True),
     "r_precision": Metric(kind="clip", layer="image_features", compute=_r_precision, paired=False, captioned=True),
 }
 
@@ -192,6 +193,17 @@ def figures(names: Sequence[str], ours: Gathered, theirs: Gathered | None) -> di
             sides = ours.features[metric.key], _of(name, theirs, metric, "features") if metric.paired else None
         found |= metric.compute(*sides)
     return found
+
+
+def too_few(names: Sequence[str], ours: Gathered, theirs: Gathered | None) -> list[str]:
+    """Warnings of sets of images that are too small for FID."""
+    if not {"fid", "fid_infinity"} & set(names):
+        return []
+    return [
+        f"{one.num_images} {side} images: FID is biased upwards, by about C / {one.num_images}; give at least {FEW}"
+        for side, one in (("generated", ours), ("reference", theirs))
+        if one is not None and one.num_images < FEW
+    ]
 
 
 def _of(name: str, theirs: Any, metric: Metric, field: str) -> Any:
@@ -287,7 +299,7 @@ def _gather_rows(
 
 def _kept(wanted: Any) -> set[tuple[str, str]]:
     keys = {metric.key for metric in wanted if not metric.streams}
-    if any(metric.captioned and metric.layer != _SCORES for metric in wanted):
+    if any(metric.captioned and metric.layer != SCORES for metric in wanted):
         keys.add(("clip", "text_features"))
     return keys
 
@@ -323,7 +335,7 @@ def _features(
     if any(metric.captioned for metric in wanted):
         texts = networks["clip"].text_features(captions)
         made["clip", "text_features"] = texts
-        made["clip", _SCORES] = metrics.clip_score(made["clip", "image_features"], texts)[:, None]
+        made["clip", SCORES] = metrics.clip_score(made["clip", "image_features"], texts)[:, None]
     for (kind, layer), value in made.items():
         if not np.isfinite(value).all():
             raise UserError(f"{kind}'s {layer} of an image is not finite; its weights are damaged: download them again")

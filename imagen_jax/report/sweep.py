@@ -13,9 +13,25 @@ from imagen_jax.report.markup import Child, Html, duration, join, number, table,
 from imagen_jax.report.sections import picture
 
 PAGE = "sweep.html"
-# Scores for the axis of curves, the first that is there.
-_CURVED = ("fid", "matches", "clip_score")
-_LABELS = {"fid": "FID", "clip_score": "CLIP score", "matches": "share of images that match"}
+# Figures that have curves; what stands beside them, such as deviations and shares of a category, is in the table.
+_LABELS = {
+    "fid": "FID",
+    "fid_infinity": "FID at infinity",
+    "fd_dinov2": "FD-DINOv2",
+    "kid": "KID",
+    "cmmd": "CMMD",
+    "inception_score": "Inception score",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "vendi": "Vendi score",
+    "clip_score": "CLIP score",
+    "r_precision": "R-precision",
+    "matches": "share of images that match",
+}
+# Distances to a reference, the first of which that is there stands against CLIP score.
+_DISTANCES = ("fid", "fid_infinity", "fd_dinov2", "cmmd", "kid")
 
 
 def write_sweep_page(output_dir: str) -> str:
@@ -72,30 +88,27 @@ def sweep_page(content: dict[str, Any], about: dict[str, Any], output_dir: str) 
 
 
 def charts(points: Sequence[dict[str, Any]]) -> list[Html]:
-    """FID against CLIP score where both are there, and a score along each axis with several numbers."""
+    """FID, or another distance, against CLIP score where both are there; each score along each axis of numbers."""
     drawn = [point for point in points if not point["failed"]]
-    made = []
-    if any({"fid", "clip_score"} <= point["scores"].keys() for point in drawn):
-        made.append(_pareto(drawn))
-    score = next((name for name in _CURVED if any(name in point["scores"] for point in drawn)), None)
-    if score is None:
-        return made
+    there = {name for point in drawn for name in point["scores"]}
+    distance = next((name for name in _DISTANCES if name in there), None)
+    made = [] if distance is None or "clip_score" not in there else [_pareto(drawn, distance)]
     for stage, settings in points[0]["settings"].items():
         for axis in settings:
             values = [point["settings"][stage][axis] for point in points]
             if len(set(map(str, values))) > 1 and not isinstance(values[0], str):
-                made.append(_curve(drawn, stage, axis, score))
+                made += [_curve(drawn, stage, axis, score) for score in _LABELS if score in there]
     return made
 
 
-def _pareto(points: Sequence[dict[str, Any]]) -> Html:
+def _pareto(points: Sequence[dict[str, Any]], distance: str) -> Html:
     groups: dict[str, dict[float, float]] = {}
     for point in points:
         kinds = (f"{s['sampler']}, {s['thresholding']}" for s in point["settings"].values())
         scores = point["scores"]
         at = groups.setdefault(" → ".join(kinds), {})
-        at[scores["clip_score"]] = min(scores["fid"], at.get(scores["clip_score"], float("inf")))
-    return _lines("FID against CLIP score", "CLIP score", "FID", groups)
+        at[scores["clip_score"]] = min(scores[distance], at.get(scores["clip_score"], float("inf")))
+    return _lines(f"{_LABELS[distance]} against CLIP score", "CLIP score", _LABELS[distance], groups)
 
 
 def _curve(points: Sequence[dict[str, Any]], stage: str, axis: str, score: str) -> Html:
@@ -167,13 +180,20 @@ def samples(points: Sequence[dict[str, Any]], output_dir: str) -> Html:
 
 
 def facts(content: dict[str, Any], about: dict[str, Any]) -> Html:
-    """Protocol, checkpoints, weights, command, version, hardware and seconds."""
+    """Protocol, checkpoints, weights, command, versions, hardware and seconds."""
     rows: list[list[Child]] = [["imagen_jax", content["version"]]]
     rows += [[f"Checkpoint of {stage['name']}", stage["checkpoint"]] for stage in content["stages"]]
+    varied = _varied(content["points"])
+    for stage, settings in content["points"][0]["settings"].items():
+        same = [f"{axis} {_shown(value)}" for axis, value in settings.items() if (stage, axis) not in varied]
+        rows += [[f"The same in all points, {stage}", ", ".join(same)]] if same else []
     rows += [[f"Prompts, {name}", value] for name, value in _flat(content["prompts"])]
+    rows += [["Metrics", ", ".join(content["metrics"]) or "none"]] if "metrics" in content else []
     rows += [[f"Weights of {name}", value] for name, value in content["weights"].items()]
     rows += [["Devices", ", ".join(about["devices"])]]
     rows += [[f"Drawing {stage}", duration(seconds)] for stage, seconds in about["seconds"].items()]
+    rows += [["Scoring", duration(about["scoring_s"])]] if "scoring_s" in about else []
+    rows += [[name, value] for name, value in about.get("versions", {}).items()]
     return join(
         table("Protocol and run", ["What", "Value"], rows),
         tag("p", "Command:"),

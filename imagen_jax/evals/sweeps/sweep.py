@@ -6,25 +6,27 @@ several processes writes the same bytes as one that was not. Times and machines 
 
 import csv
 import dataclasses
+import importlib.metadata
 import io
-import json
 import os
+import platform
 import time
 from typing import Any
 
 from imagen_jax.checks import check_count, check_path
 from imagen_jax.errors import UserError
 from imagen_jax.evals.scoring import FEW
-from imagen_jax.evals.sweeps.measures import Measures, Scorer
-from imagen_jax.evals.sweeps.plan import Plan, Point, StageGrid, build_plan
+from imagen_jax.evals.sweeps.measures import Measures, Scorer, combined
+from imagen_jax.evals.sweeps.plan import Node, Plan, Point, StageGrid, build_plan
 from imagen_jax.evals.sweeps.prompts import PromptList, PromptSource
-from imagen_jax.evals.sweeps.units import POLL_S, UNIT, Folder, draw_plan, estimate
-from imagen_jax.files import as_path, files_under, locked, make_dirs, read_json, write_json, write_text
+from imagen_jax.evals.sweeps.units import POLL_S, UNIT, Folder, draw_plan, estimate, read_unit
+from imagen_jax.files import as_path, check_content, files_under, locked, make_dirs, read_json, write_json, write_text
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.versions import code_version
 
 CSV, JSON, RUN, RECORD = "sweep.csv", "sweep.json", "sweep_run.json", "sweep_folder.json"
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class SweepConfig:
       output_dir: folder of the sweep; several processes with one config share it.
       prompts: what every point draws.
       grids: values to try, for each stage that is not drawn as configured alone.
-      measures: networks that score the images.
+      measures: metrics of the images, and networks that they need.
       batch_size: images of a unit of work, a multiple of the devices.
     """
 
@@ -107,7 +109,7 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
         print(warning)
     _check_folder(folder, cascade, write=True)
     drawn = draw_plan(plan, folder)
-    scores = _score_all(plan, folder, scorer)
+    scores, scoring_s = _score_all(plan, folder, scorer)
     rows = [_row(point, folder, scores) for point in plan.points]
     result = {
         "version": code_version(),
@@ -116,12 +118,14 @@ def run_sweep(config: SweepConfig, command: str = "", cascade: Cascade | None = 
             for one in cascade.stages
         ],
         "prompts": {**prompts.about, "number": len(prompts.prompts), "sha256": prompts.digest},
+        "metrics": list(config.measures.metrics),
         "weights": scorer.facts(),
         "points": rows,
     }
     write_text(os.path.join(folder.path, CSV), as_csv(result))
     write_json(os.path.join(folder.path, JSON), result, end="\n")
-    write_json(os.path.join(folder.path, RUN), {"command": command, **_times(plan, folder)}, end="\n")
+    run = {"command": command, **_times(plan, folder), "scoring_s": scoring_s, "versions": _versions()}
+    write_json(os.path.join(folder.path, RUN), run, end="\n")
     failed = sum(bool(row["failed"]) for row in rows)
     print(f"{len(plan.points)} points in {folder.path}; this process drew {drawn} images; {failed} points failed")
     return result
@@ -157,15 +161,14 @@ def _laid_out(config: SweepConfig, cascade: Cascade) -> tuple[PromptList, Plan, 
             f"stage {cascade.names[0]!r} enlarges images and a sweep gives it none; give a cascade with its base stage"
         )
     prompts = config.prompts.read()
+    config.measures.check(prompts)
     plan = build_plan(cascade, config.grids, prompts)
     batch_size = min(config.batch_size, len(prompts.prompts))
     return prompts, plan, Folder(path=config.output_dir, prompts=prompts, batch_size=batch_size)
 
 
 def _warnings(config: SweepConfig, prompts: PromptList) -> list[str]:
-    if prompts.protocol is not None and config.measures.inception_path is None:
-        return ["no FID: Measures.inception_path names no weights"]
-    if prompts.protocol is not None and len(prompts.prompts) < FEW:
+    if "fid" in config.measures.metrics and len(prompts.prompts) < FEW:
         return [f"{len(prompts.prompts)} images a point: FID is biased upwards below {FEW}"]
     return []
 
@@ -203,30 +206,61 @@ def _check_folder(folder: Folder, cascade: Cascade, write: bool) -> None:
     return None
 
 
-def _score_all(plan: Plan, folder: Folder, scorer: Scorer) -> dict[str, dict[str, Any]]:
-    """Scores of each node of a point that did not fail; processes that share the sweep share this too."""
+def _score_all(plan: Plan, folder: Folder, scorer: Scorer) -> tuple[dict[str, dict[str, Any]], float]:
+    """Scores of each node of a point that did not fail, and their seconds; processes that share the sweep share this.
+
+    A file holds one metric of one node, so that a metric that is added is computed alone.
+    """
     place = os.path.join(folder.path, "scores")
     make_dirs(place)
-    weights = "-".join(fingerprint[:8] for fingerprint in scorer.facts().values())
+    keys = scorer.keys(folder.prompts)
     nodes = {point.node.key: point.node for point in plan.points if not folder.failure(point.node)}
     found: dict[str, dict[str, Any]] = {}
+    seconds = 0.0
     with Progress(len(nodes), "score", "point") as progress:
         while len(found) < len(nodes):
             before = len(found)
             for key, node in nodes.items():
                 if key in found:
                     continue
-                path = os.path.join(place, f"{key}{'-' if weights else ''}{weights}.json")
+                paths = {name: os.path.join(place, key, f"{name}-{digest}.json") for name, digest in keys.items()}
                 with locked(os.path.join(folder.path, "claims", f"score-{key}.lock")) as held:
-                    if held and not as_path(path).is_file():
-                        made = scorer.score(folder.of_node(node), folder.image_names(), folder.prompts, place)
-                        write_json(path, made)
-                if as_path(path).is_file():
-                    found[key] = read_json(path)
+                    if held:
+                        _score_node(node, folder, scorer, paths)
+                if not _lacking(paths):
+                    parts = [_read_scores(path) for path in paths.values()]
+                    found[key], seconds = combined(parts), seconds + sum(part["seconds"] for part in parts)
                     progress.update()
             if len(found) == before:
                 time.sleep(POLL_S)  # Others score what is left.
-    return found
+    return found, seconds
+
+
+def _lacking(paths: dict[str, str]) -> list[str]:
+    return [name for name, path in paths.items() if not as_path(path).is_file()]
+
+
+def _score_node(node: Node, folder: Folder, scorer: Scorer, paths: dict[str, str]) -> None:
+    lacking = _lacking(paths)
+    if not lacking:
+        return
+    cache = os.path.join(folder.path, "scores")
+    start = time.perf_counter()
+    made = scorer.score(folder.of_node(node), folder.image_names(), folder.prompts, lacking, cache)
+    seconds = (time.perf_counter() - start) / len(made)
+    make_dirs(os.path.dirname(paths[lacking[0]]))
+    for name, one in made.items():
+        write_json(paths[name], {**one, "seconds": seconds})
+
+
+def _read_scores(path: str) -> dict[str, Any]:
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it: the scores are computed again") from error
+    wanted = {"scores": {...: float}, "warnings": [str], "samples": [dict], "samples_by": str, "seconds": float}
+    check_content(path, found, wanted, "remove it: the scores are computed again")
+    return dict(found)
 
 
 def _row(point: Point, folder: Folder, scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -241,15 +275,19 @@ def _row(point: Point, folder: Folder, scores: dict[str, dict[str, Any]]) -> dic
     }
 
 
+def _versions() -> dict[str, str]:
+    """Versions of Python and of the packages that images and scores depend on."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
 def _times(plan: Plan, folder: Folder) -> dict[str, Any]:
     """Seconds of drawing by stage, and the devices that drew."""
     seconds: dict[str, float] = {}
     devices: set[str] = set()
     for node in plan.nodes:
         for unit in range(len(folder.units)):
-            path = as_path(folder.of_unit(node, unit)) / UNIT
-            if path.is_file():
-                facts = json.loads(path.read_text(encoding="utf-8"))
+            if (as_path(folder.of_unit(node, unit)) / UNIT).is_file():
+                facts = read_unit(folder, node, unit)
                 name = node.cascade.names[0]
                 seconds[name] = seconds.get(name, 0.0) + facts["seconds"]
                 devices.add(facts["device"])

@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from imagen_jax.errors import UserError
 from imagen_jax.evals.drawn_images import DrawnItem, draw_missing
+from imagen_jax.evals.image_scores import ImageFolder
 from imagen_jax.evals.sweeps.plan import Node, Plan
 from imagen_jax.evals.sweeps.prompts import PromptList, rows_of
-from imagen_jax.files import as_path, files_under, locked, make_dirs, read_json, write_json
-from imagen_jax.image_files import decode_image
+from imagen_jax.files import StrPath, as_path, check_content, files_under, locked, make_dirs, read_json, write_json
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.images import NoNumbersError, from_uint8
 
@@ -72,7 +73,7 @@ class Folder:
         while node is not None:
             path = as_path(self.of_node(node)) / FAILED
             if path.is_file():
-                return str(read_json(path)["message"])
+                return str(_read(path, {"message": str})["message"])
             node = node.below
         return ""
 
@@ -95,13 +96,12 @@ class State:
 
     def look_at(self, node: Node, unit: int) -> None:
         """Looks at one unit again."""
-        name = f"{node.key}/{unit:05d}/{UNIT}"
-        if as_path(os.path.join(self._folder.path, "images", name)).is_file():
-            self._files[name] = 0
+        for name, size in files_under(self._folder.of_unit(node, unit)).items():
+            self._files[f"{node.key}/{unit:05d}/{name}"] = size
 
     def finished(self, node: Node, unit: int) -> bool:
-        """Tells if a unit is whole."""
-        return f"{node.key}/{unit:05d}/{UNIT}" in self._files
+        """Tells if a unit is whole: an image that was removed since is to be drawn again."""
+        return all(f"{node.key}/{unit:05d}/{name}" in self._files for name in (UNIT, *self._folder.names(unit)))
 
     def failed(self, node: Node | None) -> bool:
         """Tells if a node failed, or one below it."""
@@ -154,6 +154,26 @@ def draw_plan(plan: Plan, folder: Folder) -> int:
     return drawn
 
 
+def read_unit(folder: Folder, node: Node, unit: int) -> dict[str, Any]:
+    """What is noted of a finished unit: its images drawn, seconds and device.
+
+    Raises:
+      UserError: the note is damaged.
+    """
+    path = os.path.join(folder.of_unit(node, unit), UNIT)
+    return _read(path, {"images": int, "seconds": float, "device": str})
+
+
+def _read(path: StrPath, wanted: dict[str, Any]) -> dict[str, Any]:
+    fix = "remove it, and the sweep goes on from there"
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {fix}") from error
+    check_content(path, found, wanted, fix)
+    return dict(found)
+
+
 def _try(folder: Folder, state: State, node: Node, unit: int) -> int | None:
     """Draws a unit; None where that is not to be done now: another process has it, or what is below is missing."""
     if node.below is not None and not state.finished(node.below, unit):
@@ -175,7 +195,8 @@ def _try(folder: Folder, state: State, node: Node, unit: int) -> int | None:
             return number
         facts = {"images": number, "seconds": time.perf_counter() - start, "device": device()}
         write_json(os.path.join(folder.of_unit(node, unit), UNIT), facts)
-        state.add(node, f"{unit:05d}/{UNIT}")
+        for name in (UNIT, *folder.names(unit)):
+            state.add(node, f"{unit:05d}/{name}")
         return number
 
 
@@ -192,8 +213,7 @@ def _draw_unit(folder: Folder, node: Node, unit: int) -> Iterator[Any]:
     low_res = None
     if node.below is not None:
         below = folder.of_unit(node.below, unit)
-        pictures = [np.asarray(decode_image(os.path.join(below, name))) for name in folder.names(unit)]
-        low_res = from_uint8(np.stack(pictures))
+        low_res = from_uint8(np.stack([*ImageFolder(below, folder.names(unit))]))
     yield from draw_missing(
         node.cascade,
         items,
@@ -240,7 +260,7 @@ def estimate(plan: Plan, folder: Folder) -> Estimate:
         num_bytes += todo * (there // number if number else 3 * stage.stage.draw_size**2)
         for unit in range(len(folder.units)):
             if state.finished(node, unit):
-                facts = read_json(os.path.join(folder.of_unit(node, unit), UNIT))
+                facts = read_unit(folder, node, unit)
                 if facts["images"]:
                     rates.setdefault(kind, []).append(facts["seconds"] / facts["images"])
     untimed = tuple(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from imagen_jax.errors import UserError
-from imagen_jax.evals import image_scores, scoring
+from imagen_jax.evals import networks, scoring
 from imagen_jax.evals.evaluator import EvalConfig, run
 from imagen_jax.evals.image_scores import ImageFolder, ImageScores, MadeBy
 from imagen_jax.evals.metrics import frechet_distance
@@ -23,7 +23,7 @@ NAMES = "imagen_30k,clean_fid_30k,glide_30k"
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The program that the other tests of this folder compiled."""
-    monkeypatch.setattr(image_scores, "BATCH", 4)
+    monkeypatch.setattr(networks, "BATCH", 4)
     monkeypatch.setattr(scoring, "BATCH", 4)
 
 
@@ -77,7 +77,7 @@ def test_a_reference_is_measured_once(monkeypatch, tmp_path):
     ours, theirs = write(tmp_path / "ours", 1, 4), write(tmp_path / "theirs", 2, 5)
     stored = str(tmp_path / "reference.npz")
     places = {"generated_dir": ours, "statistics_path": stored}
-    monkeypatch.setattr(image_scores, "load_extractor", lambda path, batch_size: Means())
+    monkeypatch.setattr(networks, "load_extractor", lambda path, batch_size: Means())
 
     def fid(name: str, **more) -> float:
         ImageScores(**places, **more, protocols=(name,)).evaluate(None, str(tmp_path / "run"))

@@ -20,6 +20,7 @@ from imagen_jax.evals.sweeps.plan import StageGrid, build_plan
 from imagen_jax.evals.sweeps.prompts import ShapesPrompts
 from imagen_jax.evals.sweeps.sweep import SweepConfig, dry_run, run_sweep
 from imagen_jax.files import locked
+from imagen_jax.image_files import decode_image
 from imagen_jax.report.card_scores import read_measured
 from imagen_jax.report.sweep import write_sweep_page
 from imagen_jax.sampling.cascade import Cascade
@@ -104,7 +105,7 @@ def test_a_point_is_what_the_stages_draw_by_themselves(cascade: Cascade, whole: 
         path for path in folders
         if json.loads((path / "drawn.json").read_text())["stages"][0]["settings"]["guidance_weight"] == 2.0
     ]  # fmt: skip
-    found = np.stack([units.decode_image(own / f"{row:06d}.png") for row in range(BATCH)])
+    found = np.stack([decode_image(own / f"{row:06d}.png") for row in range(BATCH)])
     np.testing.assert_array_equal(found, images[:BATCH])
     told = json.loads((whole / "images" / key / "00000" / "drawn.json").read_text())
     assert told["below"] == own.parent.name

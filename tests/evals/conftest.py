@@ -1,4 +1,4 @@
-"""Inception with the golden random weights: built and compiled once for all tests of this folder."""
+"""Inception with the golden random weights: built and compiled once for all tests that take it."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ import pytest
 from imagen_jax.evals import load_extractor
 from imagen_jax.evals.features.inception import InceptionExtractor
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 # One size of batch is one program.
 BATCH = 4
 
