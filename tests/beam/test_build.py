@@ -23,7 +23,7 @@ from imagen_jax.data.raw import RawExample, Rejection, Source, screened
 from imagen_jax.data.records import Corpus
 from imagen_jax.data.sources import shapes_source
 from imagen_jax.main import main
-from tests.beam.conftest import TWO_WORKERS, files
+from tests.beam.conftest import TWO_PROCESSES, TWO_THREADS, files
 
 
 def _example(key: str, **fields) -> RawExample:
@@ -47,13 +47,13 @@ def test_bytes_are_the_serial_builders(tmp_path: Path) -> None:
         [_example(f"k{i}", split="val" if i % 3 == 0 else "train") for i in range(2, 14)],
     ]
     serial = builder.build_corpus(_source(*parts), tmp_path / "serial", CONFIG, extra={"note": 1})
-    report = build_corpus(_source(*parts), tmp_path / "beam", CONFIG, TWO_WORKERS, extra={"note": 1})
+    report = build_corpus(_source(*parts), tmp_path / "beam", CONFIG, TWO_PROCESSES, extra={"note": 1})
     assert report == serial and report.num_rejected == 4
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     refused = [json.loads(line)["source"] for line in (tmp_path / "beam" / "rejects.jsonl").read_text().splitlines()]
     assert refused == ["k1", "lonely.png", "mute", "k2"]
     Corpus(tmp_path / "beam").verify()
-    assert build_corpus(_source(*parts), tmp_path / "serial", CONFIG, TWO_WORKERS).reused
+    assert build_corpus(_source(*parts), tmp_path / "serial", CONFIG, TWO_PROCESSES).reused
 
 
 def test_originals_and_shards_of_bytes_are_the_serial_builders(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_originals_and_shards_of_bytes_are_the_serial_builders(tmp_path: Path) -
         parts[-1] += [RawExample(key=kind, image=buffer.getvalue(), caption="c", split="vx")]
     config = BuildConfig(name="tiny", image_size=8, shard_size=700, image_format="original")
     builder.build_corpus(_source(*parts), tmp_path / "serial", config)
-    build_corpus(_source(*parts), tmp_path / "beam", config, TWO_WORKERS)
+    build_corpus(_source(*parts), tmp_path / "beam", config, TWO_THREADS)
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     shards = Corpus(tmp_path / "beam").manifest["splits"]["vx"]["shards"]
     assert len({shard["num_examples"] for shard in shards}) > 1
@@ -83,7 +83,7 @@ def test_sizes_are_the_serial_builders(tmp_path: Path) -> None:
     ]
     config = BuildConfig(name="tiny", image_size=8, sizes=((10, 6), (8, 8), (6, 10)), examples_per_shard=2)
     serial = builder.build_corpus(_source(*parts), tmp_path / "serial", config)
-    assert build_corpus(_source(*parts), tmp_path / "beam", config, TWO_WORKERS) == serial
+    assert build_corpus(_source(*parts), tmp_path / "beam", config, TWO_THREADS) == serial
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     assert [one.size for one in Corpus(tmp_path / "beam").sizes("v")] == [(8, 8), (6, 10)]
 
@@ -98,7 +98,7 @@ def test_what_is_dropped_is_what_the_serial_builder_drops(tmp_path: Path) -> Non
     source = filtered(_source(*parts), ["caption == 'Out!' or n < 3"])
     source = screened(source, Screen(dedupe=True, captions=frozenset({caption_mark("out")})))
     serial = builder.build_corpus(source, tmp_path / "serial", CONFIG)
-    report = build_corpus(source, tmp_path / "beam", CONFIG, TWO_WORKERS)
+    report = build_corpus(source, tmp_path / "beam", CONFIG, TWO_THREADS)
     assert report == serial and serial.num_examples == {"train": 2, "val": 1}
     assert serial.num_dropped == {
         "excluded caption": 1, "caption == 'Out!' or n < 3": 2, "near-duplicate": 1, "no n": 1
@@ -125,7 +125,7 @@ def test_tars_datasets_and_filters_by_the_script(tmp_path: Path, run_script) -> 
     for place, kept in (("tars", 2), ("rows", 3)):
         flags = ["--images", str(tmp_path / place), "--image_size=8", "--filter=similarity >= 0.5"]
         assert main(["build_corpus", *flags, "--output", str(tmp_path / f"serial {place}")]) == 0
-        assert run_script("beam_build.py", *flags, "--output", str(tmp_path / f"beam {place}"), *TWO_WORKERS) == 0
+        assert run_script("beam_build.py", *flags, "--output", str(tmp_path / f"beam {place}"), *TWO_THREADS) == 0
         assert files(tmp_path / f"beam {place}") == files(tmp_path / f"serial {place}")
         assert Corpus(tmp_path / f"beam {place}").num_examples("train") == kept
 
@@ -141,7 +141,7 @@ def test_a_folder_by_the_script(tmp_path: Path, run_script, capsys) -> None:
     (folder / "7.txt").write_text("a broken picture")
     flags = ["--images", str(folder), "--image_size=8", "--val_fraction=0.2", "--vocab_size=40"]
     assert main(["build_corpus", *flags, "--output", str(tmp_path / "serial")]) == 0
-    assert run_script("beam_build.py", *flags, "--output", str(tmp_path / "beam"), *TWO_WORKERS) == 0
+    assert run_script("beam_build.py", *flags, "--output", str(tmp_path / "beam"), *TWO_PROCESSES) == 0
     assert "rejected: 1" in capsys.readouterr().out.splitlines()[-1]
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     refused = (tmp_path / "beam" / "rejects.jsonl").read_text()
@@ -165,13 +165,13 @@ def test_a_failing_worker_leaves_an_older_corpus_whole(tmp_path: Path) -> None:
     before = files(tmp_path)
     failing = Source(parts=[functools.partial(json.loads, "{")], num_examples=0, settings={})
     with pytest.raises(RuntimeError, match="JSONDecodeError"):
-        build_corpus(failing, tmp_path, CONFIG, TWO_WORKERS, overwrite=True)
+        build_corpus(failing, tmp_path, CONFIG, TWO_PROCESSES, overwrite=True)
     assert files(tmp_path) == before
 
 
 def test_drawn_shapes(tmp_path: Path) -> None:
     source = shapes_source({"train": 250, "val": 20}, seed=1, image_size=16)
     config = BuildConfig(name="shapes", image_size=16, examples_per_shard=100, image_format="webp", quality=80)
-    build_corpus(source, tmp_path / "beam", config, TWO_WORKERS)
+    build_corpus(source, tmp_path / "beam", config, TWO_THREADS)
     builder.build_corpus(source, tmp_path / "serial", config)
     assert files(tmp_path / "beam") == files(tmp_path / "serial")

@@ -17,7 +17,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.text.store.cache import CacheConfig, num_shards_of, plan_shards, write_if_free
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.text.store.writer import StoreWriter
-from tests.beam.conftest import TWO_WORKERS, files
+from tests.beam.conftest import TWO_PROCESSES, TWO_THREADS, files
 
 
 @pytest.fixture
@@ -33,18 +33,18 @@ def test_bytes_are_those_of_one_process(cache_config: CacheConfig, serial: Cache
     left = Path(cache_config.store_dir).parent / ".captions-0123"
     left.mkdir()
     (left / "plan-0000000").write_bytes(b"1")
-    cache_text(cache_config, TWO_WORKERS)
+    cache_text(cache_config, TWO_PROCESSES)
     assert files(cache_config.store_dir) == files(serial.store_dir)
     out = capsys.readouterr().out
     assert "400 captions, " in out and "7 of 7 shards" in out and "is whole; " in out
     assert [path.name for path in Path(cache_config.store_dir).parent.iterdir() if path.name.startswith(".")] == []
     store = EmbeddingStore.open(cache_config.store_dir)
     assert store.num_embeddings < store.num_keys == 400
-    cache_text(cache_config, TWO_WORKERS)
+    cache_text(cache_config, TWO_PROCESSES)
     assert "is whole already" in capsys.readouterr().out
     other = dataclasses.replace(cache_config, text=dataclasses.replace(cache_config.text, max_length=9))
     with pytest.raises(UserError, match="fingerprint.max_length: got 12, expected 9"):
-        cache_text(other, TWO_WORKERS)
+        cache_text(other, TWO_PROCESSES)
 
 
 def test_whole_shards_are_not_encoded_again(cache_config: CacheConfig, serial: CacheConfig, capsys) -> None:
@@ -61,7 +61,7 @@ def test_whole_shards_are_not_encoded_again(cache_config: CacheConfig, serial: C
     del writer
     kept = [path for shard in done for path in Path(cache_config.store_dir).glob(f"text-{shard:05d}-*.array_record")]
     before = [path.stat().st_mtime_ns for path in kept]
-    cache_text(cache_config, TWO_WORKERS)
+    cache_text(cache_config, TWO_THREADS)
     assert "5 of 7 shards" in capsys.readouterr().out
     assert len(kept) == 2 and [path.stat().st_mtime_ns for path in kept] == before
     assert files(cache_config.store_dir) == files(serial.store_dir)
@@ -118,16 +118,16 @@ def test_the_script(cache_config: CacheConfig, serial: CacheConfig, tmp_path: Pa
         "--gin.CacheConfig.batch_size=16",
         "--gin.CacheConfig.shard_size=64",
     ]
-    assert run_script("beam_cache_text.py", *TWO_WORKERS) == 2
+    assert run_script("beam_cache_text.py", *TWO_THREADS) == 2
     assert "add --gin_file=FILE" in capsys.readouterr().err
-    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={tmp_path / 'absent'}", *TWO_WORKERS) == 2
+    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={tmp_path / 'absent'}", *TWO_THREADS) == 2
     assert "does not exist; build a corpus there first" in capsys.readouterr().err
     shard = next(damaged.glob("train-00002-*.array_record"))
     shard.write_bytes(bytes(shard.stat().st_size))
-    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={damaged}", *TWO_WORKERS) == 2
+    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={damaged}", *TWO_THREADS) == 2
     error = capsys.readouterr().err
     assert "error: shard " in error and error.strip().splitlines()[-1].endswith("rebuild the corpus")
-    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={cache_config.corpus_dir}", *TWO_WORKERS) == 0
+    assert run_script("beam_cache_text.py", *flags, f"--gin.CORPUS_DIR={cache_config.corpus_dir}", *TWO_THREADS) == 0
     assert files(cache_config.store_dir) == files(serial.store_dir)
 
 
