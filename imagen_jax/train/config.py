@@ -150,7 +150,7 @@ class TrainConfig:
     keep_every: int | None = None
     background_saves: bool = True
     max_bad_steps: int = 10
-    watchdog_seconds: float | None = 3600
+    watchdog_seconds: float | None = 3600.0
     sdc_every: int | None = None
     previews: PreviewConfig | None = None
     evaluate: EvaluateConfig | None = None

@@ -57,7 +57,7 @@ def test_a_folder_of_pictures_becomes_a_corpus_without_leaving_the_bucket(bucket
             write_bytes(f"gs://bucket-a/raw/{name}", content)
     flags = ["--image_size=8", "--val_fraction=0.2", "--vocab_size=40"]
     assert main(["build_corpus", "--images", str(tmp_path / "raw"), *flags, "--output", str(tmp_path / "here")]) == 0
-    built = run_script("beam_build.py", "--images=gs://bucket-a/raw", *flags, f"--output={URL}", *TWO_PROCESSES)
+    built = run_script("beam_build.py", "--images=gs://bucket-a/raw", *flags, f"--output={URL}", *TWO_THREADS)
     assert built == 0
     assert in_bucket(bucket, "made") == files(tmp_path / "here")
 
@@ -68,7 +68,7 @@ def test_a_store_in_a_bucket_is_that_of_one_process(bucket, cache_config: CacheC
         write_bytes(f"gs://bucket-a/corpus/{name}", content)
     text = dataclasses.replace(cache_config.text, vocabulary_path="gs://bucket-a/corpus/vocabulary.model")
     config = dataclasses.replace(cache_config, text=text, corpus_dir="gs://bucket-a/corpus", store_dir=URL)
-    cache_text(config, TWO_THREADS)
+    cache_text(config, TWO_PROCESSES)
     assert in_bucket(bucket, "made") == files(tmp_path / "here")
 
 

@@ -141,7 +141,7 @@ def test_a_folder_by_the_script(tmp_path: Path, run_script, capsys) -> None:
     (folder / "7.txt").write_text("a broken picture")
     flags = ["--images", str(folder), "--image_size=8", "--val_fraction=0.2", "--vocab_size=40"]
     assert main(["build_corpus", *flags, "--output", str(tmp_path / "serial")]) == 0
-    assert run_script("beam_build.py", *flags, "--output", str(tmp_path / "beam"), *TWO_THREADS) == 0
+    assert run_script("beam_build.py", *flags, "--output", str(tmp_path / "beam"), *TWO_PROCESSES) == 0
     assert "rejected: 1" in capsys.readouterr().out.splitlines()[-1]
     assert files(tmp_path / "beam") == files(tmp_path / "serial")
     refused = (tmp_path / "beam" / "rejects.jsonl").read_text()
