@@ -121,7 +121,8 @@ def test_non_finite_parameters_are_shown_to_no_hook_but_the_error_is(tmp_path, m
     monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
     events: list = []
     with pytest.raises(UserError, match=r"step 7: loss = nan.*steps 5 to 7"):
-        loop.train(tiny_run.tiny_config(tmp_path, log_every=100), hooks=lambda run: [Recorder("a", events, 7)])
+        config = tiny_run.tiny_config(tmp_path, log_every=100, background_saves=False)
+        loop.train(config, hooks=lambda run: [Recorder("a", events, 7)])
     assert [event[1:3] for event in events if event[1] != "after_step"] == [("on_save", 4), ("on_error", 7)]
 
 
