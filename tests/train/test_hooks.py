@@ -121,7 +121,7 @@ def test_non_finite_parameters_are_shown_to_no_hook_but_the_error_is(tmp_path, m
     monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", {6})
     events: list = []
     with pytest.raises(UserError, match="step 7: loss = nan"):
-        config = tiny_run.tiny_config(tmp_path, log_every=100, max_bad_steps=1)
+        config = tiny_run.tiny_config(tmp_path, log_every=100, max_bad_steps=1, background_saves=False)
         loop.train(config, hooks=lambda run: [Recorder("a", events, 7)])
     assert [event[1:3] for event in events if event[1] != "after_step"] == [("on_save", 4), ("on_error", 7)]
 
