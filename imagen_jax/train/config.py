@@ -96,7 +96,7 @@ class TrainConfig:
         1 stops at the first.
       watchdog_seconds: seconds without the end of a step after which the process ends with the retry code, its stacks
         shown; what happens between steps counts, such as saves and previews. None never ends it.
-      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None checks never.
+      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None: never.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.

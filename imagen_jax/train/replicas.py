@@ -84,8 +84,8 @@ def check_replicas(state: TrainState, step: int) -> None:
         devices = sorted({device for wrong, _ in found for device in wrong})
         told_devices = ", ".join(f"{hosts[device]} of process {hosts[device].process_index}" for device in devices)
         raise UserError(
-            f"replicas of the state differ at step {step}, on {told_devices}, in {listed([name for _, name in found])}: "
-            "a device computes wrongly, or a bit of its memory flipped; take that machine out, and go on from a "
+            f"replicas of the state differ at step {step}, on {told_devices}, in {listed([name for _, name in found])}"
+            ": a device computes wrongly, or a bit of its memory flipped; take that machine out, and go on from a "
             "checkpoint of a step whose check went well"
         )
 

@@ -62,8 +62,7 @@ def main() -> None:
     text = "TrainConfig.seed = 1\n" if differs else "TrainConfig.seed = 0\n"
     if name == "poisons":
         config = tiny_run.with_changes(config, num_steps=step + 4)
-    hosts_data = loop.hosts.data
-    loop.hosts.data = lambda config, position: hosts_data(tiny_run.with_changes(config, store_dir=None), position)
+    loop.hosts.data = lambda config, position: {"data": dict(position)}  # There is no store.
     code = exit_code(lambda: training.run(config, text))
     leave_processes(code)
     sys.exit(code)
