@@ -2,9 +2,9 @@
 
     python -m tests.faults.soak [--steps 5000] [--faults 10] [--seed 0]
 
-At moments drawn from the seed one host is killed, stopped (SIGSTOP), or asked to end (SIGTERM); what is left must end by
-itself, and both are started again. In the end parameters, average and optimizer state must be those of the run that
-nothing disturbed, bit for bit.
+At moments drawn from the seed one host is killed, stopped (SIGSTOP) or asked to end (SIGTERM); what is left must end by
+itself, and both are started again. In the end parameters, average and optimizer state must be equal in both runs, bit
+for bit.
 """
 
 import argparse
