@@ -15,7 +15,7 @@ BEAM_PY = $(BEAM_VENV)/bin/python
 PIP_INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -c $(LOCK)
 BEAM_PIP_INSTALL = $(BEAM_PY) -m pip install --quiet --disable-pip-version-check -c constraints-beam.txt
 
-.PHONY: setup demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test fuzz clean
+.PHONY: setup demo demo-short demo-photos test test-all test-quick lint parity plan-test plan-pods beam-test fuzz soak clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.installed
@@ -91,6 +91,10 @@ test-quick: $(VENV)/.installed-tests
 CASES ?= 10000
 fuzz: $(VENV)/.installed
 	UNCHECKED_TYPES=1 $(PYTEST) tests/fuzz --cases $(CASES)
+
+# Two hosts under random faults, against two that nothing disturbed: hours.
+soak: $(VENV)/.installed
+	JAX_PLATFORMS=cpu $(PY) -m tests.faults.soak
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .

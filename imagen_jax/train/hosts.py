@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-import imagen_jax
 from imagen_jax.checkpoints.processes import gathered
 from imagen_jax.data.config import DataConfig
 from imagen_jax.data.tasks import shares_of
@@ -78,7 +77,7 @@ def code_and_config(operative_text: str) -> dict[str, Any]:
 
 
 def _source_digest() -> str:
-    root, digest = Path(imagen_jax.__file__).parent, hashlib.sha256()
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

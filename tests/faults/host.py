@@ -1,4 +1,5 @@
-"""One process of a tiny run of several, with a fault planted in it: `python -m tests.faults.host MODEL_DIR FAULT`.
+"""One process of a tiny run of several, with a fault planted in it: `python -m tests.faults.host MODEL_DIR FAULT`,
+with NUM_STEPS and SAVE_EVERY where they matter.
 
 Who it is among the processes is told by jax's variables. FAULT is NAME@STEP@PROCESS, or "none".
 """
@@ -29,7 +30,8 @@ def strike(name: str) -> None:
 
 def main() -> None:
     """Joins the others and trains."""
-    model_dir, fault = sys.argv[1:]
+    model_dir, fault, *counts = sys.argv[1:]
+    num_steps, save_every = map(int, counts or (400, 1000))
     name, *where = fault.split("@")
     step, process = map(int, where) if where else (-1, -1)
     me = int(os.environ["JAX_PROCESS_ID"])
@@ -58,12 +60,12 @@ def main() -> None:
     setup.BatchIterator = Batches
     loop.check_text = lambda config: tiny_run.TextEncoder(config.text)
     differs = name == "differs" and me == process
-    config = tiny_run.tiny_config(model_dir, num_steps=400, save_every=1000, watchdog_seconds=4)
+    config = tiny_run.tiny_config(model_dir, num_steps=num_steps, save_every=save_every)
+    config = tiny_run.with_changes(config, watchdog_seconds=4)
     text = "TrainConfig.seed = 1\n" if differs else "TrainConfig.seed = 0\n"
     if name == "poisons":
         config = tiny_run.with_changes(config, num_steps=step + 4)
-    hosts_data = loop.hosts.data
-    loop.hosts.data = lambda config, position: hosts_data(tiny_run.with_changes(config, store_dir=None), position)
+    loop.hosts.data = lambda config, position: {"data": dict(position)}  # There is no store.
     code = exit_code(lambda: training.run(config, text))
     leave_processes(code)
     sys.exit(code)

@@ -1,72 +1,17 @@
 """Faults of one process among two, joined by jax with gloo: what the other one does, and how soon."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from imagen_jax.checkpoints import folders
 from imagen_jax.errors import RETRY
+from tests.faults.hosts import START_S, Hosts
 from tests.train import tiny_run
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).resolve().parents[2]
 HEARTBEAT_S, WATCHDOG_S = 10, 4
-# Of a machine that does other things, too.
-START_S = 240
-
-
-class Hosts:
-    """Processes of one run, with what they say in files."""
-
-    def __init__(self, folder: Path, fault: str, num: int = 2):
-        with socket.create_server(("localhost", 0)) as server:
-            port = server.getsockname()[1]
-        self.model_dir, self.logs = folder / "run", [folder / f"host_{number}.txt" for number in range(num)]
-        self.processes = []
-        for number, log in enumerate(self.logs):
-            place = {
-                "JAX_PLATFORMS": "cpu",
-                "JAX_NUM_CPU_DEVICES": "1",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(num),
-                "JAX_PROCESS_ID": str(number),
-                "PYTHONPATH": str(REPOSITORY),
-            }
-            command = [sys.executable, "-m", "tests.faults.host", str(self.model_dir), fault]
-            with log.open("w") as stream:
-                one = subprocess.Popen(command, env=os.environ | place, cwd=REPOSITORY, stderr=stream, stdout=stream)
-            self.processes.append(one)
-
-    def __enter__(self) -> "Hosts":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for one in self.processes:
-            one.kill()
-            one.wait()
-
-    def said(self) -> list[str]:
-        return [log.read_text() for log in self.logs]
-
-    def wait_for_lines(self, step: int) -> None:
-        """Waits for the metrics line of a step."""
-        path, end = self.model_dir / "metrics.jsonl", time.monotonic() + START_S
-        while not path.exists() or f'"step": {step},' not in path.read_text():
-            assert time.monotonic() < end, self.said()
-            assert all(one.poll() is None for one in self.processes), self.said()
-            time.sleep(0.02)
-
-    def wait(self, number: int, seconds: float) -> int:
-        try:
-            return self.processes[number].wait(seconds)
-        except subprocess.TimeoutExpired:
-            pytest.fail(f"process {number} goes on after {seconds} s: {self.said()}")
 
 
 @pytest.mark.parametrize("fault", ["killed", "stopped", "raises", "exits"])
