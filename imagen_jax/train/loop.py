@@ -38,6 +38,7 @@ from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.ledger import Ledger
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
+from imagen_jax.train.programs import kept_programs
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.setup import (
     TrainSetup,
@@ -231,7 +232,8 @@ def _train(
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
-    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext(), ledger.during("compile"):
+    at_once = ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+    with kept_programs(config.model_dir), at_once, ledger.during("compile"):
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     frozen = setup.load_frozen()
     peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
