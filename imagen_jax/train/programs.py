@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -45,7 +46,7 @@ def kept_programs(model_dir: StrPath) -> Iterator[None]:
     Args:
       model_dir: run directory.
     """
-    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+    if _setting("jax_compilation_cache_dir") or not _setting("jax_enable_compilation_cache"):
         yield
         return
     place = as_path(model_dir) / FOLDER / _machine()
@@ -66,7 +67,7 @@ def kept_programs(model_dir: StrPath) -> Iterator[None]:
 @contextlib.contextmanager
 def _cache_at(folder: Path) -> Iterator[None]:
     settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: _setting(name) for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
@@ -76,6 +77,10 @@ def _cache_at(folder: Path) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 def _machine() -> str:
