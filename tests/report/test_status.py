@@ -107,6 +107,23 @@ def test_a_reason_from_elsewhere_cannot_steer_the_terminal(tmp_path):
     assert "\x1b" not in status(tmp_path) and "boom" in status(tmp_path)
 
 
+def test_watch_tells_it_until_ctrl_c(tmp_path, capsys, monkeypatch):
+    (tmp_path / "checkpoints/checkpoint_30").mkdir(parents=True)
+    make_run(tmp_path)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("imagen_jax.report.status.time.sleep", sleep)
+    assert main(["status", str(tmp_path), "--watch", "--poll=7"]) == 130
+    assert waits == [7, 7, 7] and capsys.readouterr().out.count("40 of 100") == 3
+    assert main(["status", str(tmp_path), "--watch", "--poll=0"]) == 2
+    assert "--poll (0) must be" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (61, "1 min 1 s"), (3661, "1 h 1 min"), (90_000, "1 d 1 h")],
