@@ -10,7 +10,6 @@ from jax import monitoring
 from jax.experimental.compilation_cache import compilation_cache
 
 from imagen_jax.train.programs import DIGESTS, FOLDER, kept_programs
-from tests import gcs
 
 HITS: list[str] = []
 
@@ -63,10 +62,16 @@ def test_a_program_is_compiled_once_and_a_changed_one_is_not_run(tmp_path):
 
 
 @pytest.mark.usefixtures("no_cache")
-def test_programs_lie_in_buckets_too():
-    with gcs.running() as server:
-        assert [compile_in("gs://bucket-a/run") for _ in range(2)] == [0, 1]
-        assert any(name.endswith(DIGESTS) for name in server.names())
+def test_a_run_that_is_moved_keeps_its_programs(tmp_path):
+    assert compile_in(tmp_path / "here") == 0
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert compile_in(tmp_path / "there") == 1
+
+
+@pytest.mark.usefixtures("no_cache")
+def test_programs_lie_in_buckets_too(bucket):
+    assert [compile_in("gs://bucket-a/run") for _ in range(2)] == [0, 1]
+    assert any(name.endswith(DIGESTS) for name in bucket.names())
 
 
 @pytest.mark.usefixtures("no_cache")
