@@ -69,7 +69,7 @@ def _cache_at(folder: Path) -> Iterator[None]:
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
-        # Caches of XLA's own would make the folder's name, and so a move of the run, part of what a program is found by.
+        # Those of XLA's own would make the folder's name part of what a program is found by.
         "jax_persistent_cache_enable_xla_caches": "none",
     }
     before = {name: _setting(name) for name in settings}
