@@ -33,7 +33,7 @@ from tests import gcs
 
 URL = "gs://bucket-a/cascade"
 PHASES = ("corpus", "embeddings", "base", "sr", "samples")
-TIMES = ("images_per_s", "step_time_s", "data_s", "compute_s", "mfu")
+TIMES = ("images_per_s", "step_time_s", "data_s", "compute_s", "mfu", "own_s", "step_p50_s", "step_p90_s", "step_p99_s")
 PROMPTS = ("a red circle", "two blue squares", "a green star", "a yellow ring")
 
 

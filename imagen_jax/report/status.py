@@ -43,7 +43,12 @@ def watch(run_dir: StrPath, poll_s: float) -> None:
     Args:
       run_dir: as of `status`.
       poll_s: seconds between two looks.
+
+    Raises:
+      UserError: as `status`, or seconds that are none.
     """
+    if not 0 < poll_s < 86400:
+        raise UserError(f"--poll ({poll_s:g}) must be a number of seconds above 0 and below a day, e.g. 10")
     while True:
         # A terminal shows the newest one alone.
         print(("\033[H\033[J" if sys.stdout.isatty() else "") + status(run_dir), flush=True)

@@ -106,10 +106,11 @@ class Instruments(Hook):
         try:
             yield
         except BaseException as error:
-            self._reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+            with contextlib.suppress(OSError):  # The error that ends the run is the one to be told.
+                self._ledger.close(self._step, reason)
             raise
-        finally:
-            self._ledger.close(self._step, self._reason)
+        self._ledger.close(self._step, self._reason)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; the wait for each is waiting for data."""

@@ -42,6 +42,7 @@ from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.ledger import Ledger
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
+from imagen_jax.train.programs import kept_programs
 from imagen_jax.train.replicas import ReplicaCheck
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.saving import Saver, SaveTimes
@@ -239,7 +240,8 @@ def _train(
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
     setup = setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
-    with ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext(), ledger.during("compile"):
+    at_once = ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext()
+    with kept_programs(config.model_dir), at_once, ledger.during("compile"):
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()

@@ -13,7 +13,6 @@ from imagen_jax.main import main
 from imagen_jax.report.status import LOCK, METRICS, duration, status
 from imagen_jax.train import metrics, run_dir
 from imagen_jax.train.ledger import Ledger
-from tests import gcs
 
 
 def make_run(folder, reason: str | None = "SIGTERM") -> None:
@@ -33,14 +32,14 @@ def test_names_of_files_are_the_trainers():
     assert (METRICS, LOCK) == (metrics.METRICS, run_dir.LOCK)
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_ten_lines_say_how_a_run_is_doing(tmp_path, remote):
-    if remote:
-        with gcs.running():
-            check_ten_lines("gs://bucket-a/run")
-    else:
-        (tmp_path / "checkpoints/checkpoint_30").mkdir(parents=True)
-        check_ten_lines(tmp_path)
+def test_ten_lines_say_how_a_run_is_doing(tmp_path):
+    (tmp_path / "checkpoints/checkpoint_30").mkdir(parents=True)
+    check_ten_lines(tmp_path)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_ten_lines_say_how_a_run_in_a_bucket_is_doing():
+    check_ten_lines("gs://bucket-a/run")
 
 
 def check_ten_lines(folder):
@@ -105,6 +104,23 @@ def test_a_reason_from_elsewhere_cannot_steer_the_terminal(tmp_path):
     make_run_dir.mkdir(parents=True)
     make_run(tmp_path, reason="\x1b[2J boom")
     assert "\x1b" not in status(tmp_path) and "boom" in status(tmp_path)
+
+
+def test_watch_tells_it_until_ctrl_c(tmp_path, capsys, monkeypatch):
+    (tmp_path / "checkpoints/checkpoint_30").mkdir(parents=True)
+    make_run(tmp_path)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("imagen_jax.report.status.time.sleep", sleep)
+    assert main(["status", str(tmp_path), "--watch", "--poll=7"]) == 130
+    assert waits == [7, 7, 7] and capsys.readouterr().out.count("40 of 100") == 3
+    assert main(["status", str(tmp_path), "--watch", "--poll=0"]) == 2
+    assert "--poll (0) must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

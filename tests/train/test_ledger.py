@@ -16,10 +16,10 @@ from imagen_jax.train.ledger import LEDGER, Ledger, Stretch, goodput, read_ledge
 from tests.train import tiny_run
 
 
-def stretch(run: str, begin: float, first_step: int, step: int, **seconds: float) -> Stretch:
+def stretch(run: str, begin: float, first: int, done: int, **seconds: float) -> Stretch:
     every = dict.fromkeys(ledger.TOLD, 0.0) | seconds
     end = begin + sum(seconds.values())
-    return Stretch(run=run, begin=begin, end=end, first_step=first_step, step=step, num_steps=99, seconds=every)
+    return Stretch(run=run, begin=begin, end=end, first_step=first, step=done, num_steps=99, seconds=every)
 
 
 def test_updates_done_again_are_lost_and_the_sum_is_the_wall_clock():
