@@ -101,7 +101,7 @@ class Scorer:
         return {kind: one.fingerprint for kind, one in self._networks.items()}
 
     def keys(self, prompts: PromptList) -> dict[str, str]:
-        """What is scored: each name, and the digest of all that its figures depend on besides the images."""
+        """Names of all that is scored, each with the digest of what its figures depend on besides the images."""
         reference = _reference_facts(prompts)
         keys = {name: self._digest(name, prompts, reference) for name in self._metrics}
         return keys | ({_JUDGE: "exact"} if prompts.scenes is not None else {})
@@ -199,7 +199,7 @@ def _scored(scores: dict[str, float], warnings: Sequence[str]) -> dict[str, Any]
 
 
 def _protocol(prompts: PromptList) -> Protocol:
-    """How images are brought to the networks; as they are where the prompts have no reference."""
+    """The way of images to the networks; as they are where the prompts have no reference."""
     return prompts.protocol or PROTOCOLS["torch_fidelity"]
 
 

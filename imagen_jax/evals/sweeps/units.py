@@ -155,7 +155,7 @@ def draw_plan(plan: Plan, folder: Folder) -> int:
 
 
 def read_unit(folder: Folder, node: Node, unit: int) -> dict[str, Any]:
-    """What is noted of a finished unit: its images drawn, seconds and device.
+    """The note of a finished unit: its images drawn, seconds and device.
 
     Raises:
       UserError: the note is damaged.

@@ -1,6 +1,5 @@
 """Input that a sweep refuses, repairs or counts, as docs/input_evaluation.md says."""
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,17 @@ from imagen_jax.sampling.cascade import Cascade
 from tests.evals.sweeps.tiny_coco import write_coco
 from tests.untrained import untrained_cascade
 
-GRIDS = (StageGrid(stage="sr", aug_level=(0.3,)),)
+GRIDS = (StageGrid(stage="base", guidance_weight=(2.0,)),)
 
 
 @pytest.fixture(scope="module")
 def cascade() -> Cascade:
     return untrained_cascade()
+
+
+@pytest.fixture(scope="module")
+def base(cascade: Cascade) -> Cascade:
+    return cascade.only("base", "base")
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +81,10 @@ def test_prompts_that_are_missing_or_damaged(cascade: Cascade, tmp_path: Path) -
     assert not (tmp_path / "sweep").exists()
 
 
-def test_files_of_a_sweep_that_are_damaged(cascade: Cascade, tmp_path: Path) -> None:
+def test_files_of_a_sweep_that_are_damaged(base: Cascade, tmp_path: Path) -> None:
     """Each is named with what to do, and doing it ends in the same table."""
     config, folder = _config(tmp_path), tmp_path / "sweep"
-    first = run_sweep(config, cascade=cascade)
+    first = run_sweep(config, cascade=base)
     key = first["points"][0]["key"]
     table = (folder / "sweep.csv").read_bytes()
     (scores,) = (folder / "scores" / key).iterdir()
@@ -88,34 +92,27 @@ def test_files_of_a_sweep_that_are_damaged(cascade: Cascade, tmp_path: Path) -> 
     pixels = image.read_bytes()
     image.write_bytes(pixels[:40])
     scores.unlink()
-    assert f"{image} is no image that can be read" in _refused(config, cascade)
+    assert f"{image} is no image that can be read" in _refused(config, base)
     image.unlink()
-    assert run_sweep(config, cascade=cascade) == first and image.read_bytes() == pixels
+    assert run_sweep(config, cascade=base) == first and image.read_bytes() == pixels
     for path, contents in ((unit, ("{", "[]", '{"images": -1}')), (scores, ("", "{}", '{"scores": {"a": "b"}}'))):
         for content in contents:
             path.write_text(content)
-            told = _refused(config, cascade)
+            told = _refused(config, base)
             assert str(path) in told and "remove it" in told
         path.unlink()
-        assert run_sweep(config, cascade=cascade) == first
+        assert run_sweep(config, cascade=base) == first
     assert (folder / "sweep.csv").read_bytes() == table
     record = folder / "sweep_folder.json"
     record.write_text("{")
-    assert "sweep_folder.json is damaged" in _refused(config, cascade)
+    assert "sweep_folder.json is damaged" in _refused(config, base)
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(UserError, match="malformed"):
         write_sweep_page(str(folder))
 
 
-def test_another_sweep_in_the_folder(cascade: Cascade, tmp_path: Path) -> None:
-    """Other grids go on with it, all else is refused."""
-    run_sweep(_config(tmp_path), cascade=cascade)
-    assert "its batch_size differ" in _refused(_config(tmp_path, batch_size=3), cascade)
-    other = dataclasses.replace(
-        cascade, stages=(cascade.stages[0], dataclasses.replace(cascade.stages[1], checkpoint="checkpoint_9"))
-    )
+def test_another_sweep_in_the_folder(base: Cascade, tmp_path: Path) -> None:
+    run_sweep(_config(tmp_path), cascade=base)
+    assert "its batch_size differ" in _refused(_config(tmp_path, batch_size=3), base)
+    other = dataclasses.replace(base, stages=(dataclasses.replace(base.stages[0], checkpoint="checkpoint_9"),))
     assert "its checkpoints differ" in _refused(_config(tmp_path), other)
-    more = (StageGrid(stage="sr", aug_level=(0.3,), thresholding=("static", "dynamic")),)
-    assert len(run_sweep(_config(tmp_path, grids=more), cascade=cascade)["points"]) == 2
-    rows = list(csv.DictReader((tmp_path / "sweep" / "sweep.csv").open()))
-    assert [row["sr.thresholding"] for row in rows] == ["static", "dynamic"]
