@@ -85,6 +85,7 @@ if __name__ == "__main__":
             for kind in KINDS:
                 state, *seconds = timed(update, state, kind, args.steps, folder)
                 found[kind].append(tuple(seconds))
+                print(f"{kind}: {seconds[0]:.2f} s, processor {seconds[1]:.2f} s", flush=True)
         newest = folders.existing(folder, None)
         size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
     print(f"a checkpoint: {size / 1e6:.1f} MB; medians of {args.rounds} rounds of {args.steps} updates")

@@ -189,7 +189,7 @@ def quarantine(path: AnyPath) -> str:
 
 
 def quarantined(model_dir: StrPath) -> list[AnyPath]:
-    """What `quarantine` set aside and nobody took away since, by its name."""
+    """Checkpoints that `quarantine` set aside and nobody took away since, by name."""
     root = as_path(model_dir) / "checkpoints"
     kept = re.compile(rf"{_NAME.pattern}{re.escape(DAMAGED)}[0-9]*")
     if is_remote(model_dir):

@@ -52,7 +52,7 @@ def run(tmp_path_factory):
 
 
 def start(root: Path, abstract):
-    """How training starts there."""
+    """The start that training makes there."""
     config = tiny_run.tiny_config(root)
     parts = dataclasses.replace(setup.TrainSetup.build(config, jax.devices()[:1]), state=abstract)
     return setup._own_checkpoint(config, parts)

@@ -47,7 +47,7 @@ class Writer:
 
 
 def names(saver: Saver, step: int, saving: bool, last: bool = False) -> list[str]:
-    """What became whole by a boundary."""
+    """Names of what became whole by a boundary."""
     return [path.name for path in saver.boundary(state_of(step), saving, last)]
 
 
