@@ -31,8 +31,8 @@ FOREIGN_FLAGS = {
     *("direct_num_workers", "direct_running_mode", "default_sdk_harness_log_level", "runner", "project", "region"),
     *("temp_location", "sdk_container_image", "worker_machine_type", "dataflow_service_options", "experiments"),
     "number_of_worker_harness_threads",
-    # pip
-    "no-deps",
+    # pip and docker
+    *("no-deps", "build-arg"),
     # scorers of prompt suites
     *("benchmark_data", "image_filepath_data", "method", "output_file", "outfile", "model-path", "out_dir"),
     # XLA

@@ -208,6 +208,12 @@ def train(
         return state
 
 
+def _peak_flops(setup: TrainSetup) -> float | None:
+    """FLOPs a second of all devices, None where the kind has no published figure."""
+    peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
+    return peak and peak * setup.mesh.size
+
+
 def _train(
     config: TrainConfig,
     setup: TrainSetup,
@@ -245,9 +251,8 @@ def _train(
         compiled, flops = setup.compile_sizes(), setup.model_flops()
     hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()
-    peak = peak_flops(setup.mesh.devices.flat[0].device_kind)
     bad_steps = BadSteps(config.max_bad_steps, config.model_dir, batches.examples_of)
-    peak = peak and peak * setup.mesh.size
+    peak = _peak_flops(setup)
     window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     run = Run(

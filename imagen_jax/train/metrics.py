@@ -123,7 +123,7 @@ class Window:
         return line
 
     def _averages(self) -> dict[str, Any]:
-        """What is averaged over the updates that were not skipped."""
+        """Means over the updates that were not skipped."""
         loss, norm = (float(np.mean([row[name] for row in self._rows])) for name in ("loss", "grad_norm"))
         return {"loss": loss, **self._means(), "grad_norm": norm}
 
