@@ -24,7 +24,7 @@ FOLDERS = ("imagen_jax", "configs", "launch", "data", "tests", "docs", "benchmar
 CODE = ("imagen_jax", "launch", "data", "benchmarks", "tests")
 SOURCES = {".py", ".gin", ".md", ".toml", ".sh"}
 # Kinds of files that a run leaves.
-OUTPUTS = {".partial", ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}
+OUTPUTS = {".damaged", ".partial", ".json", ".jsonl", ".npy", ".npz", ".model", ".html", ".png"}
 # Words of other programs that the pages tell a reader to type or to look for.
 FOREIGN_FLAGS = {
     # Apache Beam and Dataflow
@@ -125,9 +125,13 @@ class Names:
 
     @functools.cached_property
     def modes(self) -> dict[str, set[str]]:
-        """Flags of each mode of the console command, from its own help."""
-        listed = re.findall(r"^    (\w+)(?: |$)", _help(), re.M)
-        return {mode: {*FLAG.findall(_help(mode)), "help"} for mode in listed}
+        """Flags of each mode of the console command and of its actions, from their own help."""
+        found = {}
+        for mode in _listed(_help()):
+            own = _help(mode)
+            helps = [own, *(_help(mode, action) for action in _listed(own))]
+            found[mode] = {*FLAG.findall("".join(helps)), "help"}
+        return found
 
     def members(self, name: str) -> set[str]:
         """Fields, methods and attributes of a class, and of those it derives from."""
@@ -201,6 +205,10 @@ def _defined(node: ast.AST) -> set[str]:
         return {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return {one.id for target in targets if target for one in ast.walk(target) if isinstance(one, ast.Name)}
+
+
+def _listed(text: str) -> list[str]:
+    return re.findall(r"^    (\w+)(?: |$)", text, re.M)
 
 
 def _help(*words: str) -> str:

@@ -24,6 +24,7 @@ from imagen_jax.files.places import StrPath, as_path, file_system, is_remote, ma
 
 LEASE_S = 60.0
 _RENEWALS = 4
+_LAST_RENEWAL_S = 20.0
 _POLL_S = 0.5
 # Lease -> its version and since when this process has seen it unchanged.
 _seen: dict[str, tuple[str, float]] = {}
@@ -268,6 +269,7 @@ class _Lease:
         self._nonce = secrets.token_hex(8)
         self._version: str | None = None
         self._stop = threading.Event()
+        self._renewing: threading.Thread | None = None
         self._lost = False
         self.renewed = False
 
@@ -285,7 +287,8 @@ class _Lease:
             return False
         self._version, self._lost = found[0], False
         self._stop.clear()
-        threading.Thread(target=self._renew, daemon=True).start()
+        self._renewing = threading.Thread(target=self._renew, daemon=True)
+        self._renewing.start()
         return True
 
     def content(self) -> bytes:
@@ -300,6 +303,10 @@ class _Lease:
 
     def release(self) -> None:
         self._stop.set()
+        if self._renewing is not None:
+            # A renewal under way makes another version: the removal of the one before would be refused.
+            self._renewing.join(_LAST_RENEWAL_S)
+            self._renewing = None
         if self._version is not None and not self._lost:
             with contextlib.suppress(FileExistsError):
                 conditions.remove(self._url, self._version)

@@ -9,7 +9,7 @@ from typing import Any
 
 from imagen_jax.checkpoints import folders, marks
 from imagen_jax.errors import UserError, printable
-from imagen_jax.files import LEASE_S, AnyPath, Lock, StrPath, as_path, file_system, files_under, is_remote
+from imagen_jax.files import LEASE_S, AnyPath, Lock, StrPath, as_path, files_under, is_remote, modified_at
 from imagen_jax.train.ledger import CATEGORIES, LEDGER, Stretch, goodput, read_ledger, totals
 
 # As the trainer names them; it loads jax, which a look at a run need not wait for.
@@ -63,7 +63,7 @@ def state(run_dir: AnyPath, ledger: list[Stretch]) -> str:
       ledger: its lines.
     """
     holder = Lock(run_dir / LOCK).holder()
-    if holder is not None and is_remote(run_dir) and time.time() - _modified(run_dir / LOCK) > 2 * LEASE_S:
+    if holder is not None and is_remote(run_dir) and time.time() - modified_at(run_dir / LOCK) > 2 * LEASE_S:
         holder = None  # A lease that nobody renews.
     if holder is not None and holder.runs is not False:
         sure = "" if holder.runs else ", as far as can be told from here"
@@ -127,7 +127,7 @@ def _last_line(run_dir: AnyPath) -> dict[str, Any]:
     return {}
 
 
-def _value(line: dict[str, Any], name: str) -> float | None:
+def _value(line: dict[str, Any], name: str) -> int | float | None:
     value = line.get(name)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
@@ -166,13 +166,8 @@ def _checkpoints(run_dir: AnyPath, now: float) -> str:
     if step is None:
         return "none yet"
     best = marks.best_step(run_dir)
-    age = max(0.0, now - _modified(folders.checkpoint_dir(run_dir, step) / folders.DIGESTS))
+    age = max(0.0, now - modified_at(folders.checkpoint_dir(run_dir, step) / folders.DIGESTS))
     return f"step {step}, {duration(age)} old" + (f"; the best: step {best}" if best is not None else "")
-
-
-def _modified(path: AnyPath) -> float:
-    """Seconds since 1970 when a file was written."""
-    return file_system(path).modified(str(path)).timestamp() if is_remote(path) else path.stat().st_mtime
 
 
 def _goodput(ledger: list[Stretch]) -> str:
@@ -189,7 +184,7 @@ def _troubles(line: dict[str, Any]) -> str:
     return ", ".join(found) or "none"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds in words of two units, e.g. "3 h 12 min"."""
     whole = round(seconds)
     if whole < 60:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.commands.parts import training
 from imagen_jax.errors import UserError
 from imagen_jax.train import loop
-from imagen_jax.train.hooks import Hook
+from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.train.instruments import ProcessTimes, ProfileSteps, profiled_steps, slow_process
 from tests.train import tiny_run
+
+NOWHERE = StepInfo(step=7, state=TrainState(step=7, params={}, ema_params={}, opt_state=()))
 
 
 def times(own_s: float, step_s: float = 1.0) -> ProcessTimes:
@@ -77,9 +80,9 @@ def test_profile_steps_writes_a_trace_of_them_alone(tmp_path, capfd):
 
 def test_the_first_update_is_traced_and_later_ones_than_the_last_never(tmp_path):
     hook = ProfileSteps((5, 9), 7, tmp_path)
-    hook.on_error(None, ValueError())
+    hook.on_error(NOWHERE, ValueError())
     assert list(tmp_path.glob("plugins/profile/*/*.xplane.pb"))
-    ProfileSteps((5, 9), 9, tmp_path / "none").on_stop(None)
+    ProfileSteps((5, 9), 9, tmp_path / "none").on_stop(NOWHERE)
     assert not (tmp_path / "none").exists()
 
 
