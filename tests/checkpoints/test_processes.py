@@ -134,7 +134,7 @@ def test_two_processes_agree_on_their_checkpoints(tmp_path):
     assert not [path for folder in own for path in folder.rglob("checkpoint_2*")]
 
     assert one["save common"] is None and two["save common"] is None
-    written = json.loads((common / "checkpoints" / "checkpoint_2" / "digests.json").read_text())
+    written = json.loads((common / "checkpoints" / "checkpoint_2.damaged" / "digests.json").read_text())
     # The first alone hashes; both have what they wrote.
     assert one["restore"] == [True, len(written)] and two["restore"] == [True, 0]
     assert "config.gin (changed)" in one["restore damaged"] and one["restore damaged"] == two["restore damaged"]

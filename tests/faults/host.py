@@ -29,14 +29,20 @@ def strike(name: str) -> None:
 
 
 def main() -> None:
-    """Joins the others and trains."""
+    """Joins the others and trains, in the order of the console command: jax takes SIGTERM as it joins."""
+    code = exit_code(train)
+    leave_processes(code)
+    sys.exit(code)
+
+
+def train() -> None:
+    """Trains with the others."""
+    join_processes(argparse.Namespace(**dict.fromkeys(FLAGS)))
     model_dir, fault, *counts = sys.argv[1:]
     num_steps, save_every = map(int, counts or (400, 1000))
     name, *where = fault.split("@")
     step, process = map(int, where) if where else (-1, -1)
     me = int(os.environ["JAX_PROCESS_ID"])
-    join_processes(argparse.Namespace(**dict.fromkeys(FLAGS)))
-
     from imagen_jax.commands.parts import training
     from imagen_jax.train import loop, setup
     from tests.train import tiny_run
@@ -66,9 +72,7 @@ def main() -> None:
     if name == "poisons":
         config = tiny_run.with_changes(config, num_steps=step + 4)
     loop.hosts.data = lambda config, position: {"data": dict(position)}  # There is no store.
-    code = exit_code(lambda: training.run(config, text))
-    leave_processes(code)
-    sys.exit(code)
+    training.run(config, text)
 
 
 if __name__ == "__main__":
