@@ -34,8 +34,8 @@ class Config:
         if self.size % 16:
             raise UserError(f"size ({self.size}) must be divisible by 16; choose 64 or 80")
 
-def run(config, operative_config=None):
-    print(json.dumps({"ran": config.size, "operative": operative_config}))
+def run(config, operative_config=None, profile_steps=None):
+    print(json.dumps({"ran": config.size, "operative": operative_config, "profiled": profile_steps}))
 
 def dry_run(config):
     print(f"parameters for size {config.size}")
@@ -47,7 +47,7 @@ def sample(checkpoint, captions, options):
 def report(run_dir):
     return f"{run_dir}/report.html"
 
-def fail_on_last(config, operative_config):
+def fail_on_last(config, operative_config, profile_steps):
     import jax
     from jax.experimental import multihost_utils
     print("processes", jax.process_count(), flush=True)
@@ -144,6 +144,8 @@ def test_train_gets_the_operative_config(joined, capsys, tmp_path):
     (tmp_path / "config.gin").write_text(first["operative"])
     assert main(["train", "--gin_file=config.gin"]) == 0
     assert json.loads(capsys.readouterr().out) == first
+    assert main(["train", "--gin_file=config.gin", "--profile_steps=3:4"]) == 0
+    assert json.loads(capsys.readouterr().out) == first | {"profiled": "3:4"}
 
 
 def test_gin_files_are_found_in_search_paths(joined, capsys, tmp_path):
