@@ -114,6 +114,7 @@ class Batches(tiny_run.TinyBatches):
 
 setup.BatchIterator = Batches
 loop.check_text = lambda config: TextEncoder(config.text)
+loop.hosts.data = lambda config, position: {}  # There is no store.
 loop.train(tiny_run.tiny_config(folder, num_steps=20, log_every=10, save_every=20))
 """
 

@@ -107,7 +107,8 @@ def test_a_run_fills_its_ledger(tmp_path):
     ended = time.time()
     lines = read_ledger(tmp_path)
     found = totals(lines)
-    assert sum(found.values()) == pytest.approx(ended - began, rel=0.01, abs=0.15)
+    # What precedes and follows the ledger itself is all that may lack.
+    assert ended - began - 0.8 < sum(found.values()) < ended - began + 0.02
     assert min(found[name] for name in ("start", "compile", "step", "checkpoint")) > 0 and found["lost"] == 0
     assert 0.1 <= found["evaluation"] < 1
     assert [line.reason for line in lines if line.reason] == ["all its steps are done"] * 2
@@ -116,16 +117,16 @@ def test_a_run_fills_its_ledger(tmp_path):
 
 @pytest.mark.usefixtures("tiny_data")
 def test_the_reason_of_an_error_is_in_the_last_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_run.TinyBatches, "poison_step", 6)
+    monkeypatch.setattr(tiny_run.TinyBatches, "poison_steps", frozenset({6}))
     with pytest.raises(UserError):
-        loop.train(tiny_run.tiny_config(tmp_path))
+        loop.train(tiny_run.tiny_config(tmp_path, max_bad_steps=1))
     last = read_ledger(tmp_path)[-1]
-    assert last.reason is not None and last.reason.startswith("UserError: not finite at step 7") and last.step == 7
+    assert last.reason is not None and last.reason.startswith("UserError: not finite at step 7")
 
 
 CHILD = """
 import sys, time
-from imagen_jax.train import loop
+from imagen_jax.train import loop, setup
 from tests.train import tiny_run
 tiny_run.use_tiny_data()
 print(time.time(), flush=True)
@@ -136,7 +137,7 @@ class Batches(tiny_run.TinyBatches):
             print(time.time(), flush=True)
             time.sleep(99)
         return super().__next__()
-loop.setup.BatchIterator = Batches
+setup.BatchIterator = Batches
 loop.train(tiny_run.tiny_config(sys.argv[1], num_steps=40, save_every=10), "text")
 print(time.time(), flush=True)
 """

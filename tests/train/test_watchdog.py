@@ -3,10 +3,13 @@
 import threading
 import time
 
+from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.errors import RETRY
 from imagen_jax.train.hooks import StepInfo
 from imagen_jax.train.watchdog import Watchdog, standing
 from tests.train import tiny_run
+
+STATE = TrainState(step=7, params={}, ema_params={}, opt_state=())
 
 
 def test_a_run_that_stands_is_ended_in_time_with_stacks(tmp_path, capfd):
@@ -22,7 +25,7 @@ def test_a_run_that_stands_is_ended_in_time_with_stacks(tmp_path, capfd):
     with Watchdog(0.4, tmp_path, 6, leave) as watchdog:
         for step in (7, 8):
             time.sleep(0.25)
-            watchdog.after_step(StepInfo(step=step, state=None))  # type: ignore[arg-type]
+            watchdog.after_step(StepInfo(step=step, state=STATE))
         assert codes == []
         began = time.monotonic()
         sleeps_for_ever()
@@ -49,7 +52,7 @@ def test_those_behind_are_named():
 
 
 def test_settings_of_the_checks_are_checked(tmp_path):
-    for changes in ({"watchdog_seconds": 0}, {"watchdog_seconds": float("nan")}, {"sdc_every": 0}):
+    for changes in ({"watchdog_seconds": 0.0}, {"watchdog_seconds": float("nan")}, {"sdc_every": 0}):
         try:
             tiny_run.tiny_config(tmp_path, **changes)
         except ValueError as error:
