@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -96,7 +96,10 @@ def read_hashed(paths: Sequence[str]) -> list[tuple[np.ndarray, str]]:
       OSError: a file cannot be read.
     """
     workers = os.cpu_count() or 1
-    with concurrent.futures.ThreadPoolExecutor(workers) as files, concurrent.futures.ThreadPoolExecutor(workers) as sums:
+    with (
+        concurrent.futures.ThreadPoolExecutor(workers) as files,
+        concurrent.futures.ThreadPoolExecutor(workers) as sums,
+    ):
         return list(files.map(lambda path: _read_hashed(path, sums), paths))
 
 
@@ -104,16 +107,17 @@ def _read_hashed(path: str, sums: concurrent.futures.Executor) -> tuple[np.ndarr
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:
         content = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+        view = memoryview(cast(Any, content))
         hashed: concurrent.futures.Future[None] | None = None
         done = 0
         while done < content.size:
-            count = file.readinto(memoryview(content[done : done + _CHUNK]))
+            count = file.readinto(view[done : done + _CHUNK])
             if not count:
                 raise OSError(f"{path} became shorter while it was read")
             if hashed is not None:
                 hashed.result()
             # One piece is hashed while the next is read.
-            hashed = sums.submit(digest.update, content[done : done + count])
+            hashed = sums.submit(digest.update, view[done : done + count])
             done += count
         if hashed is not None:
             hashed.result()

@@ -214,7 +214,9 @@ def _verified(path: str) -> tuple[str, dict[str, np.ndarray]]:
     there = files_under(path)
     wrong = [f"{name} (missing)" for name in expected if name not in there]
     # Others may lie beside the stages, as the Hub's do; among them they could be taken for a vocabulary.
-    wrong += [f"{name} (not written by export)" for name in there if name.startswith(f"{STAGES}/") and name not in expected]
+    wrong += [
+        f"{name} (not written by export)" for name in there if name.startswith(f"{STAGES}/") and name not in expected
+    ]
     if HEADER not in expected:
         wrong.append(f"{HEADER} (without a digest)")
     found: dict[str, np.ndarray] = {}
@@ -280,4 +282,3 @@ def _call(stage: Stage, params: PyTree) -> Array:
         framing=uncropped(1, side, side) if stage.framing else None,
     )
     return stage.model.apply({"params": params}, z_t, jnp.zeros((1,)), cond)
-

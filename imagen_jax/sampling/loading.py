@@ -69,7 +69,7 @@ def drawing_devices() -> list[jax.Device]:
 def load_stages(
     path: str, text_encoder: str | None = None, steps: Mapping[str, folders.Step] | None = None
 ) -> list[TrainedStage]:
-    """The stages that a cascade directory, a run directory, a bundle or a gin file of a `CascadeConfig` names, in order.
+    """The stages, in order, of a cascade directory, a run directory, a bundle or a gin file of a `CascadeConfig`.
 
     Args:
       path: of one of these.

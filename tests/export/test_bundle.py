@@ -76,7 +76,8 @@ def test_another_reader_finds_the_parameters(cascade, made):
 
 def test_neither_tensorflow_nor_the_trainer_is_in_the_process(made):
     code = (
-        "import sys; from imagen_jax import Cascade; cascade = Cascade.load(sys.argv[1]); cascade.encoder.encode(['a'])\n"
+        "import sys; from imagen_jax import Cascade\n"
+        "Cascade.load(sys.argv[1]).encoder.encode(['a'])\n"
         "trainer = [name for name in sys.modules if name.startswith('imagen_jax.train') and name[16:] not in"
         " ('', '.hooks')]\n"
         "print(trainer, [name for name in ('tensorflow', 'seqio', 'gin', 'imagen_jax.data') if name in sys.modules])"
