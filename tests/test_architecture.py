@@ -41,10 +41,12 @@ DOORS: dict[str, set[str]] = {
     # Corpus and embedding store once more, by Apache Beam.
     "beam": {"data", "text"},
 }
+# What leaves the house is what was trained.
+DOORS["export"] = {"stage", "models", "text", "sharding", "checkpoints"}
 LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoints", "gin_config"}
 DOORS["train"] = LOADING - {"gin_config"} | {"data"}
 # Drawing and measuring meet training at its hooks alone.
-DOORS["sampling"] = LOADING | {"train.hooks"}
+DOORS["sampling"] = LOADING | {"train.hooks", "export"}
 # evals stands on sampling; it also reads corpora and COCO's captions, and knows what the drawn shapes are.
 DOORS["evals"] = LOADING | {
     "sampling",
@@ -74,7 +76,7 @@ FLOORS = (
     ("cost", "text"),
     ("stage", "data"),
     ("checkpoints", "beam"),
-    ("train",),
+    ("train", "export"),
     ("sampling",),
     ("evals", "planning"),
     ("report",),

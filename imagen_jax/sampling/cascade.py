@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.cost import memory
 from imagen_jax.errors import UserError
+from imagen_jax.export.bundle import export_bundle
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.sampling.drawing import (
@@ -33,6 +34,8 @@ from imagen_jax.sampling.images import finite, to_uint8
 from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes
 from imagen_jax.sampling.prompts import tell_lost
 from imagen_jax.sampling.request import (
+    MODES,
+    SETTINGS,
     EditRequest,
     Request,
     check_images,
@@ -48,16 +51,6 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
 WEIGHTS = ("auto", "resident", "offload")
-# What can be asked of a cascade, and the settings of each that the others do not have.
-SETTINGS: dict[str, tuple[str, ...]] = {
-    "text": ("low_res",),
-    "image_to_image": ("strength",),
-    "inpaint": ("masks", "strength", "num_resamples", "jump_length"),
-    "outpaint": ("border", "strength", "num_resamples", "jump_length"),
-    "vary": ("aug_level",),
-    "upscale": ("aug_level",),
-}
-MODES = tuple(SETTINGS)
 Images = UInt8[np.ndarray, "b _h _w 3"]
 
 
@@ -92,7 +85,7 @@ class Cascade:
         text_encoder: str | None = None,
         steps: Mapping[str, int | str] | None = None,
     ) -> "Cascade":
-        """Loads a cascade directory, the run directory of one stage, or a gin file (see `loading`).
+        """Loads a cascade directory, the run directory of one stage, a bundle, or a gin file (see `loading`).
 
         Args:
           path: where the trained stages are.
@@ -110,6 +103,18 @@ class Cascade:
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
         encoder = TextEncoder(stages[0].text, expected=stages[0].text_fingerprint)
         return cls(stages=tuple(stages), encoder=encoder, mesh=built, weights=weights)
+
+    def export(self, directory: str, format: str = "bundle", **options: Any) -> None:
+        """Writes the cascade in a form that leaves the house, loads that and compares it with this one.
+
+        Args:
+          directory: where to; of this machine or in a bucket.
+          format: "bundle": see docs/export.md.
+          options: keyword arguments of `export.bundle.export_bundle`.
+        """
+        if format != "bundle":
+            raise UserError(f"format ({format!r}) must be bundle")
+        export_bundle(self.stages, directory, **options)
 
     @property
     def config_hash(self) -> str:

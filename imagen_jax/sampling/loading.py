@@ -22,6 +22,7 @@ from imagen_jax.checkpoints import folders
 from imagen_jax.checkpoints.trained_stage import StageRecord, TrainedStage
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
+from imagen_jax.export.bundle import is_bundle, load_bundle
 from imagen_jax.files import absolute, as_path
 from imagen_jax.sampling.request import MAX_SIDE
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -68,7 +69,7 @@ def drawing_devices() -> list[jax.Device]:
 def load_stages(
     path: str, text_encoder: str | None = None, steps: Mapping[str, folders.Step] | None = None
 ) -> list[TrainedStage]:
-    """The stages that a cascade directory, a run directory or a gin file of a `CascadeConfig` names, in order.
+    """The stages, in order, of a cascade directory, a run directory, a bundle or a gin file of a `CascadeConfig`.
 
     Args:
       path: of one of these.
@@ -95,6 +96,12 @@ def load_stages(
                 raise UserError(f"{path} names {source.model_dir!r}, where no checkpoint is; train that stage first")
             one = load(source.model_dir, source.step)
             stages.append(one if source.sampling is None else dataclasses.replace(one, sampling=source.sampling))
+        check_chain(stages)
+        return stages
+    if is_bundle(path):
+        if asked:
+            raise UserError(f"{path} is a bundle, which holds no checkpoints to choose from; leave the step out")
+        stages = load_bundle(path, text_encoder)
         check_chain(stages)
         return stages
     if folders.latest_step(path) is not None:

@@ -12,6 +12,16 @@ from imagen_jax.files import is_unicode
 from imagen_jax.stage.guided import Edit, check_edit
 from imagen_jax.typing import Bool, Float
 
+# What can be asked of a cascade, and the settings of each that the others do not have.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "text": ("low_res",),
+    "image_to_image": ("strength",),
+    "inpaint": ("masks", "strength", "num_resamples", "jump_length"),
+    "outpaint": ("border", "strength", "num_resamples", "jump_length"),
+    "vary": ("aug_level",),
+    "upscale": ("aug_level",),
+}
+MODES = tuple(SETTINGS)
 # Pixels of a picture's side: no memory holds much more, and no size of an array overflows.
 MAX_SIDE = 1 << 16
 

@@ -19,6 +19,8 @@ PATHS = [f"--gin.{name}=nowhere" for name in ("CORPUS_DIR", "STORE_DIR", "MODEL_
         ["model_card", "x", "--corpus={}"],
         ["build_corpus", "--images={}", "--output=y", "--image_size=8"],
         ["build_corpus", "--images=x", "--output={}", "--image_size=8"],
+        ["export", "--from={}", "--to=y"],
+        ["export", "--from=x", "--to={}"],
         ["upgrade_run", "--run_dir={}"],
         ["import_text", "--from=x", "--to={}"],
         ["train", "--gin_file={}"],

@@ -66,6 +66,21 @@ def test_a_moved_cascade_draws_the_same_from_another_directory(root, cascade_dir
     assert len(drawn) == 2 and all(np.array_equal(*pair) for pair in zip(drawn, expected, strict=True))
 
 
+def test_a_bundle_of_the_run_draws_the_same(root, tmp_path, capsys):
+    place = tmp_path / "bundle"
+    assert main(["export", f"--from={root}", f"--to={place}", "--license=apache-2.0"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(place)
+    names = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert {"README.md", "training/base/versions.json", "stages/1-sr/vocabulary/vocabulary.model"} <= names
+    assert "license: apache-2.0" in (place / "README.md").read_text()
+    expected, loaded = Cascade.load(str(root)).sample(CAPTION, seed=3), Cascade.load(str(place))
+    assert all(np.array_equal(*pair) for pair in zip(loaded.sample(CAPTION, seed=3), expected, strict=True))
+    # A bundle is exported once more, as any cascade.
+    loaded.export(str(tmp_path / "again"))
+    assert main(["export", f"--from={root}", f"--to={place}"]) == 2
+    assert "is there already; give --overwrite" in capsys.readouterr().err
+
+
 def test_another_vocabulary_in_its_place_is_refused_by_digest(root, cascade_dir):
     path = newest(cascade_dir / "base")
     (vocabulary,) = (path / "vocabulary").iterdir()

@@ -8,9 +8,10 @@ from PIL import Image
 
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.errors import UserError
-from imagen_jax.sampling.cascade import SETTINGS, Cascade
+from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import broken_part, fitted, fitted_mask, is_transparent, read_image, read_mask
 from imagen_jax.sampling.loading import size_unit, stage_sizes
+from imagen_jax.sampling.request import SETTINGS
 
 # The setting of `Cascade.job` that each flag of a mode is.
 MODE_FLAGS = {

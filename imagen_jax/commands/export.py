@@ -1,0 +1,56 @@
+"""`imagen_jax export`: a trained cascade as one directory that leaves the house."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
+
+if TYPE_CHECKING:
+    from imagen_jax.sampling.cascade import Cascade
+
+_VERSIONS, _DATA_CARD = "versions.json", "card.json"
+
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds the flags that name the cascade and the directory to write."""
+    sub.add_argument(
+        "--from", type=user_path, dest="source", required=True, metavar="RUN", help="cascade directory, or one stage's"
+    )
+    sub.add_argument("--to", type=user_path, dest="directory", required=True, metavar="DIR", help="directory to write")
+    sub.add_argument("--format", choices=("bundle",), default="bundle", help="form of it (default bundle)")
+    sub.add_argument("--text_encoder", type=user_path, metavar="DIR", help="pretrained encoder; default: as noted")
+    sub.add_argument("--license", default="unknown", metavar="ID", help="for the model card, e.g. apache-2.0")
+    sub.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Writes the directory, loads it again, compares, and prints its path."""
+    from imagen_jax.sampling.cascade import Cascade
+
+    cascade = Cascade.load(args.source, text_encoder=args.text_encoder)
+    companions = _companions(args.source, cascade, args.license)
+    cascade.export(args.directory, format=args.format, companions=companions, overwrite=args.overwrite)
+    print(args.directory)
+
+
+def _companions(source: str, cascade: "Cascade", license: str) -> dict[str, bytes]:
+    """Model card, data card, and the versions that each stage was trained with, where the run holds them."""
+    from imagen_jax.files import as_path
+    from imagen_jax.report.model_card import CardOptions, model_card
+
+    folder = as_path(source)
+    found = {"README.md": model_card(folder, CardOptions(license=license)).encode()}
+    kept = {f"training/{name}/{_VERSIONS}": folder / name / _VERSIONS for name in cascade.names}
+    kept[f"training/{_VERSIONS}"] = folder / _VERSIONS
+    kept[f"training/data/{_DATA_CARD}"] = folder / "corpus" / _DATA_CARD
+    return found | {name: path.read_bytes() for name, path in kept.items() if path.is_file()}
+
+
+COMMAND = Command(
+    name="export",
+    help="write a trained cascade as one directory that loads anywhere",
+    run=run,
+    add_flags=add_flags,
+    order=9,
+)

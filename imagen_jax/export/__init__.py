@@ -1,0 +1,1 @@
+"""Trained cascades in forms that leave the house."""
