@@ -81,7 +81,7 @@ def wait_for(condition):
     end = time.monotonic() + LIMIT_S
     while not condition():
         logs = {path.name: path.read_text()[-1500:] for path in Path(os.environ["LOGS"]).glob("*.log")}
-        assert time.monotonic() < end, logs
+        assert time.monotonic() < end, (squeue(), logs)
         time.sleep(0.3)
 
 
@@ -113,8 +113,10 @@ def test_a_pipeline_runs_in_order_again_after_a_signal_and_not_after_an_error(co
 
     log = tmp_path / "log" / "test-stopped.log"
     wait_for(lambda: log.exists() and "ended with code 75; queued again" in log.read_text())
-    # Slurm lets a job that is queued again wait for two minutes; this test does not.
+    # Slurm lets a job that is queued again wait for two minutes; this test does not. The node revoked the job's first
+    # credential, and would refuse a new one of the same second.
     wait_for(lambda: "BeginTime" in squeue(f"--jobs={job_id}"))
+    time.sleep(2.5)
     subprocess.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"], check=True)
     wait_for(lambda: ended("stopped") and ended("wrong"))
     wait_for(lambda: not squeue())
