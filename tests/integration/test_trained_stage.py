@@ -72,7 +72,7 @@ def test_a_bundle_of_the_run_draws_the_same(root, tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == str(place)
     names = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
     assert {"README.md", "training/base/versions.json", "stages/1-sr/vocabulary/vocabulary.model"} <= names
-    assert "license: apache-2.0" in (place / "README.md").read_text()
+    assert 'license: "apache-2.0"' in (place / "README.md").read_text()
     expected, loaded = Cascade.load(str(root)).sample(CAPTION, seed=3), Cascade.load(str(place))
     assert all(np.array_equal(*pair) for pair in zip(loaded.sample(CAPTION, seed=3), expected, strict=True))
     # A bundle is exported once more, as any cascade.
