@@ -69,10 +69,10 @@ class IFStage:
 
     def predict(
         self,
-        z_t: Float[Array, "b h w c"],
+        z_t: Float[Array | np.ndarray, "b h w c"],
         timestep: Any,
-        text: Float[Array, "b n d"],
-        low_res: Float[Array, "b h w c"] | None = None,
+        text: Float[Array | np.ndarray, "b n d"],
+        low_res: Float[Array | np.ndarray, "b h w c"] | None = None,
         noise_level: Any = None,
     ) -> Float[Array, "b h w o"]:
         """Estimates eps in the first channels and the variance's fraction, in [-1, 1], in the others.
@@ -91,8 +91,8 @@ class IFStage:
         self._check(z_t, text, low_res, noise_level)
         x = z_t if low_res is None else jnp.concatenate([z_t, jnp.asarray(low_res, jnp.float32)], -1)
         batch = z_t.shape[:1]
-        times = jnp.broadcast_to(jnp.asarray(timestep), batch)
-        levels = None if noise_level is None else jnp.broadcast_to(jnp.asarray(noise_level), batch)
+        times = jnp.broadcast_to(jnp.asarray(timestep, jnp.float32), batch)
+        levels = None if noise_level is None else jnp.broadcast_to(jnp.asarray(noise_level, jnp.float32), batch)
         with jax.default_matmul_precision("highest"):
             return self._apply({"params": self.params}, x, times, text, levels)
 
@@ -113,13 +113,13 @@ class IFStage:
 
     def sample(
         self,
-        text: Float[Array, "b n d"],
-        null_text: Float[Array, "b n d"],
-        noise: Float[Array, "s b h w c"],
+        text: Float[Array | np.ndarray, "b n d"],
+        null_text: Float[Array | np.ndarray, "b n d"],
+        noise: Float[Array | np.ndarray, "s b h w c"],
         *,
         guidance_weight: float = 7.0,
-        low_res: Float[Array, "b l k c"] | None = None,
-        low_res_noise: Float[Array, "b h w c"] | None = None,
+        low_res: Float[Array | np.ndarray, "b l k c"] | None = None,
+        low_res_noise: Float[Array | np.ndarray, "b h w c"] | None = None,
         noise_level: int | None = None,
     ) -> Float[Array, "s b h w c"]:
         """Draws images with noise from outside; returns z after every step, the image last.
@@ -141,6 +141,10 @@ class IFStage:
         if low_res is not None:
             if low_res_noise is None or noise_level is None or self.noising is None:
                 raise UserError("low_res needs low_res_noise, noise_level and a stage with image_noising_scheduler/")
+            if not 0 <= noise_level < self.noising.num_train_timesteps:
+                raise UserError(
+                    f"noise_level ({noise_level}) must be from 0 to {self.noising.num_train_timesteps - 1}; IF's is 250"
+                )
             levels = np.full(noise.shape[1], noise_level)
             enlarged = resize_aligned(jnp.asarray(low_res, jnp.float32), noise.shape[2], noise.shape[3])
             noised = self.noising.add_noise(enlarged, jnp.asarray(low_res_noise), levels)

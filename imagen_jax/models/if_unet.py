@@ -122,8 +122,12 @@ class _TextEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, text: Float[Array, "b n d"]) -> Float[Array, "b e"]:
-        pooled = _Pool(self.config.pool_heads, name="pool")(nn.LayerNorm(epsilon=1e-5, name="norm1")(text))
-        return nn.LayerNorm(epsilon=1e-5, name="norm2")(nn.Dense(self.config.time_dim, name="proj")(pooled))
+        pooled = _Pool(self.config.pool_heads, name="pool")(
+            nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm1")(text)
+        )
+        return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm2")(
+            nn.Dense(self.config.time_dim, name="proj")(pooled)
+        )
 
 
 class _Resnet(nn.Module):
@@ -137,7 +141,7 @@ class _Resnet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], emb: Float[Array, "b e"]) -> Float[Array, "b H W C"]:
         c = self.config
-        hidden = _gelu(nn.GroupNorm(c.groups, epsilon=c.eps, name="norm1")(x))
+        hidden = _gelu(nn.GroupNorm(c.groups, epsilon=c.eps, use_fast_variance=False, name="norm1")(x))
         if self.resample == "down":
             x, hidden = (nn.avg_pool(y, (2, 2), (2, 2)) for y in (x, hidden))
         elif self.resample == "up":
@@ -145,7 +149,7 @@ class _Resnet(nn.Module):
         hidden = _conv(self.channels, 3, "conv1")(hidden)
         emb = emb if c.skip_time_act else _gelu(emb)
         emb = nn.Dense(self.channels * (2 if c.scale_shift else 1), name="time_emb_proj")(emb)[:, None, None]
-        norm = nn.GroupNorm(c.groups, epsilon=c.eps, name="norm2")
+        norm = nn.GroupNorm(c.groups, epsilon=c.eps, use_fast_variance=False, name="norm2")
         if c.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)
             hidden = norm(hidden) * (1 + scale) + shift
@@ -168,9 +172,9 @@ class _Attention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], text: Float[Array, "b n d"]) -> Float[Array, "b h w c"]:
         c, width = self.config, x.shape[-1]
         flat = x.reshape(x.shape[0], -1, width)
-        image = nn.GroupNorm(c.groups, epsilon=_ATTENTION_EPS, name="group_norm")(flat)
+        image = nn.GroupNorm(c.groups, epsilon=_ATTENTION_EPS, use_fast_variance=False, name="group_norm")(flat)
         if c.text_norm:  # Over the padded sequence: padding takes part.
-            text = nn.GroupNorm(_TEXT_GROUPS, epsilon=_ATTENTION_EPS, name="norm_cross")(text)
+            text = nn.GroupNorm(_TEXT_GROUPS, epsilon=_ATTENTION_EPS, use_fast_variance=False, name="norm_cross")(text)
         query = nn.Dense(width, name="to_q")(image)
         key, value = nn.Dense(width, name="add_k_proj")(text), nn.Dense(width, name="add_v_proj")(text)
         if not self.only_cross:
@@ -197,7 +201,7 @@ class _Level(nn.Module):
         x: Float[Array, "b h w c"],
         emb: Float[Array, "b e"],
         text: Float[Array, "b n d"],
-        skips: list[Float[Array, "b H W C"]],
+        skips: list[Array],
         up: bool,
     ) -> Float[Array, "b h2 w2 c2"]:
         """Down, appends to `skips`; up, takes from its end."""
@@ -267,5 +271,5 @@ class IFUNet(nn.Module):
             x = _Level(c, level, c.layers[level] + 1, attends, resample, name=f"up_blocks_{i}")(
                 x, emb, text, skips, True
             )
-        x = _gelu(nn.GroupNorm(c.groups, epsilon=c.eps, name="conv_norm_out")(x))
+        x = _gelu(nn.GroupNorm(c.groups, epsilon=c.eps, use_fast_variance=False, name="conv_norm_out")(x))
         return _conv(c.out_channels, c.kernel_out, "conv_out")(x)
