@@ -1,7 +1,7 @@
 """The adapter protocol: names and layouts of a foreign state dict, and of our parameters."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,6 +11,7 @@ Path = tuple[str, ...]
 Shape = tuple[int, ...]
 
 
+@runtime_checkable
 class Adapter(Protocol):
     """Maps one network's parameters to those of another framework."""
 

@@ -68,14 +68,10 @@ class DiscreteDDPM:
                 faults.append(f"{key} ({value!r}) must be a number as {fields[key].default!r} is")
         if faults:
             raise UserError(f"{source} describes no scheduler that is supported: {'; '.join(faults)}")
-        return cls(
-            **{
-                # JSON writes 1.0 as 1, too.
-                key: float(value) if isinstance(fields[key].default, float) else value
-                for key, value in given.items()
-                if key in fields
-            }
-        )
+        settings: dict[str, Any] = {}
+        for key in given.keys() & fields.keys():  # JSON writes 1.0 as 1, too.
+            settings[key] = float(given[key]) if isinstance(fields[key].default, float) else given[key]
+        return cls(**settings)
 
     def alphas_cumprod(self) -> np.ndarray:
         """alpha² at every integer time, in float64."""
