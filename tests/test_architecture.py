@@ -32,6 +32,8 @@ DOORS: dict[str, set[str]] = {
     "cost": {"sharding"},
     # Pretrained encoders are sharded over the mesh as they load.
     "text": {"sharding"},
+    # Foreign checkpoints: a network, its formulas, and the readers of safetensors.
+    "interop": {"models", "diffusion", "text"},
     # A network is called on a mesh.
     "stage": {"models", "diffusion", "sharding"},
     # A record names the parts of a stage; the gin text of older runs is read as data.
@@ -74,7 +76,7 @@ FLOORS = (
     ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "sharding"),
     ("cost", "text"),
-    ("stage", "data"),
+    ("stage", "data", "interop"),
     ("checkpoints", "beam"),
     ("train", "export"),
     ("sampling",),

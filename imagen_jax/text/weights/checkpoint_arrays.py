@@ -146,19 +146,20 @@ class SafetensorsArrays(CheckpointArrays):
 
     Args:
       path: the folder.
+      weights_file: name of the one file; an index has .index.json behind it.
 
     Raises:
       UserError: there is none, the index names a file or an array that is not there, or a file is damaged.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, weights_file: str = WEIGHTS_FILE):
         self.path = path
         self._file_of: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        index = os.path.join(path, INDEX_FILE)
+        index = os.path.join(path, f"{weights_file}.index.json")
         places = _read_index(index) if size_of(index) is not None else {}
         held: dict[str, list[str]] = {}
-        for file in sorted(set(places.values())) if size_of(index) is not None else [WEIGHTS_FILE]:
+        for file in sorted(set(places.values())) if size_of(index) is not None else [weights_file]:
             for name in self._read_header(file, places):
                 held.setdefault(name, []).append(file)
         absent = sorted(name for name, file in places.items() if file not in held.get(name, ()))
