@@ -67,6 +67,7 @@ def after_fault(source: Path, root: Path, fault: Callable[[Path, random.Random],
     return fault(chooser.choice(files), chooser)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [flip, truncate, lose])
 def test_100_faults_are_all_found_and_the_previous_step_is_used(run, tmp_path, monkeypatch, fault):
     """With all of the reading but orbax's, which comes after it and never where a digest is wrong."""

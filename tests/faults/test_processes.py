@@ -37,14 +37,14 @@ def test_a_host_that_sleeps_is_named_and_all_end(tmp_path):
         assert any("in strike" in one for one in said)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_sigterm_to_one_stops_all_at_the_same_saved_step(tmp_path, number):
-    with Hosts(tmp_path, "none") as hosts:
+@pytest.mark.parametrize(("number", "num"), [(0, 2), (1, 2), (0, 1)])
+def test_sigterm_to_one_stops_all_at_the_same_saved_step(tmp_path, number, num):
+    with Hosts(tmp_path, "none", num) as hosts:
         hosts.wait_for_lines(4)
         began = time.monotonic()
         hosts.processes[number].send_signal(signal.SIGTERM)
-        assert [hosts.wait(one, 30) for one in (0, 1)] == [RETRY, RETRY], hosts.said()
-        print(f"SIGTERM to {number}: ended after {time.monotonic() - began:.1f} s")
+        assert [hosts.wait(one, 30) for one in range(num)] == [RETRY] * num, hosts.said()
+        print(f"SIGTERM to {number} of {num}: ended after {time.monotonic() - began:.1f} s")
         (saved,) = folders.saved_steps(hosts.model_dir)
         assert f"stopped by SIGTERM, saved at step {saved}" in hosts.said()[0]
 
