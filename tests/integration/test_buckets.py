@@ -131,3 +131,19 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_it_goes_on(bucket,
 
 def test_nothing_of_a_bucket_lands_in_a_folder_of_that_name(bucket, root):
     assert not Path("gs:").exists()
+
+
+def test_a_sweep_of_a_run_in_a_bucket(bucket, root, tmp_path):
+    """As of the run on this machine: the same table, and the same once more."""
+    for folder in ("base", "sr"):
+        send_files(root / folder, f"{URL}/{folder}")
+    counts = {"num_single": 2, "num_two": 0, "num_count": 0, "num_heldout": 0}
+    few = [f"--gin.prompts.ShapesPrompts.{name}={number}" for name, number in counts.items()]
+    few += ["--gin.BASE_WEIGHTS=(2.0,)"]
+    for run, output in ((str(root), str(tmp_path / "sweep")), (URL, f"{URL}/sweep"), (URL, f"{URL}/sweep")):
+        places = [f"--gin.RUN_DIR={run}", f"--gin.OUTPUT_DIR={output}"]
+        assert main(["sweep", "--gin_file=configs/experiments/demo_short_sweep.gin", *places, *few]) == 0
+        if output.startswith("gs:"):
+            assert bucket.content("cascade/sweep/sweep.csv") == (tmp_path / "sweep" / "sweep.csv").read_bytes()
+    assert b"</html>" in bucket.content("cascade/sweep/sweep.html")
+    assert not any("lock" in name for name in bucket.names())

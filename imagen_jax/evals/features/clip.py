@@ -11,7 +11,7 @@ import numpy as np
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
-from imagen_jax.evals.features.extractor import check_images, check_layers, folder_fingerprint, in_batches
+from imagen_jax.evals.features.extractor import TransformerExtractor, folder_fingerprint, in_batches
 from imagen_jax.evals.features.pixels import CLIP_MEAN, CLIP_STD, Preparation, read_preparation
 from imagen_jax.evals.features.vit import CLIPText, ViT, ViTConfig
 from imagen_jax.evals.features.vit_weights import CLIP_TEXT, CLIP_VISION, load_params
@@ -22,7 +22,7 @@ from imagen_jax.text.weights.checkpoint_arrays import SafetensorsArrays
 from imagen_jax.text.weights.transformer_weights import ACTIVATION_NAMES, clip_stated
 from imagen_jax.typing import Array, Float, Int, UInt8
 
-LAYERS = ("image_features",)
+LAYER = "image_features"
 # transformers leaves out what equals its defaults, which are those of ViT-B/32.
 _VISION_DEFAULTS = {
     "hidden_size": 768,
@@ -46,7 +46,7 @@ _LEGACY_EOS = 2
 _LENGTHS = (16, 32, 48, 64)
 
 
-class CLIPExtractor:
+class CLIPExtractor(TransformerExtractor):
     """Embeddings by a CLIP model of transformers' names: OpenAI's and OpenCLIP's, of any size.
 
     Args:
@@ -65,11 +65,11 @@ class CLIPExtractor:
     """
 
     kind = "clip"
-    layers = LAYERS
+    layers = (LAYER,)
 
     def __init__(self, path: str, config: Mapping[str, Any], batch_size: int):
         check_count("batch_size", batch_size)
-        self._path, self._batch_size = path, batch_size
+        self._path = path
         arrays = SafetensorsArrays(path)
         try:
             self._text, self._vision, width = _configs(config)
@@ -79,12 +79,13 @@ class CLIPExtractor:
                 f"{path}/config.json is not that of a CLIP model ({type(error).__name__}: {error}); download it again"
             ) from error
         side, key = self._vision.image_size, jax.random.key(0)
-        self._prepare = read_preparation(path, Preparation(size=side, crop=side, mean=CLIP_MEAN, std=CLIP_STD))
-        if self._prepare.side(side) != side:
+        preparation = read_preparation(path, Preparation(size=side, crop=side, mean=CLIP_MEAN, std=CLIP_STD))
+        if preparation.side(side) != side:
             raise UserError(
-                f"{path}/preprocessor_config.json makes images of {self._prepare.side(side)} pixels, and the network "
+                f"{path}/preprocessor_config.json makes images of {preparation.side(side)} pixels, and the network "
                 f"of its config.json takes {side}; download it again"
             )
+        super().__init__(preparation, side, batch_size)
         vision, text = ViT(self._vision, "clip", width), CLIPText(self._text, width)
         # Made inside, for their shapes alone: a damaged config may state images of any size.
         self._vision_params = load_params(
@@ -98,31 +99,8 @@ class CLIPExtractor:
         self._of_ids = jax.jit(lambda params, ids, ends: _unit(text.apply({"params": params}, ids, ends)))
         self.fingerprint = folder_fingerprint(path)
 
-    def features(
-        self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
-    ) -> dict[str, Float[np.ndarray, "b _d"]]:
-        """See FeatureExtractor."""
-        check_images(images)
-        check_layers(layers, LAYERS)
-
-        def run(part: np.ndarray) -> dict[str, Array]:
-            return {LAYERS[0]: self.features_of_prepared(np.stack([self.prepare(image) for image in part]))}
-
-        return in_batches(run, images, self._batch_size)
-
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
-        """One image as the network takes it, float32."""
-        return self._prepare.at_side(image, self._vision.image_size)
-
-    def features_of_resized(
-        self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
-    ) -> dict[str, Float[np.ndarray, "b _d"]]:
-        """Layers of images that `prepare` made."""
-        check_layers(layers, LAYERS)
-        return in_batches(lambda part: {LAYERS[0]: self.features_of_prepared(part)}, pixels, self._batch_size)
-
     def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
-        """Embeddings of one batch of pixels that are resized and normed already."""
+        """Embeddings of one batch of images that `prepare` made."""
         return self._of_pixels(self._vision_params, pixels)
 
     def image_features(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b _d"]:
@@ -134,7 +112,7 @@ class CLIPExtractor:
         Raises:
           UserError: the images are no such array.
         """
-        return self.features(images)[LAYERS[0]]
+        return self.features(images)[LAYER]
 
     def text_features(self, captions: Sequence[str] | Int[np.ndarray, "b n"]) -> Float[np.ndarray, "b _d"]:
         """Embeddings of captions, of length 1.

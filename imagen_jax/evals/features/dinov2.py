@@ -1,6 +1,6 @@
 """DINOv2: the features of FD-DINOv2 (arXiv 2306.04675)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,14 +10,13 @@ import numpy as np
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.evals.features.clip import vit_config
-from imagen_jax.evals.features.extractor import check_images, check_layers, folder_fingerprint, in_batches
+from imagen_jax.evals.features.extractor import TransformerExtractor, folder_fingerprint
 from imagen_jax.evals.features.pixels import IMAGENET_MEAN, IMAGENET_STD, Preparation, read_preparation
 from imagen_jax.evals.features.vit import ViT
 from imagen_jax.evals.features.vit_weights import DINOV2, load_params
 from imagen_jax.text.weights.checkpoint_arrays import SafetensorsArrays
-from imagen_jax.typing import Array, Float, UInt8
+from imagen_jax.typing import Array, Float
 
-LAYERS = ("cls",)
 _DEFAULTS = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -30,7 +29,7 @@ _DEFAULTS = {
 }
 
 
-class DINOv2Extractor:
+class DINOv2Extractor(TransformerExtractor):
     """The normed class token of a DINOv2 model of transformers' names, with or without registers.
 
     Args:
@@ -49,19 +48,18 @@ class DINOv2Extractor:
     """
 
     kind = "dinov2"
-    layers = LAYERS
+    layers = ("cls",)
 
     def __init__(self, path: str, config: Mapping[str, Any], batch_size: int):
         check_count("batch_size", batch_size)
-        self._batch_size = batch_size
         stated = {**_DEFAULTS, **config}
         registers = stated["model_type"] == "dinov2_with_registers"
         if stated.get("use_swiglu_ffn"):
             raise UserError(f"{path} has gated feed-forward blocks (giant), which are not supported; give B/14 or L/14")
         usual = Preparation(size=256, crop=224, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        self._prepare = read_preparation(path, usual)
+        preparation = read_preparation(path, usual)
         try:
-            side = self._side = self._prepare.side(int(stated["image_size"]))
+            side = preparation.side(int(stated["image_size"]))
             grid = int(stated["image_size"]) // int(stated["patch_size"])
             more = {"image_size": side, "num_registers": int(stated.get("num_register_tokens", 4)) if registers else 0}
             made = vit_config(stated, int(stated["hidden_size"] * stated["mlp_ratio"]), **more)
@@ -69,6 +67,7 @@ class DINOv2Extractor:
             raise UserError(
                 f"{path}/config.json is not that of a DINOv2 model ({type(error).__name__}: {error}); download it again"
             ) from error
+        super().__init__(preparation, side, batch_size)
         network = ViT(made, "dinov2", 1)
 
         def resized(positions: np.ndarray) -> np.ndarray:
@@ -84,28 +83,9 @@ class DINOv2Extractor:
         self._apply = jax.jit(lambda params, x: network.apply({"params": params}, x))
         self.fingerprint = folder_fingerprint(path)
 
-    def features(
-        self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
-    ) -> dict[str, Float[np.ndarray, "b _d"]]:
-        """See FeatureExtractor."""
-        check_images(images)
-        check_layers(layers, LAYERS)
-
-        def run(part: np.ndarray) -> dict[str, Array]:
-            return {LAYERS[0]: self._apply(self._params, np.stack([self.prepare(image) for image in part]))}
-
-        return in_batches(run, images, self._batch_size)
-
-    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
-        """One image as the network takes it, float32."""
-        return self._prepare.at_side(image, self._side)
-
-    def features_of_resized(
-        self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] = LAYERS
-    ) -> dict[str, Float[np.ndarray, "b _d"]]:
-        """Layers of images that `prepare` made."""
-        check_layers(layers, LAYERS)
-        return in_batches(lambda part: {LAYERS[0]: self._apply(self._params, part)}, pixels, self._batch_size)
+    def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
+        """Class tokens of one batch of images that `prepare` made."""
+        return self._apply(self._params, pixels)
 
 
 def resized_positions(positions: np.ndarray, grid: int, antialias: bool) -> np.ndarray:

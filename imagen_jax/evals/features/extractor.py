@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from imagen_jax.errors import UserError
+from imagen_jax.evals.features.pixels import Preparation
 from imagen_jax.files import files_under, sha256_of_files
-from imagen_jax.typing import Float, UInt8
+from imagen_jax.typing import Array, Float, UInt8
 
 
 @runtime_checkable
@@ -30,6 +31,49 @@ class FeatureExtractor(Protocol):
         self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] = ...
     ) -> dict[str, Float[np.ndarray, "b _d"]]:
         """Layers of uint8 images of one size, as float32 [b, d]."""
+
+
+class TransformerExtractor:
+    """Features of one layer by a vision transformer, which takes images as its folder prepares them.
+
+    Args:
+      preparation: from 8-bit pixels to what the network takes.
+      side: of the images that the network takes, in pixels.
+      batch_size: images computed at a time; >= 1.
+    """
+
+    layers: tuple[str, ...]
+
+    def __init__(self, preparation: Preparation, side: int, batch_size: int):
+        self._preparation, self._side, self._batch_size = preparation, side, batch_size
+
+    def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
+        """Features of one batch of images that `prepare` made."""
+        raise NotImplementedError
+
+    def features(
+        self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] | None = None
+    ) -> dict[str, Float[np.ndarray, "b _d"]]:
+        """See FeatureExtractor."""
+        check_images(images)
+        return self._layers_of(images, layers, lambda part: np.stack([self.prepare(image) for image in part]))
+
+    def prepare(self, image: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "_h _w 3"]:
+        """One image as the network takes it, float32."""
+        return self._preparation.at_side(image, self._side)
+
+    def features_of_resized(
+        self, pixels: Float[np.ndarray, "b h w 3"], layers: Sequence[str] | None = None
+    ) -> dict[str, Float[np.ndarray, "b _d"]]:
+        """Layers of images that `prepare` made; None: all."""
+        return self._layers_of(pixels, layers, lambda part: part)
+
+    def _layers_of(
+        self, rows: np.ndarray, layers: Sequence[str] | None, prepared: Callable[[np.ndarray], np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        check_layers(self.layers if layers is None else layers, self.layers)
+        (name,) = self.layers
+        return in_batches(lambda part: {name: self.features_of_prepared(prepared(part))}, rows, self._batch_size)
 
 
 def check_images(images: Any) -> None:
