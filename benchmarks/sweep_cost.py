@@ -57,10 +57,9 @@ if __name__ == "__main__":
     prompts = ShapesPrompts(num_single=args.prompts, num_two=0, num_count=0, num_heldout=0)
     config = dataclasses.replace(config, prompts=prompts)
     cascade = Cascade.load(args.run_dir)
-    warm = dataclasses.replace(
-        config, grids=tuple(dataclasses.replace(g, guidance_weight=(2.0,)) for g in config.grids)
-    )
-    alone(warm, cascade)
+    # Every weight once: one of 1 draws by a program of its own.
+    alone(config, cascade)
+    swept(config, cascade)
     times: dict[str, list[tuple[float, float]]] = {"sampling alone": [], "sweep": []}
     for _ in range(args.rounds):
         times["sampling alone"].append(seconds(alone, config, cascade))
