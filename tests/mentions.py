@@ -34,7 +34,7 @@ FOREIGN_FLAGS = {
     # pip and docker
     *("no-deps", "build-arg"),
     # scorers of prompt suites
-    *("benchmark_data", "image_filepath_data", "method", "output_file", "outfile", "model-path", "out_dir"),
+    *("benchmark_data", "image_filepath_data", "method", "output_file", "outfile", "model-path", "out_dir", "outpath"),
     # XLA
     *("xla_cpu_experimental_ynn_fusion_type", "xla_force_host_platform_device_count"),
 }
