@@ -1,7 +1,7 @@
 """The adapter protocol: names and layouts of a foreign state dict, and of our parameters."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -47,17 +47,6 @@ def check_shapes(source: str, expected: Mapping[str, Shape], got: Mapping[str, S
         raise UserError(
             f"{source} does not fit its config.json: {'; '.join(faults)}; give the weights and the config of one model"
         )
-
-
-def nested(flat: Mapping[Path, Any]) -> dict[str, Any]:
-    """A tree from its leaves by path."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = leaf
-    return tree
 
 
 def check_finite(source: str, name: str, array: np.ndarray) -> None:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json, size_of
-from imagen_jax.interop.adapter import Path, check_finite, check_shapes, foreign_shape, nested
+from imagen_jax.interop.adapter import Path, check_finite, check_shapes, foreign_shape
 from imagen_jax.interop.if_config import if_config
 from imagen_jax.interop.scheduler import DiscreteDDPM
 from imagen_jax.models.if_unet import IFUNet, IFUNetConfig
@@ -216,7 +216,7 @@ def _load_params(unet: str, config: IFUNetConfig) -> Any:
         array = arrays.read(name, (slice(None),) * len(expected[name]))
         check_finite(unet, name, array)
         params[path] = jnp.asarray(adapter.to_native(path, array), jnp.float32)
-    return nested(params)
+    return traverse_util.unflatten_dict(params)
 
 
 def _read(file: str) -> Any:

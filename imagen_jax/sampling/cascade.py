@@ -109,8 +109,7 @@ class Cascade:
 
         Args:
           directory: where to; of this machine or in a bucket.
-          format: "bundle": see docs/export.md.
-          options: keyword arguments of `export.bundle.export_bundle`.
+          format, options: "bundle" (docs/export.md), and keyword arguments of `export.bundle.export_bundle`.
         """
         if format != "bundle":
             raise UserError(f"format ({format!r}) must be bundle")

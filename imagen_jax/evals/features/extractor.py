@@ -1,5 +1,6 @@
 """FeatureExtractor: what metrics need of a network, and what all extractors share."""
 
+import abc
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class FeatureExtractor(Protocol):
         """Layers of uint8 images of one size, as float32 [b, d]."""
 
 
-class TransformerExtractor:
+class TransformerExtractor(abc.ABC):
     """Features of one layer by a vision transformer, which takes images as its folder prepares them.
 
     Args:
@@ -47,9 +48,9 @@ class TransformerExtractor:
     def __init__(self, preparation: Preparation, side: int, batch_size: int):
         self._preparation, self._side, self._batch_size = preparation, side, batch_size
 
+    @abc.abstractmethod
     def features_of_prepared(self, pixels: Float[np.ndarray, "b h w 3"]) -> Float[Array, "b _d"]:
         """Features of one batch of images that `prepare` made."""
-        raise NotImplementedError
 
     def features(
         self, images: UInt8[np.ndarray, "b h w 3"], layers: Sequence[str] | None = None
