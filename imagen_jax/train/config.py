@@ -10,6 +10,7 @@ from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
 from imagen_jax.diffusion.time_grids import check_steps
 from imagen_jax.errors import UserError
+from imagen_jax.finetune.lora import LoraConfig
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.guided import check_sizes
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -123,7 +124,10 @@ class TrainConfig:
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
-      init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
+      init_from: run directory, or bundle, whose newest parameters are the start of a new run, from step 0; the same
+        network and text encoder. With `lora` they stay as they are, and are needed as long as the run is.
+      init_ema: the averaged parameters of init_from (True), or those that were being trained there.
+      lora: trains low-rank factors in place of the parameters of init_from, or None (`finetune.lora`).
       distill: what teaches this stage, or None: it learns from the corpus alone.
 
     Raises:
@@ -156,6 +160,8 @@ class TrainConfig:
     evaluate: EvaluateConfig | None = None
     resume: str | None = None
     init_from: str | None = None
+    init_ema: bool = True
+    lora: LoraConfig | None = None
     distill: DistillConfig | None = None
 
     def __post_init__(self) -> None:
@@ -187,7 +193,7 @@ class TrainConfig:
         for name in ("resume", "init_from"):
             if getattr(self, name) is not None:
                 check_path(f"TrainConfig.{name}", getattr(self, name))
-        for name, kind in (("distill", DistillConfig), ("evaluate", EvaluateConfig)):
+        for name, kind in (("distill", DistillConfig), ("evaluate", EvaluateConfig), ("lora", LoraConfig)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 wanted = kind.__name__
@@ -198,6 +204,11 @@ class TrainConfig:
             raise UserError(
                 f"resume ({self.resume}) and init_from ({self.init_from}) exclude each other: "
                 f"resume goes on with a whole run, init_from starts a new one from its parameters"
+            )
+        if self.lora is not None and (self.init_from is None or not self.init_ema or self.distill is not None):
+            raise UserError(
+                f"lora needs init_from ({self.init_from}), the base that it is trained on, with init_ema True, and no "
+                "distill; set init_from to a run directory or a bundle"
             )
         self._check_sizes()
 

@@ -30,6 +30,8 @@ from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
 from imagen_jax.errors import ended_at_once
 from imagen_jax.files import AnyPath
+from imagen_jax.finetune.source import RECORD as LORA_RECORD
+from imagen_jax.finetune.source import LoraRecord
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
@@ -40,6 +42,7 @@ from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.instruments import Instruments
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.ledger import Ledger
+from imagen_jax.train.lora import LoraObjective, lora_record
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.programs import kept_programs
@@ -55,9 +58,10 @@ from imagen_jax.train.setup import (
     preview_text,
     start_state,
 )
+from imagen_jax.train.state import shardings_of
 from imagen_jax.train.step import Metrics
 from imagen_jax.train.watchdog import Watchdog
-from imagen_jax.typing import Bool, Float
+from imagen_jax.typing import Bool, Float, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ class Run:
       preview_text: embeddings and mask of the captions that previews draw; None where they draw rows of the data.
       null: the stage's null text; None is zeros.
       writer: metrics.jsonl and TensorBoard; hooks may add pictures.
+      frozen: the parameters that nobody trains.
       start: updates done.
     """
 
@@ -93,14 +98,26 @@ class Run:
     preview_text: tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None
     null: Conditioning | None
     writer: MetricWriter
+    frozen: PyTree = ()
     start: int = 0
 
+    def network_params(self, params: PyTree) -> PyTree:
+        """The network's parameters, where `params` are those that are trained, or their average."""
+        objective = self.setup.objective
+        if not isinstance(objective, LoraObjective):
+            return params
+        placed = shardings_of(objective.network_spec(self.setup.mesh))
+        return jax.jit(objective.network_params, out_shardings=placed)(params, self.frozen)
 
-def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
-    """Files beside the arrays of every checkpoint of a run: its operative config, its record and its vocabulary."""
+
+def companions(
+    config: TrainConfig, encoder: TextEncoder, operative_text: str, lora: LoraRecord | None = None
+) -> dict[str, bytes]:
+    """Files beside the arrays of every checkpoint of a run: operative config, record, vocabulary, LoRA and its base."""
     record = StageRecord.of_run(config.stage, config.sampling, encoder, operative_text)
     where = folders.checkpoint_dir(config.model_dir, config.num_steps)
-    return {"config.gin": operative_text.encode(), **record.files(where)}
+    adapted = {} if lora is None else {LORA_RECORD: lora.content(where)}
+    return {"config.gin": operative_text.encode(), **record.files(where), **adapted}
 
 
 def no_hooks(run: Run) -> Sequence[Hook]:
@@ -227,7 +244,10 @@ def _train(
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
-    beside = companions(config, encoder, operative_text)
+    lora = lora_record(config)
+    if lora is not None:
+        setup = setup.with_base(lora.base)
+    beside = companions(config, encoder, operative_text, lora)
     if not config.data.encodes:
         # Nothing needs it from here on, and no plan of a device's memory counts it.
         encoder.release()
@@ -256,7 +276,14 @@ def _train(
     window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     run = Run(
-        config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer, start=start
+        config=config,
+        setup=setup,
+        encoder=encoder,
+        preview_text=previewed,
+        null=null,
+        writer=writer,
+        frozen=frozen,
+        start=start,
     )
     extra = hooks(run)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
