@@ -19,7 +19,10 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--to", type=user_path, dest="directory", required=True, metavar="DIR", help="directory to write")
     sub.add_argument(
-        "--format", choices=("bundle", "peft"), default="bundle", help="bundle (default), or peft: a LoRA run"
+        "--format",
+        choices=("bundle", "peft", "embedding"),
+        default="bundle",
+        help="bundle (default); peft: of a LoRA run; embedding: of a learned word, a file",
     )
     sub.add_argument("--text_encoder", type=user_path, metavar="DIR", help="pretrained encoder; default: as noted")
     add_lora_flag(sub)
@@ -31,6 +34,12 @@ def run(args: argparse.Namespace) -> None:
     """Writes the directory, loads it again, compares, and prints its path."""
     if args.format == "peft":
         _export_lora(args)
+        return
+    if args.format == "embedding":
+        from imagen_jax.finetune.words import write_word
+
+        write_word(args.source, args.directory, args.overwrite)
+        print(args.directory)
         return
     from imagen_jax.sampling.cascade import Cascade
 

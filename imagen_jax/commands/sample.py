@@ -18,7 +18,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     _add_sampling_flags(sub.add_argument_group("how to sample"))
     _add_image_flags(sub.add_argument_group("images to be changed"))
     # The defaults stand in SampleOptions; an option without one there is None.
-    sub.set_defaults(**{field.name: field.default for field in _optional_fields()} | {"lora": []})
+    sub.set_defaults(**{field.name: field.default for field in _optional_fields()} | {"lora": [], "embedding": []})
 
 
 def _optional_fields() -> list[dataclasses.Field]:
@@ -42,6 +42,13 @@ def _add_common_flags(sub: argparse.ArgumentParser) -> None:
     )
     add_lora_flag(sub)
     sub.add_argument("--prompts_file", type=user_path, metavar="FILE", help="text file with one caption a line")
+    sub.add_argument(
+        "--embedding",
+        type=user_path,
+        action="append",
+        metavar="FILE",
+        help="repeatable: a learned word, which captions may then hold",
+    )
     sub.add_argument("--num_images", type=int, metavar="N", help="images a caption (default %(default)s)")
     sub.add_argument(
         "--list", action="store_true", help="also write OUTPUT/list.jsonl, images with captions as build_corpus takes"

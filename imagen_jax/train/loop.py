@@ -30,19 +30,18 @@ from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
 from imagen_jax.errors import ended_at_once
 from imagen_jax.files import AnyPath
-from imagen_jax.finetune.source import RECORD as LORA_RECORD
-from imagen_jax.finetune.source import LoraRecord
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.progress import Progress
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import hosts
 from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.fine_tuning import prepare
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.instruments import Instruments
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.ledger import Ledger
-from imagen_jax.train.lora import LoraObjective, lora_record
+from imagen_jax.train.lora import LoraObjective
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.programs import kept_programs
@@ -110,14 +109,11 @@ class Run:
         return jax.jit(objective.network_params, out_shardings=placed)(params, self.frozen)
 
 
-def companions(
-    config: TrainConfig, encoder: TextEncoder, operative_text: str, lora: LoraRecord | None = None
-) -> dict[str, bytes]:
-    """Files beside the arrays of every checkpoint of a run: operative config, record, vocabulary, LoRA and its base."""
+def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
+    """Files beside the arrays of every checkpoint of a run: its operative config, its record and its vocabulary."""
     record = StageRecord.of_run(config.stage, config.sampling, encoder, operative_text)
     where = folders.checkpoint_dir(config.model_dir, config.num_steps)
-    adapted = {} if lora is None else {LORA_RECORD: lora.content(where)}
-    return {"config.gin": operative_text.encode(), **record.files(where), **adapted}
+    return {"config.gin": operative_text.encode(), **record.files(where)}
 
 
 def no_hooks(run: Run) -> Sequence[Hook]:
@@ -244,10 +240,9 @@ def _train(
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
-    lora = lora_record(config)
-    if lora is not None:
-        setup = setup.with_base(lora.base)
-    beside = companions(config, encoder, operative_text, lora)
+    tuning = prepare(config, setup, encoder)
+    setup = tuning.setup
+    beside = companions(config, encoder, operative_text) | dict(tuning.beside)
     if not config.data.encodes:
         # Nothing needs it from here on, and no plan of a device's memory counts it.
         encoder.release()
@@ -259,7 +254,7 @@ def _train(
         return state
     if warning := config.stage.untrained_level(config.sampling.aug_level):
         say(warning)
-    batches = open_data(config, setup.mesh, start, position, encoder)
+    batches = open_data(config, setup.mesh, start, position, tuning.reader)
     hosts.check_same(lambda: hosts.data(config.data, batches.position()))
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.

@@ -32,9 +32,11 @@ from imagen_jax.finetune.source import Source, check_fits
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.distill import DistillObjective, check_teacher_text
+from imagen_jax.train.inversion import InversionObjective
 from imagen_jax.train.lora import LoraObjective, lora_record
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.stage_objective import StageObjective
@@ -54,6 +56,10 @@ def objective_of(config: TrainConfig) -> StageObjective:
     objective: StageObjective
     if config.lora is not None:
         objective = LoraObjective(stage=config.stage, lora=config.lora)
+    elif config.inversion is not None:
+        sizes = config.text.sizes()
+        assert isinstance(sizes, T5Config)
+        objective = InversionObjective(stage=config.stage, num_vectors=config.inversion.num_vectors, sizes=sizes)
     else:
         objective = DistillObjective.build(config) or StageObjective(stage=config.stage)
     weights = tuple(share.loss_weight for share in shares) if sources else ()
@@ -123,6 +129,11 @@ class TrainSetup:
         """The same, with the parameters that LoRA is trained on."""
         assert isinstance(self.objective, LoraObjective)
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, base=base))
+
+    def with_word(self, base: Source, encoder: TextEncoder, start: np.ndarray) -> "TrainSetup":
+        """The same, with what a word's vectors are trained on, and where they begin."""
+        parts: dict[str, Any] = {"base": base, "encoder": encoder, "start": start}
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, **parts))
 
     def of_size(self, size: Size | None) -> "TrainSetup":
         """The same for batches of one size alone; None: of squares."""
@@ -204,6 +215,8 @@ def start_state(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dic
     state = jax.jit(fresh, out_shardings=shardings_of(setup.state))()
     if config.lora is not None:
         return state, None, f"starts LoRA of rank {config.lora.rank} on {config.init_from}"
+    if config.inversion is not None:
+        return state, None, f"starts the vectors of {config.inversion.word!r} on {config.init_from}"
     if source is None:
         return state, None, "starts from scratch"
     params = source.restore(setup.state.params, config.init_ema)
@@ -233,7 +246,7 @@ def check_text(config: TrainConfig) -> TextEncoder:
     encoder = TextEncoder(config.text)
     check_teacher_text(config, encoder)
     goes_on = first_tells(lambda: folders.latest_step(config.model_dir) is not None)
-    if config.init_from and (config.lora is not None or not goes_on):
+    if config.init_from and (config.lora is not None or config.inversion is not None or not goes_on):
         source = start_source(config)
         assert source is not None
         check_fits(source, config.stage, encoder.fingerprint())

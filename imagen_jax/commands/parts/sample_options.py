@@ -20,6 +20,7 @@ class SampleOptions:
       output: folder for the PNG files.
       text_encoder: where the pretrained text encoder is; None: where the checkpoint says.
       lora: LoRAs to merge, each a folder or FOLDER:WEIGHT.
+      embedding: files of learned words.
       num_images: images a caption.
       list: also writes list.jsonl, which `build_corpus` takes.
       overwrite: replaces images that are in the folder already.
@@ -49,6 +50,7 @@ class SampleOptions:
     output: str
     text_encoder: str | None = None
     lora: Sequence[str] = ()
+    embedding: Sequence[str] = ()
     num_images: int = 1
     list: bool = False
     overwrite: bool = False
@@ -77,7 +79,8 @@ class SampleOptions:
     jump_length: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lora", tuple(self.lora))
+        for name in ("lora", "embedding"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, value, choices in (
             ("mode", self.mode, MODES),
             ("weights", self.weights, WEIGHTS),

@@ -115,7 +115,12 @@ def _job(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> tu
     """Loads the stages that draw and validates the request."""
     mesh = MeshConfig(spatial=options.spatial) if options.spatial != 1 else None
     cascade = Cascade.load(
-        checkpoint, mesh=mesh, weights=options.weights, text_encoder=options.text_encoder, lora=options.lora
+        checkpoint,
+        mesh=mesh,
+        weights=options.weights,
+        text_encoder=options.text_encoder,
+        lora=options.lora,
+        embeddings=options.embedding,
     )
     cascade = cascade.only(options.first_stage, options.stage)
     stages = [one.stage for one in cascade.stages]
@@ -136,6 +141,8 @@ def _told(cascade: Cascade, options: SampleOptions) -> dict[str, Any]:
     )
     # A path may hold another picture tomorrow.
     told |= {f"{name}_sha256": sha256_of_file(str(path)) for name, path in options.given("image", "mask").items()}
+    if options.embedding:
+        told["embedding_sha256"] = [sha256_of_file(path) for path in options.embedding]
     for field in dataclasses.fields(SamplingConfig):
         values = [getattr(one.sampling, field.name) for one in cascade.stages]
         told[field.name] = [v if isinstance(v, str | int | float | None) else repr(v) for v in values]
