@@ -6,13 +6,13 @@
 
 Which axes are which follows from their logical names, so that this holds for any network: layers of a scan are
 stacked, a convolution's outputs are its last axis, heads at the front of a kernel of three or more axes are inputs, and
-any other kernel has one input axis. The factors lie over a mesh as their kernel does; the rank is not split.
+any other kernel has one input axis. Factors are sharded by the names of their axes, as kernels are; the rank is never.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ class LoraConfig:
 
     rank: int = 8
     alpha: float | None = None
-    targets: tuple[str, ...] = (ATTENTION,)
+    targets: Sequence[str] = (ATTENTION,)
 
     def __post_init__(self) -> None:
         check_count("LoraConfig.rank", self.rank, 0)
@@ -175,7 +175,7 @@ def merged(params: PyTree, factors: PyTree, scale: float) -> PyTree:
     return {name: merged(one, factors[name], scale) if name in factors else one for name, one in params.items()}
 
 
-def _product(shape: tuple[int, ...], a: Array, b: Array) -> Array:
+def _product(shape: tuple[int, ...], a: Array | np.ndarray, b: Array | np.ndarray) -> Any:
     """A B in the shape of the kernel."""
     rank = a.shape[-1]
     # B has the rank where A's inputs begin; the axes before those are stacked.

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -26,7 +27,7 @@ def test_a_class_is_drawn_into_a_list_that_a_corpus_is_built_of(tmp_path, monkey
     folder = tmp_path / "prior"
     options = SampleOptions(output=str(folder), stage="base", num_images=2, list=True)
     sample_run.draw_to_files("none", ["a cube", "a ring"], options)
-    source = open_list(folder / "list.jsonl")
+    source = list_source(folder / "list.jsonl")
     rows = [row for part in source.parts for row in part()]
     assert [row.caption for row in rows] == ["a cube", "a cube", "a ring", "a ring"]
     pictures = [(folder / f"0000{number}.png").read_bytes() for number in range(4)]
@@ -42,6 +43,7 @@ def test_the_loss_is_the_subjects_and_lambda_times_the_priors(tmp_path):
     objective = objective_of(tiny_run.tiny_config(tmp_path, data=data))
     params = rules.unbox(objective.init(jax.random.key(0)))
     batch = {**tiny_run.tiny_batch(0, 0, 8), "source": np.int32([0, 0, 0, 1, 1, 1, 1, 1])}
+    batch = {name: jnp.asarray(rows) for name, rows in batch.items()}
     rng = jax.random.key(4)
     losses = np.asarray(objective.diffusion_loss(params, (), batch, rng)[1]["per_example_loss"])
     mean, metrics = objective.loss(params, (), batch, rng)

@@ -60,7 +60,7 @@ def test_the_loss_is_the_stages_on_the_words_text_and_its_gradient_is_right(vect
     encoder = TextEncoder(TEXT)
     reader = IdEncoder(TEXT, [word_of(encoder, vectors)])
     captions = [f"a {WORD}", f"{WORD} b", "ab", f"a{WORD}b"]
-    objective, batch = objective_of(vectors), tiny_run.tiny_batch(0, 0, 4)
+    objective, batch = objective_of(vectors), jax.tree.map(jnp.asarray, tiny_run.tiny_batch(0, 0, 4))
     network = jax.tree.map(
         lambda leaf: jnp.full(leaf.shape, 0.1), jax.eval_shape(lambda: objective.stage.init(jax.random.key(0)))
     )
@@ -69,10 +69,12 @@ def test_the_loss_is_the_stages_on_the_words_text_and_its_gradient_is_right(vect
 
     def loss(vectors: jax.Array) -> jax.Array:
         text, mask = reader.encode(captions)
-        return objective.loss({"vectors": vectors}, frozen, {**batch, "text": text, "text_mask": mask}, rng)[0]
+        made = {**batch, "text": jnp.asarray(text), "text_mask": jnp.asarray(mask)}
+        return objective.loss({"vectors": vectors}, frozen, made, rng)[0]
 
     text, mask = WordEncoder(TEXT, [word_of(encoder, vectors)]).encode(captions)
-    wanted = objective.stage.loss(network, {**batch, "text": text, "text_mask": mask}, rng)[0]
+    made = {**batch, "text": jnp.asarray(text), "text_mask": jnp.asarray(mask)}
+    wanted = objective.stage.loss(network, made, rng)[0]
     assert float(loss(jnp.asarray(vectors))) == pytest.approx(float(wanted), rel=1e-5)
     grad = jax.jit(jax.grad(loss))(jnp.asarray(vectors))
     along = np.random.default_rng(1).normal(size=vectors.shape).astype(np.float32)
