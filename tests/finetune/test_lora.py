@@ -30,14 +30,12 @@ def abstract(stage: Stage) -> Any:
 
 def noisy(tree: Any, seed: int) -> Any:
     """A tree of the same shapes with nothing zero in it."""
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    drawn = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, drawn)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32)), tree)
 
 
 def factors_of(stage: Stage, config: LoraConfig, seed: int = 1) -> Any:
-    return noisy(rules.unbox(lora.init(config, abstract(stage), jax.random.key(0))), seed)
+    return noisy(rules.unbox(jax.eval_shape(lambda: lora.init(config, abstract(stage), jax.random.key(0)))), seed)
 
 
 def inputs(stage: Stage) -> tuple[Any, ...]:
@@ -76,22 +74,25 @@ def test_merged_is_unmerged_and_without_factors_exactly_the_base(stage):
     run = jax.jit(lambda params: stage.model.apply({"params": params}, *inputs(stage)))
     base, factors = np.asarray(run(params)), factors_of(stage, ALL)
     unmerged = np.asarray(jax.jit(lambda: call_unmerged(stage, params, factors, ALL.scale))())
-    together = np.asarray(run(lora.merged(params, factors, ALL.scale)))
+    together = np.asarray(run(jax.jit(lora.merged, static_argnums=2)(params, factors, ALL.scale)))
     assert np.abs(together - base).max() > 0.05
     np.testing.assert_allclose(together, unmerged, atol=1e-5 * max(1.0, np.abs(base).max()))
-    fresh = rules.unbox(lora.init(ALL, abstract(stage), jax.random.key(0)))
+    fresh = rules.unbox(jax.jit(lambda: lora.init(ALL, abstract(stage), jax.random.key(0)))())
     assert any(np.any(leaf) for leaf in jax.tree.leaves(fresh))
     none = lora.init(LoraConfig(rank=0), abstract(stage), jax.random.key(0))
     assert none == {}
+    host = jax.tree.map(np.asarray, params)
     for same in (fresh, none):
-        for one, other in zip(*map(jax.tree.leaves, (lora.merged(params, same, 1.5), params)), strict=True):
+        made = lora.merged(host, jax.tree.map(np.asarray, same), 1.5)
+        for one, other in zip(*map(jax.tree.leaves, (made, host)), strict=True):
             assert np.array_equal(one, other)
 
 
 def test_numpy_merges_as_jax_does_and_keeps_dtypes():
     params, factors = noisy(rules.unbox(abstract(tiny.BASE)), 0), factors_of(tiny.BASE, ALL)
     host = lora.merged(jax.tree.map(np.asarray, params), jax.tree.map(np.asarray, factors), 0.7)
-    for one, other in zip(*map(jax.tree.leaves, (host, lora.merged(params, factors, 0.7))), strict=True):
+    traced = jax.jit(lora.merged, static_argnums=2)(params, factors, 0.7)
+    for one, other in zip(*map(jax.tree.leaves, (host, traced)), strict=True):
         assert isinstance(one, np.ndarray) and one.dtype == np.float32
         np.testing.assert_allclose(one, other, atol=1e-6)
     half = lora.merged(
