@@ -45,7 +45,9 @@ DOORS: dict[str, set[str]] = {
 }
 # What leaves the house is what was trained.
 DOORS["export"] = {"stage", "models", "text", "sharding", "checkpoints"}
-LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoints", "gin_config"}
+# Training may start from what was trained, wherever it lies.
+DOORS["finetune"] = {"stage", "text", "sharding", "checkpoints", "export"}
+LOADING = {"stage", "diffusion", "models", "text", "sharding", "cost", "checkpoints", "gin_config", "finetune"}
 DOORS["train"] = LOADING - {"gin_config"} | {"data"}
 # Drawing and measuring meet training at its hooks alone.
 DOORS["sampling"] = LOADING | {"train.hooks", "export"}
@@ -78,7 +80,9 @@ FLOORS = (
     ("cost", "text"),
     ("stage", "data", "interop"),
     ("checkpoints", "beam"),
-    ("train", "export"),
+    ("export",),
+    ("finetune",),
+    ("train",),
     ("sampling",),
     ("evals", "planning"),
     ("report",),

@@ -231,15 +231,25 @@ class TrainedStage:
           UserError: there is none, or it is damaged.
         """
         if step is not None:
-            return cls._of(folders.existing(model_dir, step), text_encoder)
-        return checkpoints.read_newest(model_dir, lambda path: cls._of(path, text_encoder))
+            return cls.of_checkpoint(folders.existing(model_dir, step), text_encoder)
+        return checkpoints.read_newest(model_dir, lambda path: cls.of_checkpoint(path, text_encoder))
 
     @classmethod
-    def _of(cls, path: AnyPath, text_encoder: str | None) -> "TrainedStage":
+    def of_checkpoint(cls, path: AnyPath, text_encoder: str | None = None, ema: bool = True) -> "TrainedStage":
+        """The stage of one checkpoint's directory.
+
+        Args:
+          path: the checkpoint.
+          text_encoder: see `StageRecord.read`.
+          ema: its averaged parameters (True), or those that were being trained.
+
+        Raises:
+          UserError: it is damaged, or holds no such parameters.
+        """
         model_dir = path.parent.parent
         record = StageRecord.read(path, text_encoder)
         step = folders.step_of(path)
-        host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step))
+        host = jax.tree.map(np.asarray, checkpoints.load_params(model_dir, step, ema))
         fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
         return cls(**fields, weights=Weights(host, path), checkpoint=checkpoints.fingerprint(model_dir, step))
 

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.commands.parts.paths import add_lora_flag, user_path
 
 if TYPE_CHECKING:
     from imagen_jax.sampling.cascade import Cascade
@@ -18,19 +18,48 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         "--from", type=user_path, dest="source", required=True, metavar="RUN", help="cascade directory, or one stage's"
     )
     sub.add_argument("--to", type=user_path, dest="directory", required=True, metavar="DIR", help="directory to write")
-    sub.add_argument("--format", choices=("bundle",), default="bundle", help="form of it (default bundle)")
+    sub.add_argument(
+        "--format",
+        choices=("bundle", "peft", "embedding"),
+        default="bundle",
+        help="bundle (default); peft: of a LoRA run; embedding: of a learned word, a file",
+    )
     sub.add_argument("--text_encoder", type=user_path, metavar="DIR", help="pretrained encoder; default: as noted")
+    add_lora_flag(sub)
     sub.add_argument("--license", default="unknown", metavar="ID", help="for the model card, e.g. apache-2.0")
     sub.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the directory, loads it again, compares, and prints its path."""
+    if args.format == "peft":
+        _export_lora(args)
+        return
+    if args.format == "embedding":
+        from imagen_jax.finetune.words import write_word
+
+        write_word(args.source, args.directory, args.overwrite)
+        print(args.directory)
+        return
     from imagen_jax.sampling.cascade import Cascade
 
-    cascade = Cascade.load(args.source, text_encoder=args.text_encoder)
+    cascade = Cascade.load(args.source, text_encoder=args.text_encoder, lora=args.lora)
     companions = _companions(args.source, cascade, args.license)
     cascade.export(args.directory, format=args.format, companions=companions, overwrite=args.overwrite)
+    print(args.directory)
+
+
+def _export_lora(args: argparse.Namespace) -> None:
+    """Writes the factors of a LoRA run in PEFT's form."""
+    from imagen_jax.errors import UserError
+    from imagen_jax.finetune.loras import Lora
+    from imagen_jax.finetune.peft import write_peft
+
+    if args.lora:
+        raise UserError(
+            f"--lora ({', '.join(args.lora)}) is merged into a bundle; --format=peft writes one LoRA as it is"
+        )
+    write_peft(Lora.of_run(args.source), args.directory, overwrite=args.overwrite)
     print(args.directory)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.commands.parts.paths import add_lora_flag, user_path
 from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
 from imagen_jax.files import local_copy, shipped_file
@@ -18,7 +18,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     _add_sampling_flags(sub.add_argument_group("how to sample"))
     _add_image_flags(sub.add_argument_group("images to be changed"))
     # The defaults stand in SampleOptions; an option without one there is None.
-    sub.set_defaults(**{field.name: field.default for field in _optional_fields()})
+    sub.set_defaults(**{field.name: field.default for field in _optional_fields()} | {"lora": [], "embedding": []})
 
 
 def _optional_fields() -> list[dataclasses.Field]:
@@ -40,7 +40,19 @@ def _add_common_flags(sub: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="pretrained text encoder; default: where the checkpoint says",
     )
+    add_lora_flag(sub)
     sub.add_argument("--prompts_file", type=user_path, metavar="FILE", help="text file with one caption a line")
+    sub.add_argument(
+        "--embedding",
+        type=user_path,
+        action="append",
+        metavar="FILE",
+        help="repeatable: a learned word, which captions may then hold",
+    )
+    sub.add_argument("--num_images", type=int, metavar="N", help="images a caption (default %(default)s)")
+    sub.add_argument(
+        "--list", action="store_true", help="also write OUTPUT/list.jsonl, images with captions as build_corpus takes"
+    )
     sub.add_argument("--output", type=user_path, required=True, metavar="DIR", help="folder for the PNG files")
     sub.add_argument("--overwrite", action="store_true", help="replace images that are already in the folder")
     sub.add_argument("--stage", metavar="NAME", help="stop after this stage, e.g. base")

@@ -21,6 +21,7 @@ class CorpusShare:
       corpus_dir: corpus directory.
       store_dir: embedding store of its captions; None encodes them as they are read.
       rate: its part of the examples, against the rates of the others; need not sum to 1.
+      loss_weight: factor of its examples' loss, e.g. the lambda of DreamBooth's prior pictures.
       split: name of a split of the corpus.
       name: of the source in metrics; None: the last part of corpus_dir.
     """
@@ -28,6 +29,7 @@ class CorpusShare:
     corpus_dir: str
     store_dir: str | None = None
     rate: float = 1.0
+    loss_weight: float = 1.0
     split: str = "train"
     name: str | None = None
 
@@ -38,6 +40,7 @@ class CorpusShare:
         if not isinstance(self.split, str) or not self.split:
             raise UserError(f"CorpusShare.split is {self.split!r}; expected a non-empty text")
         _check_rates("CorpusShare.rate", (self.rate,))
+        _check_rates("CorpusShare.loss_weight", (self.loss_weight,))
         if self.name is None:
             object.__setattr__(self, "name", os.path.basename(os.path.normpath(self.corpus_dir)))
 

@@ -5,6 +5,7 @@ fails ends the run as any hook does. `imagen_jax follow` does the same beside tr
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.evals.evaluator import EvalConfig
 from imagen_jax.evals.follow import Follower, check_needs_cascade
 from imagen_jax.files import LEASE_S, StrPath, absolute, as_path, is_remote, remove_tree
+from imagen_jax.finetune.source import load_stage
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.loading import check_chain, load_others, run_name
 from imagen_jax.text.encoder import TextEncoder
@@ -72,6 +74,7 @@ class EvaluateHook(Hook):
       encoder: of the run.
       free_encoder: training needs no encoder, so its parameters leave the device after an evaluation.
       every: steps between evaluations, >= 1.
+      network_params: the network's parameters from the averaged ones.
     """
 
     evaluation: EvalConfig
@@ -81,6 +84,7 @@ class EvaluateHook(Hook):
     encoder: TextEncoder
     free_encoder: bool
     every: int
+    network_params: Callable[[PyTree], PyTree] = lambda params: params
 
     def __post_init__(self) -> None:
         # Before the first step, and without anyone's parameters.
@@ -104,7 +108,7 @@ class EvaluateHook(Hook):
         def load() -> Cascade:
             # What a killed run left is of parameters that are perhaps not bit for bit these.
             remove_tree(follower.folder(info.step))
-            return self._cascade(info.step, info.state.ema_params)
+            return self._cascade(info.step, self.network_params(info.state.ema_params))
 
         follower.evaluate(info.step, load, LEASE_S + 5 if is_remote(self.model_dir) else 0.0)
         if self.free_encoder:
@@ -119,7 +123,7 @@ class EvaluateHook(Hook):
         weights = Weights(params, as_path(self.model_dir))
         own = TrainedStage(**fields, weights=weights, checkpoint=f"training_{step}")
         stages = sorted(
-            [*load_others(self.evaluation.run_dir, self.model_dir, TrainedStage.load), own],
+            [*load_others(self.evaluation.run_dir, self.model_dir, load_stage), own],
             key=lambda one: one.stage.draw_size,
         )
         check_chain(stages)

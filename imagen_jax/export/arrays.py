@@ -140,6 +140,13 @@ def parse_arrays(path: str, content: np.ndarray) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has a header that its bytes do not fit ({error}); {FIX}") from error
 
 
+def parse_metadata(content: np.ndarray) -> dict[str, str]:
+    """The texts in the header of a .safetensors file that `parse_arrays` took."""
+    length = int.from_bytes(content[:8].tobytes(), "little")
+    found = json.loads(content[8 : 8 + length].tobytes()).get(_METADATA)
+    return {str(name): str(text) for name, text in found.items()} if isinstance(found, dict) else {}
+
+
 def _parse(content: np.ndarray) -> dict[str, np.ndarray]:
     length = int.from_bytes(content[:8].tobytes(), "little")
     if content.size < 8 or length > min(content.size - 8, _LONGEST_HEADER):

@@ -166,7 +166,25 @@ def load_bundle(path: str, text_encoder: str | None = None) -> list[TrainedStage
       UserError: a file changed, is missing or too many, a newer version wrote it, or it leads out of its folder.
     """
     folder, found = _verified(path)
-    header = _json(f"{path}/{HEADER}", found[HEADER])
+    header = _header(path, found[HEADER])
+    return [_stage(folder, entry, found, text_encoder) for entry in header["stages"]]
+
+
+def read_records(path: str) -> list[tuple[StageRecord, str]]:
+    """Settings of each stage and the checkpoint that it is from, without its arrays; nothing is compared with digests.
+
+    Raises:
+      UserError: the header or a record is damaged, or a newer version wrote it.
+    """
+    content = np.frombuffer((as_path(path) / HEADER).read_bytes(), np.uint8)
+    entries = _header(path, content)["stages"]
+    places = [as_path(path) / STAGES / entry["folder"] for entry in entries]
+    return [(StageRecord.read(place), entry["checkpoint"]) for place, entry in zip(places, entries, strict=True)]
+
+
+def _header(path: str, content: np.ndarray) -> dict[str, Any]:
+    """The header of a bundle, of a version that this program reads."""
+    header = _json(f"{path}/{HEADER}", content)
     version = header.get("format_version") if isinstance(header, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise UserError(
@@ -177,7 +195,7 @@ def load_bundle(path: str, text_encoder: str | None = None) -> list[TrainedStage
     check_content(f"{path}/{HEADER}", header, _FORM, arrays.FIX)
     if not header["stages"]:
         raise UserError(f"{path}/{HEADER} names no stage; {arrays.FIX}")
-    return [_stage(folder, entry, found, text_encoder) for entry in header["stages"]]
+    return header
 
 
 def _stage(folder: str, entry: Mapping[str, Any], found: Mapping[str, np.ndarray], encoder: str | None) -> TrainedStage:

@@ -107,12 +107,14 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
         "state_gib": _device_bytes(program.state) / GIB,
         "optimization_level": options.optimization_level,
     }
+    if frozen := program.objective.frozen_spec(mesh):
+        found["frozen_gib"] = _device_bytes(frozen) / GIB
     with _optimization_level(options.optimization_level):
         found |= measure(program.compile, useful, mesh, config.num_steps)
         if options.sampler and found["fits"]:
             rows = config.batch_size // config.accumulate_steps
             whole, sharded = (
-                trace_sampler(config.stage, config.sampling, program.state.params, rows, where)
+                trace_sampler(config.stage, config.sampling, program.objective.network_spec(mesh), rows, where)
                 for where in (None, mesh)
             )
             sampler = measure(sharded.lower().compile, round(jaxpr_flops(whole.jaxpr.jaxpr)), mesh, None)

@@ -18,6 +18,7 @@ def plan_text(found: dict[str, Any]) -> str:
             f"{found['per_device_batch']} rows a device",
         ),
         ("state a device", f"{found['state_gib']:.3f} GiB"),
+        *([("frozen parameters", f"{found['frozen_gib']:.3f} GiB a device")] if "frozen_gib" in found else []),
         *program_rows(found),
         ("compiled", f"in {found['compile_s']:.0f} s at optimisation level {found['optimization_level']}"),
     ]

@@ -31,7 +31,7 @@ from imagen_jax.sampling.drawing import (
     prepare,
 )
 from imagen_jax.sampling.images import finite, to_uint8
-from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes
+from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes, with_lora
 from imagen_jax.sampling.prompts import tell_lost
 from imagen_jax.sampling.request import (
     MODES,
@@ -48,6 +48,7 @@ from imagen_jax.stage.guided import EditArrays
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.inversion import LearnedWord, WordEncoder
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
 WEIGHTS = ("auto", "resident", "offload")
@@ -84,6 +85,8 @@ class Cascade:
         weights: str = "auto",
         text_encoder: str | None = None,
         steps: Mapping[str, int | str] | None = None,
+        lora: Sequence[str] = (),
+        embeddings: Sequence[str] = (),
     ) -> "Cascade":
         """Loads a cascade directory, the run directory of one stage, a bundle, or a gin file (see `loading`).
 
@@ -93,15 +96,19 @@ class Cascade:
           weights: see the class.
           text_encoder: where the pretrained text encoder is; None: where the checkpoints say.
           steps: see `loading.load_stages`.
+          lora: LoRAs to merge into the stages they were trained on, "DIR" or "DIR:WEIGHT"; see `loading.with_lora`.
+          embeddings: files of learned words (`text.inversion`), which captions may then hold.
 
         Raises:
           UserError: nothing trained there, stages that do not fit each other, or another vocabulary or encoder than
             they were trained with.
         """
-        stages = load_stages(path, text_encoder, steps)
+        stages = with_lora(load_stages(path, text_encoder, steps), lora)
         devices = drawing_devices()
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
-        encoder = TextEncoder(stages[0].text, expected=stages[0].text_fingerprint)
+        text, expected = stages[0].text, stages[0].text_fingerprint
+        words = [LearnedWord.load(file) for file in embeddings]
+        encoder = WordEncoder(text, words, expected=expected) if words else TextEncoder(text, expected=expected)
         return cls(stages=tuple(stages), encoder=encoder, mesh=built, weights=weights)
 
     def export(self, directory: str, format: str = "bundle", **options: Any) -> None:

@@ -24,6 +24,9 @@ from imagen_jax.checks import check_path
 from imagen_jax.errors import UserError
 from imagen_jax.export.bundle import is_bundle, load_bundle
 from imagen_jax.files import absolute, as_path
+from imagen_jax.finetune.loras import Lora, with_loras
+from imagen_jax.finetune.peft import is_peft, read_peft
+from imagen_jax.finetune.source import load_stage
 from imagen_jax.sampling.request import MAX_SIDE
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -81,7 +84,7 @@ def load_stages(
     """
 
     def load(run: str, step: folders.Step | None = None) -> TrainedStage:
-        return TrainedStage.load(run, text_encoder, asked.get(run_name(run), step))
+        return load_stage(run, text_encoder, asked.get(run_name(run), step))
 
     asked = steps or {}
     check_path("the cascade", path)
@@ -118,6 +121,30 @@ def load_stages(
     stages.sort(key=lambda loaded: loaded.stage.draw_size)
     check_chain(stages)
     return stages
+
+
+def with_lora(stages: Sequence[TrainedStage], lora: Sequence[str]) -> list[TrainedStage]:
+    """Stages with LoRAs merged into those that they were trained on.
+
+    Args:
+      stages: of a cascade.
+      lora: run directories of LoRA, or folders of PEFT's form; "DIR:0.8" has the weight 0.8, others 1.
+
+    Raises:
+      UserError: one is not there, is damaged, or was trained on none of the stages.
+    """
+    return with_loras(stages, [_weighted(text) for text in lora])
+
+
+def _weighted(text: str) -> tuple[Lora, float]:
+    path, _, last = text.rpartition(":")
+    try:
+        weight = float(last)
+    except ValueError:
+        path, weight = text, 1.0
+    if not path or not math.isfinite(weight):
+        raise UserError(f"the LoRA {text!r} must be a folder, or a folder and a finite weight as in runs/style:0.8")
+    return (read_peft(path) if is_peft(path) else Lora.of_run(path)), weight
 
 
 def load_others(path: str, model_dir: str, load: Callable[[str], Loaded]) -> list[Loaded]:

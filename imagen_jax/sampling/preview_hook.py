@@ -14,6 +14,7 @@ from imagen_jax.sampling.preview import PreviewRows, draw_preview
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.train.hooks import Hook, StepInfo
+from imagen_jax.typing import PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class PreviewHook(Hook):
       seed: seed of the noise.
       directory: where the pictures go.
       null: the stage's null text; None is zeros.
+      network_params: the network's parameters from the averaged ones.
       show: also given each picture, as (step, tag, PNG, height, width); e.g. `MetricWriter.image`.
     """
 
@@ -40,6 +42,7 @@ class PreviewHook(Hook):
     seed: int
     directory: AnyPath
     null: Conditioning | None = None
+    network_params: Callable[[PyTree], PyTree] = lambda params: params
     show: Callable[[int, str, bytes, int, int], None] | None = None
 
     def wants(self, step: int) -> bool:
@@ -50,7 +53,7 @@ class PreviewHook(Hook):
         """Draws and writes the picture; all processes draw, the first one writes."""
         image = draw_preview(
             self.stage,
-            info.state.ema_params,
+            self.network_params(info.state.ema_params),
             self.rows,
             mesh=self.mesh,
             sampling=self.sampling,

@@ -29,7 +29,7 @@ from imagen_jax.text.store.format import fingerprint_differences
 from imagen_jax.text.tokenizer import Tokenizer
 from imagen_jax.text.weights.encoder_copy import known_sha256
 from imagen_jax.text.weights.pretrained import LoadedEncoder, Pretrained, check_positions, load_encoder
-from imagen_jax.typing import Bool, Float
+from imagen_jax.typing import Array, Bool, Float, PyTree
 
 # Batches are padded to few sizes and lengths, so that few programs are compiled.
 _BATCH_SIZES = (8, 64)
@@ -147,6 +147,11 @@ class TextEncoder:
         )
         return known or params_sha256(self._loaded.params)
 
+    @property
+    def params(self) -> PyTree:
+        """The encoder's parameters on their devices; read or drawn where they are not there."""
+        return self._checked.params
+
     def release(self) -> None:
         """Frees the parameters; they are read or drawn again when they are next needed."""
         for name in ("_checked", "_loaded"):
@@ -229,5 +234,7 @@ class TextEncoder:
         mask = np.zeros(padded.shape, bool)
         for row, real, ids in zip(padded, mask, tokens, strict=False):
             row[: len(ids)], real[: len(ids)] = ids, True
-        encoded = self._checked.encode(padded, mask)
-        return np.asarray(encoded)[: len(tokens)]
+        return np.asarray(self._encode_ids(padded, mask))[: len(tokens)]
+
+    def _encode_ids(self, ids: np.ndarray, mask: np.ndarray) -> Array:
+        return self._checked.encode(ids, mask)

@@ -10,11 +10,13 @@ from imagen_jax.diffusion.guidance import check_guidance_weight
 from imagen_jax.diffusion.losses import TruncatedSNRWeighting, Weighting
 from imagen_jax.diffusion.time_grids import check_steps
 from imagen_jax.errors import UserError
+from imagen_jax.finetune.lora import LoraConfig
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.guided import check_sizes
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextConfig
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.train.optimizer import OptimizerConfig
 
 COUNTS = ("num_steps", "batch_size", "accumulate_steps", "log_every", "save_every", "keep_checkpoints", "max_bad_steps")
@@ -91,6 +93,26 @@ class DistillConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InversionConfig:
+    """Textual inversion: a new word's vectors are learned, and nothing else (`train.inversion`).
+
+    Args:
+      word: as the captions of the corpus have it, e.g. "<gorp>".
+      num_vectors: tokens that it stands for, >= 1.
+      start: a word of the vocabulary at whose vector they begin, e.g. the class; "": at the mean of all.
+    """
+
+    word: str
+    num_vectors: int = 1
+    start: str = ""
+
+    def __post_init__(self) -> None:
+        check_count("inversion.num_vectors", self.num_vectors)
+        if not isinstance(self.word, str) or self.word.split() != [self.word]:
+            raise UserError(f"inversion.word ({self.word!r}) must be one word without white space, e.g. <gorp>")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run of one stage.
 
@@ -123,7 +145,11 @@ class TrainConfig:
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
       resume: run directory whose newest checkpoint (state and data position) is the start of a new run.
-      init_from: run directory whose newest averaged parameters are the start of a new run, from step 0.
+      init_from: run directory, or bundle, whose newest parameters are the start of a new run, from step 0; the same
+        network and text encoder. With `lora` they stay as they are, and are needed as long as the run is.
+      init_ema: the averaged parameters of init_from (True), or those that were being trained there.
+      lora: trains low-rank factors in place of the parameters of init_from, or None (`finetune.lora`).
+      inversion: trains the vectors of a new word on the parameters of init_from, or None.
       distill: what teaches this stage, or None: it learns from the corpus alone.
 
     Raises:
@@ -156,6 +182,9 @@ class TrainConfig:
     evaluate: EvaluateConfig | None = None
     resume: str | None = None
     init_from: str | None = None
+    init_ema: bool = True
+    lora: LoraConfig | None = None
+    inversion: InversionConfig | None = None
     distill: DistillConfig | None = None
 
     def __post_init__(self) -> None:
@@ -187,7 +216,13 @@ class TrainConfig:
         for name in ("resume", "init_from"):
             if getattr(self, name) is not None:
                 check_path(f"TrainConfig.{name}", getattr(self, name))
-        for name, kind in (("distill", DistillConfig), ("evaluate", EvaluateConfig)):
+        parts = {
+            "distill": DistillConfig,
+            "evaluate": EvaluateConfig,
+            "lora": LoraConfig,
+            "inversion": InversionConfig,
+        }
+        for name, kind in parts.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 wanted = kind.__name__
@@ -199,7 +234,25 @@ class TrainConfig:
                 f"resume ({self.resume}) and init_from ({self.init_from}) exclude each other: "
                 f"resume goes on with a whole run, init_from starts a new one from its parameters"
             )
+        if self.lora is not None and (self.init_from is None or not self.init_ema or self.distill is not None):
+            raise UserError(
+                f"lora needs init_from ({self.init_from}), the base that it is trained on, with init_ema True, and no "
+                "distill; set init_from to a run directory or a bundle"
+            )
+        if self.inversion is not None:
+            self._check_inversion()
         self._check_sizes()
+
+    def _check_inversion(self) -> None:
+        others = [name for name in ("lora", "distill", "previews", "evaluate") if getattr(self, name) is not None]
+        if self.init_from is None or others or not self.data.encodes:
+            raise UserError(
+                "inversion needs init_from, the stage that it is trained on, data without a store_dir, since the text "
+                f"encoder is part of what is differentiated, and None for lora, distill, previews and evaluate (got "
+                f"init_from {self.init_from!r}{', ' * bool(others)}{', '.join(others)})"
+            )
+        if not isinstance(self.text.sizes(), T5Config):
+            raise UserError(f"inversion is for T5 encoders; TextConfig.encoder is {self.text.encoder!r}")
 
     def _check_sizes(self) -> None:
         # Previews come late in a run.

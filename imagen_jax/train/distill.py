@@ -42,7 +42,6 @@ from imagen_jax.text.weights.pretrained import Pretrained
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.stage_objective import StageObjective
-from imagen_jax.train.state import abstract_params
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 # What of a stage is read in ordinary training alone: a student may have its own.
@@ -150,7 +149,7 @@ class DistillObjective(StageObjective):
 
     def frozen_spec(self, mesh: Mesh) -> PyTree:
         """The teacher's parameters: those of the same network."""
-        return abstract_params(self, mesh)
+        return self.network_spec(mesh)
 
     def load_frozen(self, mesh: Mesh) -> PyTree:
         """The teacher's newest averaged parameters.

@@ -36,10 +36,12 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import hosts
 from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.fine_tuning import prepare
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.instruments import Instruments
 from imagen_jax.train.interrupt import StopRequest
 from imagen_jax.train.ledger import Ledger
+from imagen_jax.train.lora import LoraObjective
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.programs import kept_programs
@@ -55,9 +57,10 @@ from imagen_jax.train.setup import (
     preview_text,
     start_state,
 )
+from imagen_jax.train.state import shardings_of
 from imagen_jax.train.step import Metrics
 from imagen_jax.train.watchdog import Watchdog
-from imagen_jax.typing import Bool, Float
+from imagen_jax.typing import Bool, Float, PyTree
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,7 @@ class Run:
       preview_text: embeddings and mask of the captions that previews draw; None where they draw rows of the data.
       null: the stage's null text; None is zeros.
       writer: metrics.jsonl and TensorBoard; hooks may add pictures.
+      frozen: the parameters that nobody trains.
       start: updates done.
     """
 
@@ -93,7 +97,16 @@ class Run:
     preview_text: tuple[Float[np.ndarray, "b n d"], Bool[np.ndarray, "b n"]] | None
     null: Conditioning | None
     writer: MetricWriter
+    frozen: PyTree = ()
     start: int = 0
+
+    def network_params(self, params: PyTree) -> PyTree:
+        """The network's parameters, where `params` are those that are trained, or their average."""
+        objective = self.setup.objective
+        if not isinstance(objective, LoraObjective):
+            return params
+        placed = shardings_of(objective.network_spec(self.setup.mesh))
+        return jax.jit(objective.network_params, out_shardings=placed)(params, self.frozen)
 
 
 def companions(config: TrainConfig, encoder: TextEncoder, operative_text: str) -> dict[str, bytes]:
@@ -227,7 +240,9 @@ def _train(
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
-    beside = companions(config, encoder, operative_text)
+    tuning = prepare(config, setup, encoder)
+    setup = tuning.setup
+    beside = companions(config, encoder, operative_text) | dict(tuning.beside)
     if not config.data.encodes:
         # Nothing needs it from here on, and no plan of a device's memory counts it.
         encoder.release()
@@ -239,7 +254,7 @@ def _train(
         return state
     if warning := config.stage.untrained_level(config.sampling.aug_level):
         say(warning)
-    batches = open_data(config, setup.mesh, start, position, encoder)
+    batches = open_data(config, setup.mesh, start, position, tuning.reader)
     hosts.check_same(lambda: hosts.data(config.data, batches.position()))
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
@@ -256,7 +271,14 @@ def _train(
     window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     run = Run(
-        config=config, setup=setup, encoder=encoder, preview_text=previewed, null=null, writer=writer, start=start
+        config=config,
+        setup=setup,
+        encoder=encoder,
+        preview_text=previewed,
+        null=null,
+        writer=writer,
+        frozen=frozen,
+        start=start,
     )
     extra = hooks(run)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)

@@ -3,7 +3,7 @@
 A run starts from the first of these that exists:
     1. the newest checkpoint of its own model_dir
     2. `resume`: the newest checkpoint, with data position, of another run
-    3. `init_from`, or the teacher of `distill`: the averaged parameters of another run, at step 0
+    3. `init_from`, or the teacher of `distill`: the parameters of another run or of a bundle, at step 0
     4. scratch
 """
 
@@ -28,12 +28,16 @@ from imagen_jax.data.sizes import Size
 from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.data.tasks import shares_of
 from imagen_jax.errors import UserError
+from imagen_jax.finetune.source import Source, check_fits
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
+from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.store.reader import EmbeddingStore
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.distill import DistillObjective, check_teacher_text
+from imagen_jax.train.inversion import InversionObjective
+from imagen_jax.train.lora import LoraObjective, lora_record
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.state import abstract_state, init_state, shardings_of
@@ -42,15 +46,24 @@ from imagen_jax.typing import Bool, Float, Int, PyTree
 
 
 def objective_of(config: TrainConfig) -> StageObjective:
-    """Objective of `config`: its stage, on the corpus alone or on a teacher; the null text is zeros.
+    """Objective of `config`: its stage or LoRA, on the corpus alone or on a teacher; the null text is zeros.
 
     Raises:
       UserError: see `DistillObjective.build`.
     """
     shares = shares_of(config.data)
     sources = tuple(str(share.name) for share in shares) if len(shares) > 1 else ()
-    objective = DistillObjective.build(config) or StageObjective(stage=config.stage)
-    return dataclasses.replace(objective, sources=sources)
+    objective: StageObjective
+    if config.lora is not None:
+        objective = LoraObjective(stage=config.stage, lora=config.lora)
+    elif config.inversion is not None:
+        sizes = config.text.sizes()
+        assert isinstance(sizes, T5Config)
+        objective = InversionObjective(stage=config.stage, num_vectors=config.inversion.num_vectors, sizes=sizes)
+    else:
+        objective = DistillObjective.build(config) or StageObjective(stage=config.stage)
+    weights = tuple(share.loss_weight for share in shares) if sources else ()
+    return dataclasses.replace(objective, sources=sources, loss_weights=weights if {*weights} - {1.0} else ())
 
 
 def step_settings(config: TrainConfig) -> StepSettings:
@@ -111,6 +124,16 @@ class TrainSetup:
     def with_text(self, null: Conditioning | None, dtype: np.dtype) -> "TrainSetup":
         """The same, with the null text that the stage's null_text names (None is zeros) and the dtype of the data's."""
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, null=null, text_dtype=dtype))
+
+    def with_base(self, base: Source) -> "TrainSetup":
+        """The same, with the parameters that LoRA is trained on."""
+        assert isinstance(self.objective, LoraObjective)
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, base=base))
+
+    def with_word(self, base: Source, encoder: TextEncoder, start: np.ndarray) -> "TrainSetup":
+        """The same, with what a word's vectors are trained on, and where they begin."""
+        parts: dict[str, Any] = {"base": base, "encoder": encoder, "start": start}
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, **parts))
 
     def of_size(self, size: Size | None) -> "TrainSetup":
         """The same for batches of one size alone; None: of squares."""
@@ -187,25 +210,46 @@ def start_state(config: TrainConfig, setup: TrainSetup) -> tuple[TrainState, dic
     if config.resume:
         state, position = checkpoints.restore(config.resume, setup.state)
         return state, position, f"resumes {config.resume} at step {int(state.step)}"
+    source = start_source(config)
     fresh = functools.partial(init_state, setup.objective, setup.settings.optimizer, setup.settings.seed)
     state = jax.jit(fresh, out_shardings=shardings_of(setup.state))()
-    source = config.init_from or (config.distill and config.distill.teacher_dir)
-    if source:
-        params = checkpoints.restore_params(source, setup.state.params)
-        # The step donates its state, so that no buffer may stand in it twice.
-        state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
-        return state, None, f"starts from the averaged parameters of {source}"
-    return state, None, "starts from scratch"
+    if config.lora is not None:
+        return state, None, f"starts LoRA of rank {config.lora.rank} on {config.init_from}"
+    if config.inversion is not None:
+        return state, None, f"starts the vectors of {config.inversion.word!r} on {config.init_from}"
+    if source is None:
+        return state, None, "starts from scratch"
+    params = source.restore(setup.state.params, config.init_ema)
+    # The step donates its state, so that no buffer may stand in it twice.
+    state = state.replace(params=params, ema_params=jax.tree.map(lambda leaf: leaf.copy(), params))
+    which = "averaged" if config.init_ema else "last"
+    return state, None, f"starts from the {which} parameters of {source.path}, {source.checkpoint}"
+
+
+def start_source(config: TrainConfig) -> Source | None:
+    """Parameters that a new run starts from, or that LoRA is trained on; the same in every process."""
+    if (record := lora_record(config)) is not None:
+        return record.base
+    path = config.init_from or (config.distill and config.distill.teacher_dir)
+    if not path:
+        return None
+    return Source(**first_tells(lambda: dataclasses.asdict(Source.find(path, config.stage.name))))
 
 
 def check_text(config: TrainConfig) -> TextEncoder:
     """The run's text encoder, after its fingerprint was found in the embedding store, if there is one.
 
     Raises:
-      UserError: the store was made by another encoder; names the part that differs.
+      UserError: the store was made by another encoder, or the run starts from parameters of another network or
+        encoder; names what differs.
     """
     encoder = TextEncoder(config.text)
     check_teacher_text(config, encoder)
+    goes_on = first_tells(lambda: folders.latest_step(config.model_dir) is not None)
+    if config.init_from and (config.lora is not None or config.inversion is not None or not goes_on):
+        source = start_source(config)
+        assert source is not None
+        check_fits(source, config.stage, encoder.fingerprint())
     for share in shares_of(config.data):
         if share.store_dir is not None:
             store = EmbeddingStore.open(share.store_dir)

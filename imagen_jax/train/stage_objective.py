@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from imagen_jax.models.denoiser import Conditioning
 from imagen_jax.stage.spec import Stage
 from imagen_jax.train.objective import Batch, Mean, Objective
+from imagen_jax.train.state import abstract_params
 from imagen_jax.typing import Array, Float, Int, PRNGKeyArray, PyTree
 
 # Inner edges of the log-SNR buckets; the outermost buckets are open.
@@ -46,12 +47,14 @@ class StageObjective(Objective):
       size: height and width of x0 in its batches, which then have their framing (`data.sized_pictures`); None: squares.
       text_dtype: of the text in a batch: float32, or bfloat16 of a store that holds no more.
       sources: names of the sources of a mixture, by which the loss is averaged too; a batch then holds their numbers.
+      loss_weights: factor of each source's loss; empty: all 1.
     """
 
     stage: Stage
     null: Conditioning | None = None
     text_dtype: np.dtype = np.dtype(np.float32)
     sources: tuple[str, ...] = ()
+    loss_weights: tuple[float, ...] = ()
     size: tuple[int, int] | None = None
 
     @property
@@ -62,6 +65,19 @@ class StageObjective(Objective):
     def init(self, rng: PRNGKeyArray) -> PyTree:
         """Fresh parameters of the network, boxed with their logical axis names."""
         return self.stage.init(rng)
+
+    def network_spec(self, mesh: Mesh) -> PyTree:
+        """Shapes, dtypes and shardings of the network's parameters."""
+        return abstract_params(self.stage.init, mesh)
+
+    def network_params(self, params: PyTree, frozen: PyTree) -> PyTree:
+        """The network's parameters, with which the stage draws.
+
+        Args:
+          params: those that are trained, or their average.
+          frozen: those that are not.
+        """
+        return params
 
     def batch_spec(self, batch_size: int) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Images, text and, for super-resolution, low-resolution images: see `Stage.loss`."""
@@ -84,10 +100,12 @@ class StageObjective(Objective):
     def loss(
         self, params: PyTree, frozen: PyTree, batch: Batch, rng: PRNGKeyArray, mesh: Mesh | None = None
     ) -> tuple[Float[Array, ""], dict[str, Mean]]:
-        """Mean of `diffusion_loss`, and its averages by log-SNR."""
+        """Mean of `diffusion_loss`, each source's by its weight, and its averages by log-SNR and source."""
         mean, aux = self.diffusion_loss(params, frozen, batch, rng, mesh)
         losses, bucket = aux["per_example_loss"], log_snr_bucket(aux["log_snr"])
         means = {BY_LOG_SNR: Mean(*bucket_sums(losses, bucket, len(BUCKET_NAMES)))}
+        if self.loss_weights:
+            mean = (losses * jnp.asarray(self.loss_weights, jnp.float32)[batch["source"]]).mean()
         if self.sources:
             means[BY_SOURCE] = Mean(*bucket_sums(losses, batch["source"], len(self.sources)))
         return mean, means

@@ -1,6 +1,6 @@
 """State that a training run carries from step to step, and its shardings on the mesh."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from imagen_jax.checkpoints.trees import TrainState, named_leaves, path_name
 from imagen_jax.sharding import rules
 from imagen_jax.train.objective import Objective
-from imagen_jax.typing import PyTree
+from imagen_jax.typing import PRNGKeyArray, PyTree
 
 
 def init_state(objective: Objective, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -27,9 +27,14 @@ def init_state(objective: Objective, optimizer: optax.GradientTransformation, se
     return TrainState(step=jnp.int32(0), params=params, ema_params=params, opt_state=optimizer.init(params))
 
 
-def abstract_params(objective: Objective, mesh: Mesh) -> PyTree:
-    """Shapes, dtypes and shardings of the parameters, computing nothing."""
-    boxed = jax.eval_shape(objective.init, jax.random.key(0))
+def abstract_params(init: Callable[[PRNGKeyArray], PyTree], mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and shardings of parameters, computing nothing.
+
+    Args:
+      init: makes them, boxed, e.g. `Stage.init` or `Objective.init`.
+      mesh: where they are to lie.
+    """
+    boxed = jax.eval_shape(init, jax.random.key(0))
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=sharding)  # noqa: E731
     return jax.tree.map(place, rules.unbox(boxed), rules.param_shardings(boxed, mesh))
 
@@ -40,7 +45,7 @@ def abstract_state(objective: Objective, optimizer: optax.GradientTransformation
     Optimizer leaves that mirror a parameter (same path end, same shape) lie as it does; the others
     (counters, Adafactor's factored rows and columns) are small and replicated.
     """
-    params = named_leaves(abstract_params(objective, mesh))
+    params = named_leaves(abstract_params(objective.init, mesh))
     state = jax.eval_shape(lambda: init_state(objective, optimizer, 0))
 
     def place(path: Sequence[Any], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

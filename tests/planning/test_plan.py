@@ -1,11 +1,13 @@
 """The `plan` mode for the devices here, and what people read."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 
 from imagen_jax.errors import UserError
+from imagen_jax.finetune.lora import LoraConfig
 from imagen_jax.planning import plan as plan_module
 from imagen_jax.planning.plan import PlanOptions, does_not_fit, plan, run
 from imagen_jax.planning.text import plan_text
@@ -164,3 +166,15 @@ def test_a_program_that_cannot_be_printed_keeps_its_memory(tmp_path, monkeypatch
     assert found["fits"] and found["peak_hbm_gib"] > 0 and found["model_flops"] == tiny_flops(16)
     assert found["hardware_flops"] is None and found["unreadable"] == "INTERNAL: RET_CHECK failure async-update"
     assert "cannot print its program" in plan_text(found)
+
+
+def test_a_plan_of_lora_counts_the_factors_state_and_the_frozen_base(tmp_path):
+    whole = tiny_config(tmp_path)
+    lora = dataclasses.replace(whole, init_from="not_read", lora=LoraConfig(rank=2, targets=(r"Dense_0\.kernel",)))
+    full, found = plan(whole, PlanOptions()), plan(lora, PlanOptions(sampler=True))
+    factors, float32 = 17 * 2 + 2 * 16, 4 / 2**30
+    assert found["num_params"] == factors and found["frozen_gib"] == pytest.approx(NUM_PARAMS * float32)
+    # Parameters, average and Adam's two moments, besides counters.
+    assert found["state_gib"] == pytest.approx(4 * factors * float32, abs=20 * float32)
+    assert found["state_gib"] < 0.1 * full["state_gib"] and "frozen_gib" not in full
+    assert "frozen parameters" in plan_text(found) and "sampler" in found

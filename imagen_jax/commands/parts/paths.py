@@ -1,4 +1,4 @@
-"""Paths on the command line."""
+"""Paths on the command line, and the flag of LoRAs, which are paths with weights."""
 
 import argparse
 
@@ -13,3 +13,15 @@ def user_path(text: str) -> str:
         return with_home("the path", text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def add_lora_flag(sub: argparse.ArgumentParser) -> None:
+    """Adds --lora, which may be given several times."""
+    sub.add_argument(
+        "--lora",
+        type=user_path,
+        action="append",
+        default=[],
+        metavar="DIR[:W]",
+        help="repeatable: LoRA run, or exported LoRA, to merge with weight W (1) into the stage it was trained on",
+    )

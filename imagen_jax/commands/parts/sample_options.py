@@ -1,6 +1,7 @@
 """The flags of `imagen_jax sample` as a frozen dataclass; nothing heavy is imported, so `--help` stays quick."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
@@ -18,6 +19,10 @@ class SampleOptions:
     Args:
       output: folder for the PNG files.
       text_encoder: where the pretrained text encoder is; None: where the checkpoint says.
+      lora: LoRAs to merge, each a folder or FOLDER:WEIGHT.
+      embedding: files of learned words.
+      num_images: images a caption.
+      list: also writes list.jsonl, which `build_corpus` takes.
       overwrite: replaces images that are in the folder already.
       stage, first_stage: names of the last and the first stage to run; None: all.
       batch_size: images drawn at a time.
@@ -44,6 +49,10 @@ class SampleOptions:
 
     output: str
     text_encoder: str | None = None
+    lora: Sequence[str] = ()
+    embedding: Sequence[str] = ()
+    num_images: int = 1
+    list: bool = False
     overwrite: bool = False
     stage: str | None = None
     first_stage: str | None = None
@@ -70,6 +79,8 @@ class SampleOptions:
     jump_length: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lora", "embedding"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, value, choices in (
             ("mode", self.mode, MODES),
             ("weights", self.weights, WEIGHTS),
@@ -79,6 +90,7 @@ class SampleOptions:
             if value is not None and value not in choices:
                 raise UserError(f"--{name} ({value!r}) must be one of {', '.join(choices)}")
         check_count("--batch_size", self.batch_size)
+        check_count("--num_images", self.num_images)
         if self.tile_overlap is not None and self.tile_size is None:
             raise UserError("--tile_overlap needs --tile_size")
 

@@ -6,6 +6,7 @@ otherwise stops the command before anything is drawn.
 """
 
 import dataclasses
+import json
 import math
 import os
 import tempfile
@@ -18,7 +19,7 @@ from imagen_jax.commands.parts.sample_images import images_and_settings
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.commands.parts.sample_settings import changed_settings
 from imagen_jax.errors import UserError
-from imagen_jax.files import alone_in, as_path, files_under, is_remote, make_dirs, sha256_of_file
+from imagen_jax.files import alone_in, as_path, files_under, is_remote, make_dirs, sha256_of_file, write_text
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.images import as_info, enlarge, read_image, read_info, sheet, write_png
 from imagen_jax.sampling.request import Request
@@ -26,7 +27,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.sampling_config import SamplingConfig
 
 MAX_SHOWN = 64
-LOCK = "sample.lock"
+LOCK, LIST = "sample.lock", "list.jsonl"
 
 
 def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> None:
@@ -34,13 +35,14 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
 
     Args:
       checkpoint: cascade directory, run directory of one stage, or gin file of a cascade.
-      captions: one image each.
+      captions: `options.num_images` images each, beside each other.
       options: what else is asked for.
 
     Raises:
       UserError: options that do not agree with the stages or the mode, images in the way, or another process that
         draws into the same folder.
     """
+    captions = [caption for caption in captions for _ in range(options.num_images)]
     cascade, request = _job(checkpoint, captions, options)
     told = _told(cascade, options)
     seeds = request.seed if not isinstance(request.seed, int) else [request.seed] * len(captions)
@@ -54,6 +56,8 @@ def draw_to_files(checkpoint: str, captions: Sequence[str], options: SampleOptio
     _check_writable(output)
     with alone_in(output, LOCK, f"--output={output}", "drawn into"):
         _draw(cascade, request, paths, infos, sheet_path, options, f"sample {checkpoint}")
+        if options.list:
+            _write_list(output, paths, captions)
         shown = {"prompts": list(captions[:MAX_SHOWN]), "seed": options.seed, **told}
         _write_sheet(sheet_path, paths[:MAX_SHOWN], shown)
     number = "1 image" if len(captions) == 1 else f"{len(captions)} images"
@@ -110,7 +114,14 @@ def _check_writable(folder: str) -> None:
 def _job(checkpoint: str, captions: Sequence[str], options: SampleOptions) -> tuple[Cascade, Request]:
     """Loads the stages that draw and validates the request."""
     mesh = MeshConfig(spatial=options.spatial) if options.spatial != 1 else None
-    cascade = Cascade.load(checkpoint, mesh=mesh, weights=options.weights, text_encoder=options.text_encoder)
+    cascade = Cascade.load(
+        checkpoint,
+        mesh=mesh,
+        weights=options.weights,
+        text_encoder=options.text_encoder,
+        lora=options.lora,
+        embeddings=options.embedding,
+    )
     cascade = cascade.only(options.first_stage, options.stage)
     stages = [one.stage for one in cascade.stages]
     cascade = cascade.configure(lambda stage, sampling: changed_settings(stage, sampling, stages, options))
@@ -130,6 +141,8 @@ def _told(cascade: Cascade, options: SampleOptions) -> dict[str, Any]:
     )
     # A path may hold another picture tomorrow.
     told |= {f"{name}_sha256": sha256_of_file(str(path)) for name, path in options.given("image", "mask").items()}
+    if options.embedding:
+        told["embedding_sha256"] = [sha256_of_file(path) for path in options.embedding]
     for field in dataclasses.fields(SamplingConfig):
         values = [getattr(one.sampling, field.name) for one in cascade.stages]
         told[field.name] = [v if isinstance(v, str | int | float | None) else repr(v) for v in values]
@@ -150,6 +163,13 @@ def _already_drawn(paths: list[str], infos: list[dict[str, Any]], sheet_path: st
     if as_path(sheet_path).exists() and not there:
         raise UserError(f"{sheet_path} exists already; choose another --output or add --overwrite")
     return set(there)
+
+
+def _write_list(folder: str, paths: Sequence[str], captions: Sequence[str]) -> None:
+    """The images with their captions, as a list that `build_corpus` takes."""
+    rows = zip(paths, captions, strict=True)
+    lines = [json.dumps({"image": os.path.basename(path), "caption": caption}) for path, caption in rows]
+    write_text(as_path(folder) / LIST, "\n".join(lines) + "\n")
 
 
 def _write_sheet(path: str, images: Sequence[str], info: dict[str, Any]) -> None:

@@ -51,6 +51,7 @@ def hooks_of(run: Run, operative_config: str = "") -> Sequence[Hook]:
                 seed=previews.seed,
                 directory=as_path(config.model_dir) / "samples",
                 null=run.null,
+                network_params=run.network_params,
                 show=run.writer.image,
             )
         )
@@ -64,6 +65,7 @@ def hooks_of(run: Run, operative_config: str = "") -> Sequence[Hook]:
                 encoder=run.encoder,
                 free_encoder=not config.data.encodes,
                 every=config.evaluate.every,
+                network_params=run.network_params,
             )
         )
     return hooks
