@@ -30,6 +30,8 @@ SIZE = 299
 LAYERS = ("64", "192", "768", "2048", "logits_unbiased", "logits")
 CLASSES = 1008
 _EPSILON = 1e-3
+# Pixels on a side; those of the stem and the first blocks are larger.
+_LARGE = 32
 
 
 class Unit(nn.Module):
@@ -45,15 +47,34 @@ class Unit(nn.Module):
         shape = (*self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            "SAME" if self.same else "VALID",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        padding = [((size - 1) // 2,) * 2 if self.same else (0, 0) for size in self.kernel]
+        # XLA's convolutions are slow on a CPU where images are large and channels few, and with kernels of one pixel.
+        by_products = jax.default_backend() == "cpu" and (x.shape[2] > _LARGE or self.kernel == (1, 1))
+        y = (_products if by_products else _convolution)(x, kernel, self.stride, padding)
         return nn.relu(y + bias)
+
+
+def _convolution(x: Array, kernel: Array, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def _products(x: Array, kernel: Array, stride: int, padding: Sequence[tuple[int, int]]) -> Array:
+    """The same as a sum of matrix products, one for each row of the kernel."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = kernel.shape[:2]
+    rows, columns = (
+        (size - taps) // stride * stride + 1 for size, taps in zip(x.shape[1:3], (height, width), strict=True)
+    )
+    wide = jnp.concatenate([x[:, :, j : j + columns : stride] for j in range(width)], -1)
+    parts = (wide[:, i : i + rows : stride] @ kernel[i].reshape(-1, kernel.shape[-1]) for i in range(height))
+    return functools.reduce(jnp.add, parts)
 
 
 def _shifted(x: Array, stride: int) -> list[Array]:
@@ -187,31 +208,57 @@ def _block_e(pool: str, name: str) -> Branches:
     )
 
 
+def _pooled(x: Array) -> Array:
+    return jnp.mean(x, axis=(1, 2))
+
+
+class Stem(nn.Module):
+    """Units before the first block: [b, 299, 299, 3] → [b, 35, 35, 192], and layer "64"."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w 192"], Float[Array, "b 64"]]:
+        x = Unit(32, _3, 2, False, name="Conv2d_1a_3x3")(x)
+        x = Unit(32, _3, 1, False, name="Conv2d_2a_3x3")(x)
+        x = first = _max_pool(Unit(64, _3, name="Conv2d_2b_3x3")(x))
+        x = Unit(80, name="Conv2d_3b_1x1")(x)
+        return _max_pool(Unit(192, _3, 1, False, name="Conv2d_4a_3x3")(x)), _pooled(first)
+
+
+class _StemByImage(nn.Module):
+    """The stem, an image at a time: what it makes of one stays in a CPU's caches, what it makes of eight does not."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b _h _w 192"], Float[Array, "b 64"]]:
+        stem = Stem()
+        nn.share_scope(self, stem)
+        scanned = nn.scan(
+            lambda module, carry, image: (carry, module(image)),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        _, (y, first) = scanned(stem, None, x[:, None])
+        return y[:, 0], first[:, 0]
+
+
 class Inception(nn.Module):
     """Images of 299 x 299, as (x - 128) / 128 → every layer of LAYERS."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w 3"]) -> dict[str, Float[Array, "b _d"]]:
-        def pooled(x: Array) -> Array:
-            return jnp.mean(x, axis=(1, 2))
-
-        x = Unit(32, _3, 2, False, name="Conv2d_1a_3x3")(x)
-        x = Unit(32, _3, 1, False, name="Conv2d_2a_3x3")(x)
-        x = _max_pool(Unit(64, _3, name="Conv2d_2b_3x3")(x))
-        layers = {"64": pooled(x)}
-        x = Unit(80, name="Conv2d_3b_1x1")(x)
-        x = _max_pool(Unit(192, _3, 1, False, name="Conv2d_4a_3x3")(x))
-        layers["192"] = pooled(x)
+        stem = _StemByImage() if jax.default_backend() == "cpu" else Stem()
+        nn.share_scope(self, stem)
+        x, first = stem(x)
+        layers = {"64": first, "192": _pooled(x)}
         for letter, width in zip("bcd", (32, 64, 64), strict=True):
             x = _block_a(width, f"Mixed_5{letter}")(x)
         x = _block_b("Mixed_6a")(x)
         for letter, width in zip("bcde", (128, 160, 160, 192), strict=True):
             x = _block_c(width, f"Mixed_6{letter}")(x)
-        layers["768"] = pooled(x)
+        layers["768"] = _pooled(x)
         x = _block_d("Mixed_7a")(x)
         x = _block_e("average", "Mixed_7b")(x)
         x = _block_e("max", "Mixed_7c")(x)
-        layers["2048"] = pooled(x)
+        layers["2048"] = _pooled(x)
         kernel = self.param("fc_kernel", nn.initializers.lecun_normal(), (2048, CLASSES))
         bias = self.param("fc_bias", nn.initializers.zeros, (CLASSES,))
         layers["logits_unbiased"] = jnp.dot(layers["2048"], kernel, precision=jax.lax.Precision.HIGHEST)
