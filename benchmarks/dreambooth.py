@@ -28,7 +28,7 @@ SHOWN = ("red", "green", "blue", "yellow")
 NUM_PICTURES, NUM_PRIOR, IMAGE_SIZE = 8, 160, 32
 KNOWN = tuple(shape for shape in SHAPES if shape != SUBJECT)
 # Prompts of each pair of colour and shape, and of each colour of the subject.
-PER_KNOWN, PER_SUBJECT = 4, 8
+PER_KNOWN, PER_SUBJECT = 12, 16
 
 
 def scene_of(colour: str, shape: str, size: str = "medium") -> Scene:

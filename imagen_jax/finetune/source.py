@@ -153,7 +153,7 @@ def check_fits(source: Source, stage: Stage, text_fingerprint: Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraRecord:
-    """What lora.json holds.
+    """Content of lora.json.
 
     Args:
       config: rank, alpha, targets.

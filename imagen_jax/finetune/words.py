@@ -1,4 +1,4 @@
-"""What a run of textual inversion notes beside its checkpoints, and the word that it learned.
+"""Note of a run of textual inversion beside its checkpoints, and the word that it learned.
 
 inversion.json   the word, and the digest of the text encoder that its vectors are for
 """

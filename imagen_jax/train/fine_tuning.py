@@ -1,4 +1,4 @@
-"""What a run needs besides its own parameters where it trains LoRA or a word: the base, and a note of it."""
+"""Needs of a run that trains LoRA or a word, besides its own parameters: the base, and a note of it."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -82,7 +82,7 @@ def first_vectors(config: InversionConfig, encoder: TextEncoder) -> np.ndarray:
 
 
 def word_encoder(config: TrainConfig, encoder: TextEncoder, start: np.ndarray) -> IdEncoder:
-    """What reads the captions of a run that learns a word."""
+    """Reader of the captions of a run that learns a word."""
     assert config.inversion is not None
     word = LearnedWord(word=config.inversion.word, vectors=start, encoder=encoder.fingerprint()["encoder"])
     reader = IdEncoder(config.text, [word])

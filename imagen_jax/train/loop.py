@@ -19,7 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -28,6 +28,8 @@ from imagen_jax.checkpoints import checkpoints, folders, marks
 from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.trees import TrainState
 from imagen_jax.cost.flops import peak_flops
+from imagen_jax.data.pipeline import BatchIterator
+from imagen_jax.data.task_batches import TaskBatches
 from imagen_jax.errors import ended_at_once
 from imagen_jax.files import AnyPath
 from imagen_jax.models.denoiser import Conditioning
@@ -227,6 +229,23 @@ def _peak_flops(setup: TrainSetup) -> float | None:
     return peak and peak * setup.mesh.size
 
 
+def _save_after(
+    first: Sequence[Callable[[], None]],
+    config: TrainConfig,
+    batches: BatchIterator | TaskBatches,
+    beside: Mapping[str, bytes],
+) -> Callable[[TrainState], Callable[[], AnyPath]]:
+    """Makes what prepares the save of a state, see `train.saving`; `first` is called each time."""
+
+    def prepare_save(state: TrainState) -> Callable[[], AnyPath]:
+        for one in first:
+            one()
+        kept = (config.keep_checkpoints, config.keep_every)
+        return functools.partial(checkpoints.save, config.model_dir, state, batches.position(), beside, *kept)
+
+    return prepare_save
+
+
 def _train(
     config: TrainConfig,
     setup: TrainSetup,
@@ -241,12 +260,11 @@ def _train(
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
     tuning = prepare(config, setup, encoder)
-    setup = tuning.setup
     beside = companions(config, encoder, operative_text) | dict(tuning.beside)
     if not config.data.encodes:
         # Nothing needs it from here on, and no plan of a device's memory counts it.
         encoder.release()
-    state, position, origin = start_state(config, setup)
+    state, position, origin = start_state(config, tuning.setup)
     start = int(state.step)
     end = config.num_steps if stop_at is None else min(stop_at, config.num_steps)
     say(f"{config.stage.name}: {origin}; {max(end - start, 0)} steps to go")
@@ -259,7 +277,7 @@ def _train(
     # After everything that can be refused: what a refused run says of itself must not replace what is true of this one,
     # and compiling takes minutes.
     describe_run(config.model_dir, setup.state, setup.mesh, operative_text)
-    setup = setup.with_text(null, batches.text_dtype)
+    setup = tuning.setup.with_text(null, batches.text_dtype)
     # With several processes SIGTERM is jax's own, which agrees with the others.
     at_once = ended_at_once() if jax.process_count() == 1 else contextlib.nullcontext()
     with kept_programs(config.model_dir), at_once, ledger.during("compile"):
@@ -288,15 +306,9 @@ def _train(
     instruments = Instruments(ledger, config.model_dir, config.log_every)
     lines = MetricLines(writer, batches.epochs, passed_over, instruments.fields)
 
-    def prepare_save(state: TrainState) -> Callable[[], AnyPath]:
-        check_alone()
-        writer.send()
-        ledger.send()
-        kept = (config.keep_checkpoints, config.keep_every)
-        return functools.partial(checkpoints.save, config.model_dir, state, batches.position(), beside, *kept)
-
     times = SaveTimes(every=config.save_every, minutes=config.save_minutes, look_every=config.log_every)
-    saver = Saver(prepare_save, times, config.background_saves, say, instruments.saving)
+    save = _save_after((check_alone, writer.send, ledger.send), config, batches, beside)
+    saver = Saver(save, times, config.background_saves, say, instruments.saving)
     watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
     checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
     closing, told = contextlib.closing, instruments.running(start)

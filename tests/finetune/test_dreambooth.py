@@ -11,6 +11,7 @@ from imagen_jax import gin_config
 from imagen_jax.commands.parts import sample_run
 from imagen_jax.commands.parts.sample_options import SampleOptions
 from imagen_jax.data.config import CorpusShare, DataConfig
+from imagen_jax.data.sources import list_source
 from imagen_jax.errors import UserError
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sharding import rules
