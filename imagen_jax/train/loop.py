@@ -285,8 +285,7 @@ def _train(
     hosts.check_same(lambda: hosts.program(compiled))
     frozen = setup.load_frozen()
     bad_steps = BadSteps(config.max_bad_steps, config.model_dir, batches.examples_of)
-    peak = _peak_flops(setup)
-    window = Window(start, config.batch_size, flops, peak, setup.objective.metrics, bad_steps)
+    window = Window(start, config.batch_size, flops, _peak_flops(setup), setup.objective.metrics, bad_steps)
     writer = MetricWriter(config.model_dir, start)
     run = Run(
         config=config,
@@ -300,12 +299,10 @@ def _train(
     )
     extra = hooks(run)
     progress = Progress(end, config.stage.name, "step", initial=start, shown=jax.process_index() == 0)
-
     # Where none may be passed over the processes have nothing to tell each other.
     passed_over = PassedOver(lambda: batches.bad_records) if config.data.bad_records == "skip" else None
     instruments = Instruments(ledger, config.model_dir, config.log_every)
     lines = MetricLines(writer, batches.epochs, passed_over, instruments.fields)
-
     times = SaveTimes(every=config.save_every, minutes=config.save_minutes, look_every=config.log_every)
     save = _save_after((check_alone, writer.send, ledger.send), config, batches, beside)
     saver = Saver(save, times, config.background_saves, say, instruments.saving)
