@@ -189,6 +189,10 @@ def test_sample_passes_captions_and_settings_on(joined, capsys, tmp_path, captio
         "batch_size": 64,
         "weights": "auto",
         "spatial": 1,
+        "lora": [],
+        "embedding": [],
+        "num_images": 1,
+        "list": False,
     }
 
 

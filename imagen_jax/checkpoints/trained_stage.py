@@ -217,24 +217,6 @@ class TrainedStage:
     checkpoint: str
 
     @classmethod
-    def load(
-        cls, model_dir: StrPath, text_encoder: str | None = None, step: folders.Step | None = None
-    ) -> "TrainedStage":
-        """Reads a stage from a checkpoint of a run directory.
-
-        Args:
-          model_dir: run directory.
-          text_encoder: see `StageRecord.read`.
-          step: which checkpoint: a number, or "best"; None is the newest.
-
-        Raises:
-          UserError: there is none, or it is damaged.
-        """
-        if step is not None:
-            return cls.of_checkpoint(folders.existing(model_dir, step), text_encoder)
-        return checkpoints.read_newest(model_dir, lambda path: cls.of_checkpoint(path, text_encoder))
-
-    @classmethod
     def of_checkpoint(cls, path: AnyPath, text_encoder: str | None = None, ema: bool = True) -> "TrainedStage":
         """The stage of one checkpoint's directory.
 

@@ -178,6 +178,9 @@ def read_records(path: str) -> list[tuple[StageRecord, str]]:
     """
     content = np.frombuffer((as_path(path) / HEADER).read_bytes(), np.uint8)
     entries = _header(path, content)["stages"]
+    for entry in entries:
+        if not _inside(name := entry["folder"]):
+            raise UserError(f"{path}/{HEADER} names {ascii(name)[:80]}, which is no folder of the bundle; {arrays.FIX}")
     places = [as_path(path) / STAGES / entry["folder"] for entry in entries]
     return [(StageRecord.read(place), entry["checkpoint"]) for place, entry in zip(places, entries, strict=True)]
 
@@ -227,7 +230,7 @@ def _verified(path: str) -> tuple[str, dict[str, np.ndarray]]:
         raise UserError(f"{place} is damaged ({error}); {arrays.FIX}") from error
     check_content(place, expected, {HEADER: str, ...: str}, arrays.FIX)
     for name in expected:
-        if not name or "\0" in name or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        if not _inside(name):
             raise UserError(f"{place} names {ascii(name)[:80]}, which is no file of the bundle; {arrays.FIX}")
     there = files_under(path)
     wrong = [f"{name} (missing)" for name in expected if name not in there]
@@ -247,6 +250,11 @@ def _verified(path: str) -> tuple[str, dict[str, np.ndarray]]:
     if wrong:
         raise UserError(f"the bundle {path} is damaged: {listed(wrong)}; {arrays.FIX}")
     return folder, found
+
+
+def _inside(name: str) -> bool:
+    """Tells if a name is of something in the folder that it is read from."""
+    return "\0" not in name and "\\" not in name and not {"", ".", ".."} & {*name.split("/")}
 
 
 def _json(path: str, content: np.ndarray) -> Any:

@@ -246,7 +246,12 @@ def load_checkpoint(path: AnyPath, text_encoder: str | None = None, ema: bool = 
 
 
 def load_stage(model_dir: StrPath, text_encoder: str | None = None, step: folders.Step | None = None) -> TrainedStage:
-    """The stage of a run directory, as `TrainedStage.load`; of LoRA merged.
+    """The stage of a run directory; of LoRA merged.
+
+    Args:
+      model_dir: run directory.
+      text_encoder: see `StageRecord.read`.
+      step: which checkpoint: a number, or "best"; None is the newest.
 
     Raises:
       UserError: there is none, it is damaged, or its base is not found.

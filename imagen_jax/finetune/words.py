@@ -4,13 +4,12 @@ inversion.json   the word, and the digest of the text encoder that its vectors a
 """
 
 import json
-import os
 
 import numpy as np
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.errors import UserError
-from imagen_jax.files import AnyPath
+from imagen_jax.files import AnyPath, size_of
 from imagen_jax.text.inversion import LearnedWord
 
 RECORD = "inversion.json"
@@ -55,6 +54,6 @@ def write_word(model_dir: str, path: str, overwrite: bool) -> None:
     Raises:
       UserError: as `learned_word`; or something is in the way.
     """
-    if os.path.lexists(path) and not overwrite:
+    if size_of(path) is not None and not overwrite:
         raise UserError(f"{path} is there already; choose another file, or give --overwrite to replace it")
     learned_word(model_dir).save(path)

@@ -48,7 +48,7 @@ from imagen_jax.stage.guided import EditArrays
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.text.encoder import TextEncoder
-from imagen_jax.text.inversion import LearnedWord, WordEncoder
+from imagen_jax.text.inversion import open_encoder
 from imagen_jax.typing import Array, Bool, Float, UInt8
 
 WEIGHTS = ("auto", "resident", "offload")
@@ -106,9 +106,7 @@ class Cascade:
         stages = with_lora(load_stages(path, text_encoder, steps), lora)
         devices = drawing_devices()
         built = (mesh or MeshConfig()).build(devices) if mesh is not None or len(devices) > 1 else None
-        text, expected = stages[0].text, stages[0].text_fingerprint
-        words = [LearnedWord.load(file) for file in embeddings]
-        encoder = WordEncoder(text, words, expected=expected) if words else TextEncoder(text, expected=expected)
+        encoder = open_encoder(stages[0].text, embeddings, stages[0].text_fingerprint)
         return cls(stages=tuple(stages), encoder=encoder, mesh=built, weights=weights)
 
     def export(self, directory: str, format: str = "bundle", **options: Any) -> None:

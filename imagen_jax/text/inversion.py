@@ -129,6 +129,20 @@ class WordEncoder(TextEncoder):
         return self._apply(self._checked.params, self._vectors, ids, mask)
 
 
+def open_encoder(config: TextConfig, embeddings: Sequence[str], expected: Mapping[str, Any]) -> TextEncoder:
+    """A text encoder, which knows the learned words of files if there are any.
+
+    Args:
+      config, expected: as for `TextEncoder`.
+      embeddings: files of learned words.
+
+    Raises:
+      UserError: as `LearnedWord.load` and `WordEncoder`.
+    """
+    words = [LearnedWord.load(file) for file in embeddings]
+    return WordEncoder(config, words, expected=expected) if words else TextEncoder(config, expected=expected)
+
+
 class IdEncoder(WordEncoder):
     """Gives each token's id in the place of its embedding: whoever trains the vectors runs the encoder itself."""
 

@@ -155,8 +155,9 @@ class Instruments(Hook):
         self._ledger.write(info.step)
 
     def on_stop(self, info: StepInfo) -> None:
-        """Takes note of the reason."""
+        """Takes note of the reason; from here on nothing but saving and closing takes time."""
         self._reason = info.reason or "all its steps are done"
+        self._ledger.enter("checkpoint")
 
     def _compare(self, line: bool) -> bool:
         """Gathers all processes' times; False where one has none yet."""

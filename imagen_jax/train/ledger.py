@@ -22,7 +22,7 @@ from imagen_jax.errors import UserError, one_line
 from imagen_jax.files import GrowingFile, StrPath, as_path, check_content, make_dirs, write_bytes
 
 LEDGER = "ledger.jsonl"
-# What a process does, as it tells: getting ready, compiling, waiting for batches, updates, saving, previews.
+# What a process does, as it tells: getting ready, compiling, waiting for batches, updates, saving and ending, previews.
 TOLD = ("start", "compile", "data", "step", "checkpoint", "evaluation")
 # What is known afterwards alone: updates (and their batches) done again after a kill; no process at work.
 CATEGORIES = (*TOLD, "lost", "down")

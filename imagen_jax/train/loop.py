@@ -211,12 +211,13 @@ def train(
     Raises:
       UserError: see the parts: mesh, batch, store, checkpoints, non-finite loss; or another run trains there.
     """
+    ledger = Ledger(config.model_dir, config.num_steps, active=jax.process_index() == 0)
     hosts.check_same(lambda: hosts.code_and_config(operative_text))
     encoder = check_text(config)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
         check_one_folder(config.model_dir)
-        state = _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone)
+        state = _train(config, setup, encoder, operative_text, stop_at, hooks, check_alone, ledger)
         done = int(state.step)
         if jax.process_index() == 0 and done >= config.num_steps and done == folders.latest_step(config.model_dir):
             marks.write_finished(config.model_dir, done)
@@ -254,8 +255,8 @@ def _train(
     stop_at: int | None,
     hooks: Callable[[Run], Sequence[Hook]],
     check_alone: Callable[[], None],
+    ledger: Ledger,
 ) -> TrainState:
-    ledger = Ledger(config.model_dir, config.num_steps, active=jax.process_index() == 0)
     read_lines(config.model_dir)  # Refuses a damaged file now, not after compiling.
     checkpoints.remove_partial(config.model_dir)
     null, previewed = null_text(config, encoder), preview_text(config, encoder)
@@ -309,7 +310,7 @@ def _train(
     watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
     checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
     closing, told = contextlib.closing, instruments.running(start)
-    with StopRequest() as stop, watchdog, progress, closing(batches), closing(writer), told, closing(saver):
+    with StopRequest() as stop, told, watchdog, progress, closing(batches), closing(writer), closing(saver):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,

@@ -81,7 +81,7 @@ def test_as_a_stage_it_is_the_base_with_its_averaged_factors(base, trained):
     found = load_stages(trained.model_dir)[0]
     assert host_of(found).keys() == after.keys() and found.checkpoint == checkpoints.fingerprint(trained.model_dir)
     with pytest.raises(UserError, match="is of another model"):
-        TrainedStage.load(trained.model_dir).weights.on_devices(trained.stage, None)
+        TrainedStage.of_checkpoint(folders.existing(trained.model_dir, None)).weights.on_devices(trained.stage, None)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_on_the_base_it_began_with(base, trained, tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from imagen_jax.checkpoints import checkpoints, folders, marks, proof
-from imagen_jax.checkpoints.trained_stage import StageRecord, TrainedStage
+from imagen_jax.checkpoints.trained_stage import StageRecord
 from imagen_jax.checkpoints.upgrade import upgrade_run
 from imagen_jax.errors import UserError
+from imagen_jax.finetune.source import load_stage
 from imagen_jax.main import main
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.text.encoder import TextConfig
@@ -141,14 +142,14 @@ def test_a_deeply_nested_record_is_one_error(cascade_dir):
 
 
 def test_runs_of_the_older_version_load_after_one_upgrade(root, cascade_dir):
-    expected = TrainedStage.load(root / "sr")
+    expected = load_stage(root / "sr")
     for stage in ("base", "sr"):
         make_old(cascade_dir / stage, stage, root / "store")
     with pytest.raises(UserError, match="upgrade_run"):
         Cascade.load(str(cascade_dir))
     done = upgrade_run(cascade_dir)
     assert {path.parent.parent.name for path in done} == {"base", "sr"} and upgrade_run(cascade_dir) == []
-    found = TrainedStage.load(cascade_dir / "sr")
+    found = load_stage(cascade_dir / "sr")
     assert (found.stage, found.sampling) == (expected.stage, expected.sampling)
     assert found.text_fingerprint == expected.text_fingerprint
     drawn = Cascade.load(str(cascade_dir)).sample(CAPTION, seed=3)
@@ -163,7 +164,7 @@ def test_an_upgrade_wants_proof_of_the_vocabulary(root, cascade_dir, tmp_path):
     # An upgrade that was killed has left this; it is not taken for a record.
     (newest(cascade_dir / "base") / "stage.json").write_text("{")
     assert upgrade_run(cascade_dir / "base", vocabulary=str(root / "corpus" / "vocabulary.model"))
-    assert TrainedStage.load(cascade_dir / "base").stage.name == "base"
+    assert load_stage(cascade_dir / "base").stage.name == "base"
     with pytest.raises(UserError, match="no checkpoint under"):
         upgrade_run(tmp_path / "nothing")
 

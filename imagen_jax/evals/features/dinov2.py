@@ -62,7 +62,7 @@ class DINOv2Extractor(TransformerExtractor):
             side = preparation.side(int(stated["image_size"]))
             grid = int(stated["image_size"]) // int(stated["patch_size"])
             more = {"image_size": side, "num_registers": int(stated.get("num_register_tokens", 4)) if registers else 0}
-            made = vit_config(stated, int(stated["hidden_size"] * stated["mlp_ratio"]), **more)
+            made = vit_config(stated, int(int(stated["hidden_size"]) * float(stated["mlp_ratio"])), **more)
         except (KeyError, TypeError, ValueError, ArithmeticError, UserError) as error:
             raise UserError(
                 f"{path}/config.json is not that of a DINOv2 model ({type(error).__name__}: {error}); download it again"
@@ -96,7 +96,9 @@ def resized_positions(positions: np.ndarray, grid: int, antialias: bool) -> np.n
       grid: patches on a side.
       antialias: as for models with registers.
     """
-    before = int((len(positions) - 1) ** 0.5)
+    before = int(max(len(positions) - 1, 0) ** 0.5)
+    if positions.ndim != 2 or not before or before**2 != len(positions) - 1:
+        return positions  # Of no square of patches: whoever compares shapes refuses them.
     weights = _bicubic(before, grid, antialias)
     table = positions[1:].astype(np.float64).reshape(before, before, -1)
     made = np.einsum("ia,jb,abd->ijd", weights, weights, table).reshape(grid * grid, -1)

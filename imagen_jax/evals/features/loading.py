@@ -62,7 +62,7 @@ def _from_folder(path: str, batch_size: int) -> CLIPExtractor | DINOv2Extractor:
         raise UserError(f"{path} lacks config.json; download it beside the weights") from error
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}/config.json is damaged ({error}); download it again") from error
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise UserError(
             f"{path} is of a {str(kind)[:80]!r} model; expected one of {', '.join(_KINDS)}: give a whole CLIP model "
             "or a DINOv2"

@@ -78,7 +78,7 @@ def read_preparation(path: str, default: Preparation) -> Preparation:
         return default
     try:
         return _stated(read_json(file), default)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{file} is damaged ({type(error).__name__}: {error}); download it again") from error
 
 

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.text.encoders.clip import CLIPConfig, CLIPLayer
-from imagen_jax.text.encoders.config import check_positive
+from imagen_jax.text.encoders.config import MAX_SIZE, check_positive
 from imagen_jax.text.encoders.transformer import (
     Attention,
     Embedder,
@@ -49,6 +50,7 @@ class ViTConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(self, "image_size", "patch_size")
+        check_count("ViTConfig.num_registers", self.num_registers, 0, most=MAX_SIZE)
         if self.image_size % self.patch_size:
             raise UserError(
                 f"ViTConfig.image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})"
