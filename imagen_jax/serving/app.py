@@ -187,7 +187,7 @@ def _event(name: str, **content: Any) -> str:
 
 
 def _problem(error: Exception, limits: Limits) -> Response:
-    """What OpenAI's clients read: {"error": {"message", "type", "param", "code"}}."""
+    """Puts a failure as OpenAI's clients read it: {"error": {"message", "type", "param", "code"}}."""
     headers = dict(_HEADERS)
     field = None
     match error:

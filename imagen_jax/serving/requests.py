@@ -29,7 +29,7 @@ class RefusedError(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one request may ask for.
+    """Bounds of what one request may ask for.
 
     Args:
       body: bytes of a request.

@@ -235,7 +235,7 @@ def test_a_failed_batch_is_told_and_the_next_is_drawn(gated, capfd):
         bad.drawn.result(10)
     gated.submit([good])
     assert good.drawn.result(10) is not None
-    assert "a batch of 1 images failed: a stage drew\\npictures" in capfd.readouterr().err
+    assert "a batch of 1 images failed: a stage drew; pictures" in capfd.readouterr().err
 
 
 def test_a_closing_engine_draws_what_waits_and_takes_no_more(gated):
