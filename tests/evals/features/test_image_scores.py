@@ -102,7 +102,7 @@ def test_a_reference_is_measured_once(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="tf1.*clean|clean.*tf1"):
         fid("imagen_30k", made_by=MadeBy(protocol="clean_fid_30k", num_images=5))
     with pytest.raises(UserError, match="one whole reference under one protocol"):
-        fid("glide_30k")
+        fid("short_side_30k")
 
 
 def test_images_of_every_kind_are_read_upright(tmp_path):
