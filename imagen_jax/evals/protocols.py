@@ -136,8 +136,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         Protocol(
             name="glide_30k",
-            source="GLIDE, arXiv 2112.10741, table 2: 30 000 captions against the entire validation set; DALL-E 2, arXiv "
-            "2204.06125, compares with its figure",
+            source="GLIDE, arXiv 2112.10741, table 2: 30 000 captions against the entire validation set; DALL-E 2, "
+            "arXiv 2204.06125, compares with its figure",
             assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
         Protocol(

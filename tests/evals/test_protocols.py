@@ -39,7 +39,7 @@ def test_pictures_are_brought_to_size_as_pillow_does(geometry, box, size):
 
 @pytest.mark.parametrize(("width", "left"), [(80, 0), (81, 0), (82, 1), (83, 2), (85, 2), (87, 4)])
 def test_torchvisions_crop_begins_at_the_even_pixel(width, left):
-    """Its center_crop begins at int(round(difference / 2)), as Python rounds halves; GigaGAN's evaluation crops by it."""
+    """Its center_crop, which GigaGAN's evaluation takes, begins at int(round(difference / 2))."""
     image = photo(80, width)
     record = made(image_size=80, geometry="torchvision_crop_then_resize")
     np.testing.assert_array_equal(record.at_size(image), image[:, left : left + 80])
@@ -48,7 +48,7 @@ def test_torchvisions_crop_begins_at_the_even_pixel(width, left):
 
 
 def test_references_are_those_of_the_publications():
-    """GLIDE's table 2 and Imagen's section 4 compare with the whole validation set, Mosaic with the captions' images."""
+    """GLIDE's table 2 and Imagen's section 4: the whole validation set; Mosaic: the captions' images."""
     assert {name for name, one in PROTOCOLS.items() if one.matched} == {"short_side_30k"}
     assert {name for name, one in PROTOCOLS.items() if one.split != "val2014"} == {"training_set_30k"}
 
