@@ -265,12 +265,14 @@ def table(result: dict[str, Any]) -> str:
     names = _names(result["scores"])
     head = " ".join(f"{name:>16s}" for name in names)
     lines = [f"{'protocol':18s} {head} {'images':>8s} {'reference':>10s}  resize"]
+    # What holds of every row is said once.
+    common = [one for one in result["scores"][0]["warnings"] if all(one in row["warnings"] for row in result["scores"])]
     for row in result["scores"]:
         protocol = row["protocol"]
         values = " ".join(f"{row[name]:16.4f}" for name in names)
         counts = f"{row['num_generated']:8d} {row['num_reference']:10d}"
         lines.append(f"{protocol['name']:18s} {values} {counts}  {protocol['geometry']}, {protocol['resize']}")
-        lines += [f"{'':18s} {warning}" for warning in row["warnings"]]
+        lines += [f"{'':18s} {warning}" for warning in row["warnings"] if warning not in common]
     spread = " ".join(f"{result['spread'][name]:16.4f}" for name in names)
-    lines.append(f"{'spread':18s} {spread}")
+    lines += [f"{'spread':18s} {spread}", *common]
     return "\n".join(lines)

@@ -26,7 +26,9 @@ from imagen_jax.typing import Float, UInt8
 
 INCEPTION_SIZE = 299
 ALL = "all"
-GEOMETRIES = ("as_is", "crop_then_resize", "short_side_then_crop", "stretch")
+# "torchvision_crop_then_resize" is "crop_then_resize" by that library's rule: where the crop cannot lie in the middle,
+# it begins at the even one of the two pixels, and not always at the first.
+GEOMETRIES = ("as_is", "crop_then_resize", "torchvision_crop_then_resize", "short_side_then_crop", "stretch")
 FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -108,6 +110,10 @@ class Protocol:
         if self.geometry == "crop_then_resize":
             side = min(height, width)
             return pil_resized(centre_crop(image, side, side), size, size, resample)
+        if self.geometry == "torchvision_crop_then_resize":
+            side = min(height, width)
+            top, left = round((height - side) / 2), round((width - side) / 2)
+            return pil_resized(image[top : top + side, left : left + side], size, size, resample)
         if self.geometry == "short_side_then_crop":
             return centre_crop(pil_resized(image, *short_side(height, width, size), resample), size, size)
         return pil_resized(image, size, size, resample)
@@ -130,14 +136,15 @@ PROTOCOLS: Mapping[str, Protocol] = {
         ),
         Protocol(
             name="glide_30k",
-            source="GLIDE, arXiv 2112.10741, and DALL-E 2, arXiv 2204.06125: 30 000 captions of the validation set",
-            matched=True,
-            assumed=("seed", "one_per_image", "matched", "resize", *_CROPS),
+            source="GLIDE, arXiv 2112.10741, table 2: 30 000 captions against the entire validation set; DALL-E 2, "
+            "arXiv 2204.06125, compares with its figure",
+            assumed=("seed", "one_per_image", "resize", *_CROPS),
         ),
         Protocol(
             name="clean_fid_30k",
             source="GigaGAN, arXiv 2303.05511, by its evaluation.py (github.com/mingukkang/GigaGAN): clean-fid, arXiv "
             "2104.11222, against the whole val2014",
+            geometry="torchvision_crop_then_resize",
             filter="lanczos",
             resize="clean",
             assumed=("seed", "one_per_image"),
@@ -146,6 +153,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
             name="clean_fid_10k",
             source="clean_fid_30k with 10 000 captions",
             num_images=10_000,
+            geometry="torchvision_crop_then_resize",
             filter="lanczos",
             resize="clean",
             assumed=("seed", "one_per_image", "num_images"),

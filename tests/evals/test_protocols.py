@@ -37,6 +37,22 @@ def test_pictures_are_brought_to_size_as_pillow_does(geometry, box, size):
     np.testing.assert_array_equal(got, np.asarray(expected.crop((left, 0, left + 64, 64))))
 
 
+@pytest.mark.parametrize(("width", "left"), [(80, 0), (81, 0), (82, 1), (83, 2), (85, 2), (87, 4)])
+def test_torchvisions_crop_begins_at_the_even_pixel(width, left):
+    """Its center_crop, which GigaGAN's evaluation takes, begins at int(round(difference / 2))."""
+    image = photo(80, width)
+    record = made(image_size=80, geometry="torchvision_crop_then_resize")
+    np.testing.assert_array_equal(record.at_size(image), image[:, left : left + 80])
+    np.testing.assert_array_equal(record.at_size(image.swapaxes(0, 1)), image.swapaxes(0, 1)[left : left + 80])
+    assert PROTOCOLS["clean_fid_30k"].geometry == PROTOCOLS["clean_fid_10k"].geometry == record.geometry
+
+
+def test_references_are_those_of_the_publications():
+    """GLIDE's table 2 and Imagen's section 4: the whole validation set; Mosaic: the captions' images."""
+    assert {name for name, one in PROTOCOLS.items() if one.matched} == {"short_side_30k"}
+    assert {name for name, one in PROTOCOLS.items() if one.split != "val2014"} == {"training_set_30k"}
+
+
 def test_the_clean_resize_is_pillows_on_floats():
     image = photo(40, 40)
     got = made(image_size=40, resize="clean").prepare(image)

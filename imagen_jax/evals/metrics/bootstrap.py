@@ -7,6 +7,7 @@ import numpy as np
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
+from imagen_jax.evals.metrics.inputs import check_seed
 
 
 class Interval(NamedTuple):
@@ -35,12 +36,13 @@ def bootstrap_interval(
       arrays: [n, …] each, row for row; at least one.
       num_resamples: >= 1.
       level: share of the figures in the interval, in (0, 1).
-      seed: of the rows drawn.
+      seed: of the rows drawn, in [0, 2**32).
 
     Raises:
       UserError: the arrays differ in length or are empty, or a setting is out of range.
     """
     check_count("num_resamples", num_resamples)
+    check_seed(seed)
     if not 0 < level < 1:
         raise UserError(f"level ({level}) must be in (0, 1); 0.95 is usual")
     rows = [np.asarray(one) for one in arrays]

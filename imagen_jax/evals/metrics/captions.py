@@ -6,7 +6,7 @@ import numpy as np
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
-from imagen_jax.evals.metrics.inputs import as_features
+from imagen_jax.evals.metrics.inputs import as_features, check_seed
 
 
 def clip_score(image_features: Any, text_features: Any) -> np.ndarray:
@@ -31,7 +31,7 @@ def r_precision(image_features: Any, text_features: Any, *, num_candidates: int 
     Args:
       image_features, text_features: embeddings [n, d], row for row.
       num_candidates: captions an image chooses from, its own among them, in [2, n].
-      seed: of the other captions.
+      seed: of the other captions, in [0, 2**32).
 
     Returns:
       In [0, 1]; 1 / num_candidates by chance. An image as near to j others as to its own counts 1 / (1 + j).
@@ -40,6 +40,7 @@ def r_precision(image_features: Any, text_features: Any, *, num_candidates: int 
       UserError: the shapes differ, a value is not finite, or num_candidates is out of range.
     """
     check_count("num_candidates", num_candidates, 2)
+    check_seed(seed)
     images, texts = _unit_pair(image_features, text_features)
     if num_candidates > len(images):
         raise UserError(f"num_candidates ({num_candidates}) must be at most the number of captions ({len(images)})")

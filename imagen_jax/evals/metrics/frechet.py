@@ -17,6 +17,7 @@ import scipy.linalg
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
+from imagen_jax.evals.metrics.inputs import check_seed
 from imagen_jax.evals.metrics.statistics import FeatureStatistics, check_same
 
 
@@ -47,13 +48,14 @@ def frechet_distance_infinity(
       reference: features [m, d], or `FeatureStatistics`, kept whole.
       num_points: sizes of subsets, evenly spaced up to n; >= 2.
       min_examples: of the smallest subset; a tenth of n where n is not larger.
-      seed: of the subsets.
+      seed: of the subsets, in [0, 2**32).
 
     Raises:
       UserError: as for `frechet_distance`, or a count is out of range.
     """
     check_count("num_points", num_points, 2)
     check_count("min_examples", min_examples, 2)
+    check_seed(seed)
     theirs = _statistics(reference)
     features = np.asarray(generated)
     check_same(_statistics(features), theirs)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imagen_jax.checks import check_count
-from imagen_jax.evals.metrics.inputs import Score, as_pair, blocks
+from imagen_jax.evals.metrics.inputs import Score, as_pair, blocks, check_seed
 
 _SIGMA, _SCALE = 10.0, 1000.0
 
@@ -35,6 +35,7 @@ def kernel_distance(a: Any, b: Any, *, num_subsets: int = 100, subset_size: int 
     """
     check_count("num_subsets", num_subsets)
     check_count("subset_size", subset_size, 2)
+    check_seed(seed)
     first, second = as_pair(a, b, least=2)
     size = min(subset_size, len(first), len(second))
     rng = np.random.RandomState(seed)

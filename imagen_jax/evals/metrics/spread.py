@@ -8,7 +8,7 @@ import scipy.special
 
 from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
-from imagen_jax.evals.metrics.inputs import Score, as_features
+from imagen_jax.evals.metrics.inputs import Score, as_features, check_seed
 
 
 def inception_score(logits: Any, *, num_splits: int = 10, seed: int | None = 2020) -> Score:
@@ -30,6 +30,7 @@ def inception_score(logits: Any, *, num_splits: int = 10, seed: int | None = 202
     if len(found) < num_splits:
         raise UserError(f"num_splits ({num_splits}) must be at most the number of images ({len(found)})")
     if seed is not None:
+        check_seed(seed)
         found = found[np.random.RandomState(seed).permutation(len(found))]
     log_p = scipy.special.log_softmax(found, axis=1)
     scores = []

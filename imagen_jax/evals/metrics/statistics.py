@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError
 from imagen_jax.evals.metrics.inputs import as_features
 from imagen_jax.files import StrPath, as_path, write_bytes
@@ -35,6 +36,7 @@ class FeatureStatistics:
     """
 
     def __init__(self, dim: int, identity: str = ""):
+        check_count("dim", dim)
         self.identity = identity
         self.num_examples = 0
         self.mean = np.zeros(dim)

@@ -11,7 +11,7 @@ from PIL import Image
 from imagen_jax.errors import UserError
 from imagen_jax.evals import networks, scoring
 from imagen_jax.evals.evaluator import EvalConfig, run
-from imagen_jax.evals.image_scores import ImageFolder, ImageScores, MadeBy
+from imagen_jax.evals.image_scores import ImageFolder, ImageScores, MadeBy, table
 from imagen_jax.evals.metrics import frechet_distance
 from imagen_jax.evals.protocols import PROTOCOLS
 from imagen_jax.main import main
@@ -102,7 +102,7 @@ def test_a_reference_is_measured_once(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="tf1.*clean|clean.*tf1"):
         fid("imagen_30k", made_by=MadeBy(protocol="clean_fid_30k", num_images=5))
     with pytest.raises(UserError, match="one whole reference under one protocol"):
-        fid("glide_30k")
+        fid("short_side_30k")
 
 
 def test_images_of_every_kind_are_read_upright(tmp_path):
@@ -132,3 +132,15 @@ def test_what_cannot_be_scored_is_refused(tmp_path):
     with pytest.raises(UserError, match="unknown"):
         ImageScores(**places, protocols=("fid",))
     assert main(["eval", "--gin_file=configs/experiments/demo_eval.gin", "--gin.RUN_DIR=x", "--protocols=all"]) == 2
+
+
+def test_a_warning_of_every_row_is_told_once():
+    """The table of all protocols says what holds of each row below, and what holds of one beneath it."""
+    rows = [
+        {"protocol": {"name": name, "geometry": "as_is", "resize": "tf1"}, "fid": fid, "num_generated": 5,
+         "num_reference": 6, "warnings": ["too few", f"of {name}"]}
+        for name, fid in (("a", 1.5), ("b", 4.0))
+    ]  # fmt: skip
+    lines = table({"scores": rows, "spread": {"fid": 2.5}}).split("\n")
+    assert [line.split()[0] for line in lines] == ["protocol", "a", "of", "b", "of", "spread", "too"]
+    assert lines[-2].split() == ["spread", "2.5000"] and lines[-1] == "too few"

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.linalg
@@ -207,12 +208,30 @@ def test_a_bootstrap_holds_the_mean_as_often_as_it_says():
         (lambda x: metrics.bootstrap_interval(np.mean, x, x[:3]), "one length"),
         (lambda x: metrics.bootstrap_interval(np.mean, x, level=1.0), "level"),
         (lambda x: metrics.frechet_distance(["a"], x), "numbers"),
+        (lambda x: metrics.frechet_distance([[1, 2], [3]], x), "NumPy says"),
+        (lambda x: metrics.frechet_distance(x > 0, x), "got bool"),
+        (lambda x: metrics.frechet_distance(x[:0], x), "have 0 rows of 8"),
+        (lambda x: metrics.frechet_distance_infinity(x, x, seed=-1), "seed (-1)"),
+        (lambda x: metrics.kernel_distance(x, x, seed=2**32), "seed (4294967296)"),
+        (lambda x: metrics.inception_score(x, seed=-1), "seed (-1)"),
+        (lambda x: metrics.r_precision(x, x, num_candidates=5, seed=-1), "seed (-1)"),
+        (lambda x: metrics.bootstrap_interval(np.mean, x, seed=-1), "seed (-1)"),
+        (lambda x: FeatureStatistics(-1), "dim (-1)"),
     ],
 )
 def test_wrong_input_is_refused(call, said):
     with pytest.raises(UserError) as error:
         call(normal(0, 20, 8))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.int8])
+def test_narrow_features_are_summed_wide(dtype):
+    """Features of any type score what the same numbers in float64 do."""
+    a, b = ((20 * normal(seed, 30, 12)).astype(dtype) for seed in (0, 1))
+    wide = a.astype(np.float64), b.astype(np.float64)
+    for metric in (metrics.frechet_distance, metrics.kernel_distance, metrics.cmmd, metrics.precision_recall):
+        assert metric(a, b) == metric(*wide)
 
 
 def test_statistics_of_another_resize_are_refused(tmp_path):
