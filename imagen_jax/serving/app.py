@@ -86,6 +86,8 @@ class Service:
         jobs = [Job(prompt=asked.prompt, seed=seed) for seed in asked.seeds]
         self._engine.submit(jobs)
         drawn = asyncio.gather(*(asyncio.wrap_future(job.drawn) for job in jobs))
+        # Of one that is cancelled nobody asks the reason, which asyncio would then tell on stderr.
+        drawn.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone = asyncio.ensure_future(_gone(request))
         try:
             both: set[asyncio.Future[Any]] = {drawn, gone}
