@@ -46,14 +46,15 @@ def follow(config: EvalConfig, *, stage: str | None = None, once: bool = False, 
     """Evaluates every checkpoint that is there and that comes, until the run is finished.
 
     Args:
-      config: what to evaluate with; its `run_dir` need not be there yet.
+      config: what to evaluate with; its `run_dir` need not be there yet, but with `once`.
       stage: name of the stage's folder whose checkpoints are followed, the other stages of the cascade are the newest
         there are; None: run_dir is the run directory of one stage.
       once: end as soon as nothing is left to do, also where training goes on.
       poll_s: seconds between looks, > 0.
 
     Raises:
-      UserError: an evaluator fails, `best` is not in its result, or run_dir is a cascade and `stage` is not given.
+      UserError: an evaluator fails, `best` is not in its result, run_dir is a cascade and `stage` is not given, or what
+        is followed once is not there.
     """
     if not (poll_s > 0 and math.isfinite(poll_s)):
         raise UserError(f"--poll ({poll_s}) must be a number of seconds above 0, e.g. 30")
@@ -61,6 +62,8 @@ def follow(config: EvalConfig, *, stage: str | None = None, once: bool = False, 
         raise UserError(f"--stage ({stage!r}) must be the name of a folder in {config.run_dir}, e.g. base")
     check_needs_cascade(config)
     follower = Follower(config=config, stage=stage)
+    if once and not as_path(follower.model_dir).is_dir():
+        raise UserError(f"{follower.model_dir} is not there; check the path and --stage, or leave --once out to wait")
     follower.note_best()
     told = False
     while True:

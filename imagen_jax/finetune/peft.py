@@ -21,13 +21,24 @@ from safetensors.numpy import save
 from imagen_jax.checkpoints.trees import named_leaves
 from imagen_jax.errors import UserError
 from imagen_jax.export.arrays import nested, parse_arrays, parse_metadata
-from imagen_jax.files import as_path, files_under, make_dirs, read_json, remove_files, size_of, write_bytes, write_json
+from imagen_jax.files import (
+    as_path,
+    check_content,
+    files_under,
+    make_dirs,
+    read_json,
+    remove_files,
+    size_of,
+    write_bytes,
+    write_json,
+)
 from imagen_jax.finetune.lora import A, B, Layout, LoraConfig
 from imagen_jax.finetune.loras import Lora
 
 ARRAYS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX, _KERNEL, _OURS = "base_model.model.", ".kernel", "imagen_jax"
 _FIX = "export the LoRA again"
+_FORM = {"stage": str, "base": str, "word": str, "lora": dict, "kernels": dict}
 
 
 def is_peft(path: str) -> bool:
@@ -148,14 +159,20 @@ def read_peft(directory: str) -> Lora:
         raise UserError(f"{path} was not written by imagen_jax, so the base of this LoRA is not known; {_FIX}")
     try:
         return _built(directory, arrays, json.loads(told), read_json(as_path(directory) / CONFIG))
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{directory} is damaged ({type(error).__name__}: {error}); {_FIX}") from error
 
 
 def _built(directory: str, arrays: dict[str, np.ndarray], ours: dict[str, Any], config: dict[str, Any]) -> Lora:
+    check_content(f"{directory}/{ARRAYS}", ours, _FORM, _FIX)
     settings = LoraConfig(**{**ours["lora"], "targets": tuple(ours["lora"]["targets"])})
     if (config["r"], config["lora_alpha"]) != (settings.rank, settings.scale * settings.rank):
         raise UserError(f"{directory}/{CONFIG} has another rank or alpha than {ARRAYS}; {_FIX}")
+    wild = [name for name, array in arrays.items() if array.dtype.kind == "i" or not np.isfinite(array).all()]
+    if wild:
+        raise UserError(f"{directory}/{ARRAYS}: {wild[0]} holds other than finite numbers with fractions; {_FIX}")
     factors, layouts, used = dict[str, np.ndarray](), dict[str, Layout](), set[str]()
     for name, (shape, num_stacked, num_inputs) in ours["kernels"].items():
         layout = layouts[name] = Layout(tuple(shape), (None,) * len(shape), num_stacked, num_inputs)

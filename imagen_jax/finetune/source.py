@@ -211,7 +211,7 @@ class LoraRecord:
         for path in self.paths:
             try:
                 return Source.find(path, self.base.stage, self.base.checkpoint)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 told.append(str(error))
         raise UserError(
             f"the base of the LoRA, {self.base.checkpoint} of stage {self.base.stage!r}, is not found: {listed(told)}; "

@@ -9,12 +9,13 @@ import numpy as np
 
 from imagen_jax.checkpoints import checkpoints
 from imagen_jax.errors import UserError
-from imagen_jax.files import AnyPath, size_of
+from imagen_jax.files import AnyPath, check_content, read_json, size_of
 from imagen_jax.text.inversion import LearnedWord
 
 RECORD = "inversion.json"
 # The parameters of such a run.
 VECTORS = "vectors"
+_FIX = "restore it from a copy"
 
 
 def record(word: str, encoder: str) -> bytes:
@@ -27,6 +28,21 @@ def record(word: str, encoder: str) -> bytes:
     return (json.dumps({"word": word, "encoder": encoder}, indent=1) + "\n").encode()
 
 
+def read_record(checkpoint: AnyPath) -> tuple[str, str]:
+    """The word and the encoder's digest that a checkpoint notes.
+
+    Raises:
+      UserError: the note is damaged.
+    """
+    path = checkpoint / RECORD
+    try:
+        told = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {_FIX}") from error
+    check_content(path, told, {"word": str, "encoder": str}, _FIX)
+    return told["word"], told["encoder"]
+
+
 def learned_word(model_dir: str) -> LearnedWord:
     """The word that a run learned, with the average of its vectors.
 
@@ -37,11 +53,7 @@ def learned_word(model_dir: str) -> LearnedWord:
     def read(path: AnyPath) -> LearnedWord:
         if not (path / RECORD).is_file():
             raise UserError(f"{model_dir} learned no word: it is no run of textual inversion (TrainConfig.inversion)")
-        try:
-            told = json.loads((path / RECORD).read_text(encoding="utf-8"))
-            word, encoder = str(told["word"]), str(told["encoder"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path / RECORD} is damaged ({error}); restore it from a copy") from error
+        word, encoder = read_record(path)
         vectors = np.asarray(checkpoints.load_item(path, "ema_params")[VECTORS])
         return LearnedWord(word=word, vectors=vectors, encoder=encoder)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.errors import UserError
@@ -50,11 +51,13 @@ def check_shapes(source: str, expected: Mapping[str, Shape], got: Mapping[str, S
 
 
 def check_finite(source: str, name: str, array: np.ndarray) -> None:
-    """Refuses an array with infinities or NaNs, as float16 copies of large weights hold.
+    """Refuses an array with infinities or NaNs, as float16 copies of large weights hold, and one of no real numbers.
 
     Raises:
       UserError: names the tensor.
     """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{name} of {source} is stored as {array.dtype}; give the float32 or bfloat16 weights")
     if not np.isfinite(array).all():
         raise UserError(
             f"{name} of {source} holds infinities or NaNs (stored as {array.dtype}); "

@@ -55,6 +55,7 @@ _COUNTS = (
     "addition_embed_type_num_heads cross_attention_dim encoder_hid_dim in_channels norm_num_groups out_channels "
     "time_embedding_dim conv_in_kernel conv_out_kernel"
 ).split()
+_MOST, _MOST_LAYERS, _MOST_LEVELS, _LARGEST = 65_536, 1024, 16, 1e30
 _NUMBERS = {"norm_eps", "freq_shift", "resnet_out_scale_factor", "mid_block_scale_factor"}
 
 
@@ -78,9 +79,9 @@ def if_config(source: str, given: Any) -> IFUNetConfig:
         if key in _ONLY and value not in _ONLY[key]:
             faults.append(f"{key} ({value!r}) must be {' or '.join(map(repr, _ONLY[key]))}")
         elif key in _COUNTS and not optional and not _is_count(value):
-            faults.append(f"{key} ({value!r}) must be a positive integer")
-        elif key in _NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
-            faults.append(f"{key} ({value!r}) must be a number")
+            faults.append(f"{key} ({_short(value)}) must be an integer from 1 to {_MOST}")
+        elif key in _NUMBERS and not _is_number(value):
+            faults.append(f"{key} ({_short(value)}) must be a finite number")
     if not faults:
         faults = _level_faults(given)
     if faults:
@@ -89,7 +90,15 @@ def if_config(source: str, given: Any) -> IFUNetConfig:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:80] if not isinstance(value, int) or abs(value) < 1 << 256 else "of many digits"
 
 
 def _per_level(given: dict[str, Any], key: str) -> list[Any]:
@@ -99,12 +108,13 @@ def _per_level(given: dict[str, Any], key: str) -> list[Any]:
 
 def _level_faults(given: dict[str, Any]) -> list[str]:
     """Faults of the settings that have one entry a level, and of sizes that must divide each other."""
-    if not isinstance(given["block_out_channels"], list) or not given["block_out_channels"]:
-        return [f"block_out_channels ({given['block_out_channels']!r}) must be a list of sizes"]
+    widths = given["block_out_channels"]
+    if not isinstance(widths, list) or not 0 < len(widths) <= _MOST_LEVELS:
+        return [f"block_out_channels ({_short(widths)}) must be a list of 1 to {_MOST_LEVELS} sizes"]
     levels, faults = len(given["block_out_channels"]), []
     checks = {
         "block_out_channels": _is_count,
-        "layers_per_block": _is_count,
+        "layers_per_block": lambda value: _is_count(value) and value <= _MOST_LAYERS,
         "attention_head_dim": _is_count,
         "only_cross_attention": lambda value: isinstance(value, bool),
         "down_block_types": lambda value: isinstance(value, str) and value in _DOWN,
@@ -113,7 +123,7 @@ def _level_faults(given: dict[str, Any]) -> list[str]:
     for key, check in checks.items():
         values = _per_level(given, key)
         if len(values) != levels or not all(map(check, values)):
-            faults.append(f"{key} ({given[key]!r}) must have {levels} supported entries")
+            faults.append(f"{key} ({_short(given[key])}) must have {levels} supported entries")
     if faults:
         return faults
     widths, groups = given["block_out_channels"], given["norm_num_groups"]

@@ -25,6 +25,16 @@ _VALUES: dict[str, tuple[Any, ...]] = {
     "clip_sample": (True, False),
     "thresholding": (True, False),
 }
+# Closed ranges of what is computed with.
+_RANGES = {
+    "num_train_timesteps": (1, 100_000),
+    "beta_start": (1e-12, 0.999),
+    "beta_end": (1e-12, 0.999),
+    "dynamic_thresholding_ratio": (0, 1),
+    "clip_sample_range": (1e-6, 1e6),
+    "sample_max_value": (1, 1e6),
+    "steps_offset": (0, 100_000),
+}
 _IDLE = {"_diffusers_version"}
 
 
@@ -66,6 +76,8 @@ class DiscreteDDPM:
                 faults.append(f"{key} ({value!r}) must be {' or '.join(map(repr, _VALUES[key]))}")
             elif key in fields and key not in _VALUES and not _fits(fields[key].default, value):
                 faults.append(f"{key} ({value!r}) must be a number as {fields[key].default!r} is")
+            elif key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
+                faults.append(f"{key} must be from {_RANGES[key][0]} to {_RANGES[key][1]}")
         if faults:
             raise UserError(f"{source} describes no scheduler that is supported: {'; '.join(faults)}")
         settings: dict[str, Any] = {}
@@ -95,7 +107,13 @@ class DiscreteDDPM:
         if not 1 <= num_steps <= total:
             raise UserError(f"num_steps ({num_steps}) must be from 1 to num_train_timesteps ({total})")
         if self.timestep_spacing == "leading":
-            return np.arange(num_steps)[::-1] * (total // num_steps) + self.steps_offset
+            times = np.arange(num_steps)[::-1] * (total // num_steps) + self.steps_offset
+            if times[0] >= total:
+                raise UserError(
+                    f"steps_offset ({self.steps_offset}) puts the first of {num_steps} steps at time {times[0]}, but "
+                    f"num_train_timesteps is {total}; take fewer steps, or a smaller offset"
+                )
+            return times
         if self.timestep_spacing == "linspace":
             return np.linspace(0, total - 1, num_steps).round()[::-1].astype(int)
         return np.round(np.arange(total, 0, -total / num_steps)).astype(int) - 1

@@ -8,6 +8,7 @@ A word's file is .safetensors with one array, [tokens, width] under the word, as
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,11 +71,16 @@ class LearnedWord:
                         f"{path} holds {len(names)} arrays and {'an' if _ENCODER in told else 'no'} encoder's digest; "
                         "expected the file of one word, as `imagen_jax export --format=embedding` writes it"
                     )
-                vectors = np.asarray(file.get_tensor(names[0]), np.float32)
-        except (OSError, SafetensorError) as error:
+                stored = file.get_tensor(names[0])
+        except (OSError, SafetensorError, TypeError, AttributeError) as error:  # The last two: a type NumPy lacks.
             raise UserError(
                 f"the embedding {path} cannot be read ({error}); check the path, or export it again"
             ) from error
+        if not jnp.issubdtype(stored.dtype, jnp.floating):
+            raise UserError(f"the embedding {path} holds {stored.dtype}, expected float32; export it again")
+        # A number too large for float32 becomes infinite, which the word refuses.
+        with np.errstate(over="ignore"):
+            vectors = np.asarray(stored, np.float32)
         return cls(word=names[0], vectors=vectors, encoder=told[_ENCODER])
 
 
@@ -112,6 +118,9 @@ class WordEncoder(TextEncoder):
                 )
             self._words[one.word] = list(range(first, first + len(one.vectors)))
             first += len(one.vectors)
+        # Where several words begin at one place the longest is meant: <dogs>, not <dog> and an s.
+        longest_first = sorted(self._words, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})")
         self._vectors = np.concatenate([one.vectors for one in words])
         self._apply = jax.jit(lambda *arrays: encode_with(sizes, *arrays))
 
@@ -119,11 +128,13 @@ class WordEncoder(TextEncoder):
         return [self._ids_of(caption) for caption in captions]
 
     def _ids_of(self, caption: str) -> list[int]:
-        for word, ids in self._words.items():
-            before, found, after = caption.partition(word)
-            if found:
-                return [*self._ids_of(before), *ids, *self._ids_of(after)]
-        return super()._pieces([caption])[0] if caption.strip() else []
+        ids: list[int] = []
+        for part in self._split.split(caption):
+            if part in self._words:
+                ids += self._words[part]
+            elif part.strip():
+                ids += super()._pieces([part])[0]
+        return ids
 
     def _encode_ids(self, ids: np.ndarray, mask: np.ndarray) -> Array:
         return self._apply(self._checked.params, self._vectors, ids, mask)

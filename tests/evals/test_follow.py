@@ -210,6 +210,7 @@ def test_a_cascade_needs_the_name_of_a_stage(tmp_path):
         ({"poll_s": 0.0}, "--poll"),
         ({"poll_s": float("nan")}, "--poll"),
         ({"stage": "../other"}, "--stage"),
+        ({"stage": "absent"}, "absent is not there; check the path and --stage"),
     ],
 )
 def test_options_out_of_range_are_refused(tmp_path, options, message):

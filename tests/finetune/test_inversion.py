@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from imagen_jax.errors import UserError
 from imagen_jax.finetune.words import learned_word, write_word
@@ -47,6 +48,16 @@ def test_a_word_is_read_as_by_a_t5_whose_table_has_its_rows(vectors):
         wanted = larger.apply({"params": params}, ids, jnp.ones(ids.shape, bool))[0]
         np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(encoder.encode(["ab"])[0], plain.encode(["ab"])[0], atol=1e-6)
+
+
+def test_of_words_that_begin_alike_the_longest_is_meant_however_often_they_come(vectors):
+    plain = TextEncoder(TEXT)
+    words = [dataclasses.replace(word_of(plain, vectors[:1]), word=word) for word in ("<a", "<a>", "a.b")]
+    encoder, first = WordEncoder(TEXT, words), TEXT.sizes().vocab_size
+    assert encoder.tokenize(["<a><a", "a.b", "axb"]) == [
+        [first + 1, first, 1], [first + 2, 1], *plain.tokenize(["axb"])
+    ]  # fmt: skip
+    assert encoder.count_tokens(["<a>" * 5000]) == [5001]
 
 
 def objective_of(vectors: np.ndarray) -> InversionObjective:
@@ -131,6 +142,11 @@ def test_a_run_keeps_the_vectors_alone_and_its_word_is_a_file(run, tmp_path):
         write_word(run.model_dir, path, overwrite=False)
     with pytest.raises(UserError, match="of another text encoder"):
         WordEncoder(dataclasses.replace(TEXT, seed=1), [again])
+    whole = {"format": "pt", "encoder": word.encoder}
+    for numbers in (np.ones((2, 16), np.int32), np.ones((2, 16), np.complex64), np.full((2, 16), 1e300)):
+        (tmp_path / "odd.safetensors").write_bytes(save({WORD: numbers}, whole))
+        with pytest.raises(UserError, match=r"expected float32|must be finite"):
+            LearnedWord.load(str(tmp_path / "odd.safetensors"))
     content = bytearray((tmp_path / "word.safetensors").read_bytes())
     (tmp_path / "word.safetensors").write_bytes(bytes(content[:-3]))
     with pytest.raises(UserError, match="cannot be read"):

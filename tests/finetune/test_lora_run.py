@@ -13,6 +13,7 @@ from imagen_jax.checkpoints import checkpoints, folders
 from imagen_jax.checkpoints.trained_stage import TrainedStage
 from imagen_jax.checkpoints.trees import named_leaves
 from imagen_jax.errors import UserError
+from imagen_jax.export.arrays import parse_metadata
 from imagen_jax.export.bundle import export_bundle
 from imagen_jax.finetune import lora
 from imagen_jax.finetune.lora import LoraConfig
@@ -165,7 +166,7 @@ def test_pefts_form_comes_back_bit_for_bit_and_is_torchs(base, trained, tmp_path
     write_peft(one, str(folder), overwrite=True)
 
 
-@pytest.mark.parametrize("damage", ["flip", "short", "stranger", "rank"])
+@pytest.mark.parametrize("damage", ["flip", "short", "stranger", "rank", "infinite"])
 def test_damaged_files_of_peft_are_told_in_one_line(trained, tmp_path, damage):
     from safetensors.numpy import load_file, save_file
 
@@ -179,6 +180,9 @@ def test_damaged_files_of_peft_are_told_in_one_line(trained, tmp_path, damage):
         path.write_bytes(path.read_bytes()[:-8])
     elif damage == "stranger":
         save_file(load_file(path), path)
+    elif damage == "infinite":
+        ours = parse_metadata(np.fromfile(path, np.uint8))
+        save_file({name: np.full_like(leaf, np.inf) for name, leaf in load_file(path).items()}, path, ours)
     else:
         config = json.loads((tmp_path / "adapter_config.json").read_text())
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))

@@ -75,6 +75,16 @@ def test_all_faults_of_a_config_are_named_at_once(folder):
         load_if_stage(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("norm_eps", float("nan")), ("time_embedding_dim", 10**400), ("layers_per_block", 10**6),
+                        ("block_out_channels", [32] * 99)],
+)  # fmt: skip
+def test_sizes_that_no_network_has_are_refused_before_any_work(folder, name, value):
+    edit(folder, **{name: value})
+    with pytest.raises(UserError, match=rf"{name} \("):
+        load_if_stage(str(folder))
+
+
 def test_all_faults_of_the_tensors_are_named_at_once(folder):
     tensors = load_file(folder / WEIGHTS)
     del tensors["conv_in.bias"]
@@ -89,6 +99,9 @@ def test_infinite_halves_lying_headers_and_pickles_are_refused(folder):
     tensors["conv_in.bias"][0] = np.inf
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(UserError, match=r"conv_in.bias .*infinities.*float16"):
+        load_if_stage(str(folder))
+    save_file({**tensors, "conv_in.bias": np.zeros_like(tensors["conv_in.bias"], np.int8)}, folder / WEIGHTS)
+    with pytest.raises(UserError, match="conv_in.bias .*stored as int8"):
         load_if_stage(str(folder))
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:-64])

@@ -51,3 +51,18 @@ def test_all_faults_of_a_config_are_named_at_once():
     given = {"beta_schedule": "sigmoid", "novelty": 1, "steps_offset": 0.5}
     with pytest.raises(UserError, match="novelty is not known; beta_schedule .*; steps_offset"):
         DiscreteDDPM.read("scheduler_config.json", given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"num_train_timesteps": 0}, {"num_train_timesteps": 2**31}, {"beta_start": float("nan")}, {"beta_end": 2}]
+)
+def test_settings_that_no_schedule_can_have(given):
+    with pytest.raises(UserError, match=rf"{next(iter(given))} must be from"):
+        DiscreteDDPM.read("scheduler_config.json", given)
+
+
+def test_an_offset_that_leads_beyond_the_last_time():
+    scheduler = DiscreteDDPM(steps_offset=1)
+    assert scheduler.timesteps(500)[0] == 999
+    with pytest.raises(UserError, match="at time 1000, but num_train_timesteps is 1000"):
+        scheduler.timesteps(1000)
