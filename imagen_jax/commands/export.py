@@ -22,7 +22,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         "--format",
         choices=("bundle", "stablehlo", "peft", "embedding"),
         default="bundle",
-        help="bundle (default); stablehlo: programs for jax alone; peft: of a LoRA run; embedding: a learned word's file",
+        help="bundle (default); stablehlo: for jax alone; peft: of a LoRA run; embedding: a learned word's file",
     )
     sub.add_argument("--text_encoder", type=user_path, metavar="DIR", help="pretrained encoder; default: as noted")
     add_lora_flag(sub)
