@@ -20,14 +20,14 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--to", type=user_path, dest="directory", required=True, metavar="DIR", help="directory to write")
     sub.add_argument(
         "--format",
-        choices=("bundle", "peft", "embedding"),
+        choices=("bundle", "stablehlo", "peft", "embedding"),
         default="bundle",
-        help="bundle (default); peft: of a LoRA run; embedding: of a learned word, a file",
+        help="bundle (default); stablehlo: for jax alone; peft: of a LoRA run; embedding: a learned word's file",
     )
     sub.add_argument("--text_encoder", type=user_path, metavar="DIR", help="pretrained encoder; default: as noted")
     add_lora_flag(sub)
     sub.add_argument("--license", default="unknown", metavar="ID", help="for the model card, e.g. apache-2.0")
-    sub.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    sub.add_argument("--overwrite", action="store_true", help="replace a bundle, or programs, that are there")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,6 +44,10 @@ def run(args: argparse.Namespace) -> None:
     from imagen_jax.sampling.cascade import Cascade
 
     cascade = Cascade.load(args.source, text_encoder=args.text_encoder, lora=args.lora)
+    if args.format == "stablehlo":
+        cascade.export(args.directory, format=args.format, overwrite=args.overwrite)
+        print(args.directory)
+        return
     companions = _companions(args.source, cascade, args.license)
     cascade.export(args.directory, format=args.format, companions=companions, overwrite=args.overwrite)
     print(args.directory)

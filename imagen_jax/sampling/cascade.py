@@ -32,6 +32,7 @@ from imagen_jax.sampling.drawing import (
 )
 from imagen_jax.sampling.images import finite, to_uint8
 from imagen_jax.sampling.loading import drawing_devices, load_stages, stage_sizes, with_lora
+from imagen_jax.sampling.programs import export_programs
 from imagen_jax.sampling.prompts import tell_lost
 from imagen_jax.sampling.request import (
     MODES,
@@ -114,11 +115,15 @@ class Cascade:
 
         Args:
           directory: where to; of this machine or in a bucket.
-          format, options: "bundle" (docs/export.md), and keyword arguments of `export.bundle.export_bundle`.
+          format, options: "bundle" (docs/export.md) and keyword arguments of `export.bundle.export_bundle`, or
+            "stablehlo" (docs/export_programs.md) and those of `programs.export_programs`.
         """
-        if format != "bundle":
-            raise UserError(f"format ({format!r}) must be bundle")
-        export_bundle(self.stages, directory, **options)
+        if format == "stablehlo":
+            export_programs(self, directory, **options)
+        elif format == "bundle":
+            export_bundle(self.stages, directory, **options)
+        else:
+            raise UserError(f"format ({format!r}) must be bundle or stablehlo")
 
     @property
     def config_hash(self) -> str:
