@@ -121,6 +121,8 @@ setup(
         "plan": ["jax[tpu]"],
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        # `imagen_jax serve`: drawing by HTTP.
+        "serve": ["prometheus_client>=0.21", "starlette>=1,<2", "uvicorn>=0.40"],
         # Buckets of s3:// beside those of gs://; fsspec finds it by name. Of the same release as fsspec.
         "s3": ["s3fs>=2026.3"],
         # A server of S3's protocol on loopback, for the tests of s3://.

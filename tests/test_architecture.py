@@ -66,6 +66,8 @@ DOORS["evals"] = LOADING | {
 DOORS["report"] = {"evals.sampler_study", "checkpoints.folders", "checkpoints.marks", "train.ledger"}
 # What people see is written as the report is; their votes have the intervals of metrics.
 DOORS["ratings"] = {"report.document", "report.markup", "report.style", "evals.metrics.bootstrap"}
+# What is drawn by HTTP.
+DOORS["serving"] = {"sampling"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
@@ -84,7 +86,7 @@ FLOORS = (
     ("finetune",),
     ("train",),
     ("sampling",),
-    ("evals", "planning"),
+    ("evals", "planning", "serving"),
     ("report",),
     ("ratings",),
     ("commands",),

@@ -71,7 +71,7 @@ def test_every_requirement_is_imported_or_has_its_reason():
 def test_every_import_is_asked_for():
     """Nothing hangs on what another requirement happens to bring."""
     asked = requirements((REPOSITORY / "setup.py").read_text())
-    known = {module(one) for extra in ("", "photos", "beam") for one in asked[extra]}
+    known = {module(one) for extra in ("", "photos", "serve", "beam") for one in asked[extra]}
     used = imported(python_files("imagen_jax", "launch", "data"))
     assert used - known - {"imagen_jax", "launch", "data"} == set()
 

@@ -319,6 +319,7 @@ class Cascade:
         batch_size: int = 64,
         label: str = "sample",
         fill: bool = False,
+        on_stage: Callable[[int, Images], None] | None = None,
     ) -> Iterator[tuple[list[int], list[Images]]]:
         """Draws batch after batch, holding one at a time.
 
@@ -328,6 +329,7 @@ class Cascade:
           batch_size: images drawn at a time.
           label: what the progress shows; "" shows none.
           fill: fill up a batch also where there are fewer images in all, so that every call has one program.
+          on_stage: called with each stage's number and the images of each batch, filled rows too, as they are drawn.
 
         Yields:
           Numbers of some images, and for each stage those images.
@@ -350,7 +352,7 @@ class Cascade:
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 padded = np.asarray([*chosen, *[chosen[-1]] * (batch_size - len(chosen))])
-                drawn = self._batch(request, programs, padded, resident)
+                drawn = self._batch(request, programs, padded, resident, on_stage)
                 yield chosen, [to_uint8(array)[: len(chosen)] for array in finite(self.names, drawn)]
                 progress.update(len(chosen))
 
@@ -369,7 +371,14 @@ class Cascade:
             return self.weights == "resident"
         return estimate_bytes(self.stages, programs, batch_size, self.mesh) <= 0.9 * memory.device_bytes()
 
-    def _batch(self, request: Request, programs: CascadePrograms, rows: np.ndarray, resident: bool) -> list[Array]:
+    def _batch(
+        self,
+        request: Request,
+        programs: CascadePrograms,
+        rows: np.ndarray,
+        resident: bool,
+        on_stage: Callable[[int, Images], None] | None,
+    ) -> list[Array]:
         prompts = [request.prompts[i] for i in rows]
         seeds, ids = (values[rows] for values in seeds_and_ids(request.seed, len(request.prompts)))
         cond = Conditioning(*map(jnp.asarray, self.encoder.encode(prompts)))
@@ -391,7 +400,7 @@ class Cascade:
             )
         low_res = None if request.low_res is None else np.asarray(request.low_res[rows], np.float32)
         shared = RowInputs(seeds, ids, low_res)
-        if resident:
+        if resident and on_stage is None:
             params = [one.weights.on_devices(one.stage, self.mesh) for one in self.stages]
             return draw_all(programs.stages, programs.settings, self.mesh, params, shared, inputs)
         drawn: list[Array] = []
@@ -401,5 +410,8 @@ class Cascade:
             below = shared._replace(low_res=drawn[-1] if drawn else low_res)
             drawn += draw_all(*kind, params, below, inputs[number : number + 1], first=np.int32(number))
             drawn[-1].block_until_ready()
-            one.weights.release()
+            if not resident:
+                one.weights.release()
+            if on_stage is not None:
+                on_stage(number, to_uint8(np.asarray(drawn[-1])))
         return drawn

@@ -66,14 +66,19 @@ def sheet(images: Sequence[UInt8[np.ndarray, "h w 3"]], num_columns: int, gap: i
 
 
 def write_png(path: str, image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, object] | None = None) -> None:
-    """Writes a PNG whose text chunks hold `info` (strings as they are, the rest as JSON); whole or not at all."""
+    """Writes what `as_png` gives; whole or not at all."""
+    make_dirs(os.path.dirname(path) or ".")
+    write_bytes(path, as_png(image, info))
+
+
+def as_png(image: UInt8[np.ndarray, "h w 3"], info: Mapping[str, object] | None = None) -> bytes:
+    """A PNG file whose text chunks hold `info`: strings as they are, the rest as JSON."""
     chunks = PngImagePlugin.PngInfo()
     for key, value in as_info(info or {}).items():
         chunks.add_itxt(key, value)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=chunks)
-    make_dirs(os.path.dirname(path) or ".")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_info(path: str) -> dict[str, str]:

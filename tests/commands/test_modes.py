@@ -36,7 +36,7 @@ def test_every_mode_finds_its_room(name):
 def test_modes_are_listed_in_the_order_that_people_need_them():
     assert list(find_modes()) == [
         "build_corpus", "import_text", "cache_text", "validate_cache", "train", "plan", "status", "sample", "eval",
-        "follow", "sweep", "export", "model_card", "report", "build_study", "serve_study", "analyse_study",
+        "follow", "sweep", "export", "model_card", "report", "serve", "build_study", "serve_study", "analyse_study",
         "checkpoints", "upgrade_run", "script",
     ]  # fmt: skip
 

@@ -1,0 +1,68 @@
+"""`imagen_jax serve`: images by HTTP from a trained cascade."""
+
+import argparse
+import importlib.util
+
+from imagen_jax.commands.parts.command import Command
+from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.errors import UserError
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between") from error
+
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds the cascade, the address and the limits."""
+    sub.add_argument("checkpoint", type=user_path, metavar="BUNDLE", help="bundle, or run directory of a cascade")
+    sub.add_argument(
+        "--text_encoder",
+        type=user_path,
+        metavar="PATH",
+        help="pretrained text encoder; default: where the checkpoint says",
+    )
+    sub.add_argument(
+        "--host", default="127.0.0.1", metavar="NAME", help="address to listen on (127.0.0.1: this machine alone)"
+    )
+    sub.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (8000)")
+    sub.add_argument(
+        "--batch_sizes", type=_sizes, default=(1, 4, 16), metavar="N[,N…]", help="images drawn at a time (1,4,16)"
+    )
+    sub.add_argument("--queue_limit", type=int, default=64, metavar="N", help="images that may wait (64)")
+    sub.add_argument("--max_images", type=int, default=8, metavar="N", help="images of a request (8)")
+    sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serves until it is stopped.
+
+    Raises:
+      UserError: the extra is not installed, or see `serving.server.serve`.
+    """
+    for library in ("starlette", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(library) is None:
+            raise UserError(f"serving needs {library}, which is not installed; pip install 'imagen_jax[serve]'")
+    from imagen_jax.sampling.cascade import Cascade
+    from imagen_jax.serving.requests import Limits
+    from imagen_jax.serving.server import ServerConfig, serve
+
+    config = ServerConfig(
+        host=args.host,
+        port=args.port,
+        batch_sizes=args.batch_sizes,
+        queue_limit=args.queue_limit,
+        limits=Limits(images=args.max_images, seconds=args.timeout),
+    )
+    serve(Cascade.load(args.checkpoint, text_encoder=args.text_encoder), config)
+
+
+COMMAND = Command(
+    name="serve",
+    help="draw images by HTTP with a trained cascade",
+    run=run,
+    add_flags=add_flags,
+    order=11,
+)
