@@ -22,6 +22,9 @@ FLAGS = ("coordinator_address", "num_processes", "process_id")
 # As long as jax lets process 0 wait for the others.
 WAIT_S = 300
 OPEN_MPI_SIZE = "OMPI_COMM_WORLD_SIZE"
+_RUNTIME_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
+# Of gloo (CPUs), NCCL (GPUs) and the coordination service, in lower case.
+_SIGNS_OF_LOSS = ("gloo", "remote process exited", "heartbeat", "coordination service", "unavailable:")
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,26 @@ def leave_processes(code: int) -> None:
         leave_at_once(code)  # The usual exit would wait for the other hosts, and they for this one.
 
 
+def lost_peer(error: BaseException | None) -> bool:
+    """Tells if an error, or one that it comes from, is jax's word for another process that is gone.
+
+    jax has no type of its own for it: its runtime error carries what gloo, NCCL or the coordination service said.
+    """
+    while error is not None:
+        words = str(error).lower()
+        if type(error).__name__ in _RUNTIME_ERRORS and any(sign in words for sign in _SIGNS_OF_LOSS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _exit_at_once(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Ends this process with its traceback, so that the other hosts notice instead of waiting for minutes."""
+    """Ends this process with its traceback, so that the other hosts notice instead of waiting for minutes.
+
+    Where another process is gone, this one has no fault: it ends with the retry code.
+    """
     sys.__excepthook__(kind, error, trace)
-    leave_at_once(1)
+    lost = lost_peer(error)
+    if lost:
+        print("another process of this run is gone; its own output says why", file=sys.stderr, flush=True)
+    leave_at_once(RETRY if lost else 1)

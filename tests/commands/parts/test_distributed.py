@@ -8,9 +8,10 @@ import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import pytest
 
-from imagen_jax.commands.parts.distributed import Place, find_place, host_and_port
+from imagen_jax.commands.parts.distributed import Place, find_place, host_and_port, lost_peer
 from imagen_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -152,6 +153,19 @@ def test_what_cannot_be_is_refused(monkeypatch, variables, flags, expected):
     with pytest.raises(UserError) as refused:
         find_place(*flags)
     assert expected in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_only_what_jax_says_of_a_lost_process_asks_for_a_restart():
+    """With what jax 0.10.2 said when a peer was killed; other errors would only come again."""
+    said = "UNKNOWN: Gloo all-reduce failed: [gloo/transport/tcp/pair.cc:538] Read error: Connection reset by peer"
+    lost = jax.errors.JaxRuntimeError(said)
+    assert lost_peer(lost)
+    wrapped = ValueError("a hook failed")
+    wrapped.__cause__ = lost
+    assert lost_peer(wrapped)
+    assert not lost_peer(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes"))
+    assert not lost_peer(RuntimeError(said))
+    assert not lost_peer(UserError("loss (nan) must be finite"))
 
 
 def test_addresses():
