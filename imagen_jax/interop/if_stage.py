@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +21,8 @@ from imagen_jax.models.if_unet import IFUNet, IFUNetConfig
 from imagen_jax.text.weights.checkpoint_arrays import SafetensorsArrays
 from imagen_jax.typing import Array, Float
 
-_WEIGHTS, _PICKLED = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+WEIGHTS, SCHEDULER_FILE = "diffusion_pytorch_model.safetensors", "scheduler_config.json"
+_PICKLED = "diffusion_pytorch_model.bin"
 _NUMBERED = re.compile(r"(blocks|resnets|attentions|samplers|to_out)_(\d+)$")
 
 
@@ -61,10 +63,19 @@ class IFStage:
       params: its parameters, float32.
       scheduler: of sampling.
       noising: scheduler that noises the low-resolution images; None for the base stage.
+      settings: content of the JSON files that these are from, by the names of their folders.
     """
 
-    def __init__(self, config: IFUNetConfig, params: Any, scheduler: DiscreteDDPM, noising: DiscreteDDPM | None):
+    def __init__(
+        self,
+        config: IFUNetConfig,
+        params: Any,
+        scheduler: DiscreteDDPM,
+        noising: DiscreteDDPM | None,
+        settings: Mapping[str, Mapping[str, Any]],
+    ):
         self.config, self.params, self.scheduler, self.noising = config, params, scheduler, noising
+        self.settings = settings
         self._apply = jax.jit(IFUNet(config).apply)
 
     def predict(
@@ -187,27 +198,31 @@ def load_if_stage(folder: str) -> IFStage:
     """
     check_path("folder", folder)
     unet, file = os.path.join(folder, "unet"), os.path.join(folder, "unet", "config.json")
-    config = if_config(file, _read(file))
-    noising_file = os.path.join(folder, "image_noising_scheduler", "scheduler_config.json")
-    scheduler_file = os.path.join(folder, "scheduler", "scheduler_config.json")
-    scheduler = DiscreteDDPM.read(scheduler_file, _read(scheduler_file))
-    noising = DiscreteDDPM.read(noising_file, _read(noising_file)) if config.noise_level else None
+    settings = {"unet": _read(file)}
+    config = if_config(file, settings["unet"])
+    schedulers = {}
+    for name in ("scheduler", "image_noising_scheduler") if config.noise_level else ("scheduler",):
+        scheduler_file = os.path.join(folder, name, SCHEDULER_FILE)
+        settings[name] = _read(scheduler_file)
+        schedulers[name] = DiscreteDDPM.read(scheduler_file, settings[name])
+    scheduler, noising = schedulers["scheduler"], schedulers.get("image_noising_scheduler")
+    scheduler_file = os.path.join(folder, "scheduler", SCHEDULER_FILE)
     images = config.in_channels // (2 if noising else 1)
     outputs = images * (2 if scheduler.variance_type == "learned_range" else 1)
     if config.in_channels % (2 if noising else 1) or config.out_channels not in (images, 2 * images):
         raise UserError(f"{file}: in_channels ({config.in_channels}), out_channels ({config.out_channels}) do not pair")
     if config.out_channels < outputs:
         raise UserError(f"{scheduler_file} asks for a learned variance; {file} has out_channels {config.out_channels}")
-    return IFStage(config, _load_params(unet, config), scheduler, noising)
+    return IFStage(config, _load_params(unet, config), scheduler, noising, settings)
 
 
 def _load_params(unet: str, config: IFUNetConfig) -> Any:
     file = os.path.join(unet, _PICKLED)
-    if size_of(os.path.join(unet, _WEIGHTS)) is None and size_of(file) is not None:
+    if size_of(os.path.join(unet, WEIGHTS)) is None and size_of(file) is not None:
         raise UserError(
-            f"{file} is pickled, and reading it could run code in it; expected {_WEIGHTS}: download the safetensors"
+            f"{file} is pickled, and reading it could run code in it; expected {WEIGHTS}: download the safetensors"
         )
-    arrays, adapter, shapes = SafetensorsArrays(unet, _WEIGHTS), IFAdapter(), param_shapes(config)
+    arrays, adapter, shapes = SafetensorsArrays(unet, WEIGHTS), IFAdapter(), param_shapes(config)
     names = {path: adapter.foreign_name(path) for path in shapes}
     expected = {names[path]: foreign_shape(adapter, path, shape) for path, shape in shapes.items()}
     check_shapes(unet, expected, arrays.shapes)

@@ -1,5 +1,6 @@
 """IF stages against diffusers' own forwards and trajectories (tests/golden/c_if_*), and against damaged folders."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from imagen_jax.errors import UserError
-from imagen_jax.interop import load_if_stage
+from imagen_jax.interop import load_if_stage, save_if_stage
 from imagen_jax.interop.if_config import if_config
 from imagen_jax.interop.if_stage import param_shapes
 
@@ -121,6 +122,31 @@ def test_shards_load_as_one_file(folder):
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": places}))
     bias = load_if_stage(str(folder)).params["conv_in"]["bias"]
     assert jnp.array_equal(bias, tensors["conv_in.bias"])
+
+
+def test_saving_gives_the_tensors_that_were_read(golden, tmp_path):
+    stage = golden[0]
+    number = 1 if stage.noising is None else 2
+    save_if_stage(stage, str(tmp_path / "one"))
+    save_if_stage(stage, str(tmp_path / "many"), max_file_bytes=20_000)
+    given = load_file(GOLDEN / f"c_if_stage{number}" / WEIGHTS)
+    written = load_file(tmp_path / "one" / WEIGHTS)
+    assert given.keys() == written.keys()
+    assert all(np.array_equal(given[name], written[name]) for name in given)
+    files = list((tmp_path / "many" / "unet").glob("*.safetensors"))
+    assert len(files) > 2
+    assert set().union(*map(load_file, files)) == given.keys()
+    with pytest.raises(UserError, match="is there already"):
+        save_if_stage(stage, str(tmp_path / "one"))
+
+
+def test_a_stage_that_reads_back_otherwise_is_not_there(golden, tmp_path):
+    stage = copy.copy(golden[0])
+    bias = np.asarray(stage.params["conv_in"]["bias"]).astype(np.float64) + 1e-12
+    stage.params = stage.params | {"conv_in": stage.params["conv_in"] | {"bias": bias}}
+    with pytest.raises(UserError, match="conv_in.bias"):
+        save_if_stage(stage, str(tmp_path / "stage"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_if_i_xl_has_its_published_number_of_parameters():

@@ -14,6 +14,7 @@ from imagen_jax.diffusion import guidance, process, samplers, thresholding
 from imagen_jax.diffusion.samplers import Estimate, Sampler, Step
 from imagen_jax.diffusion.schedules import DiscreteSchedule
 from imagen_jax.diffusion.time_grids import RespacedGrid
+from imagen_jax.interop import load_if_stage, save_if_stage
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -142,7 +143,7 @@ class IFStage:
     """A recorded pipeline: its network in PyTorch, everything else here."""
 
     def __init__(self, number: int) -> None:
-        folder = GOLDEN / f"c_if_stage{number}"
+        self.number, folder = number, GOLDEN / f"c_if_stage{number}"
         self.net = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True).eval()
         self.net.set_attn_processor(diffusers.models.attention_processor.AttnAddedKVProcessor())
         self.config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
@@ -223,3 +224,25 @@ def test_respaced_grid_has_the_tables_of_the_pipelines() -> None:
     for name, counts in sections.items():
         times = RespacedGrid(sections=counts).times(sum(counts))
         assert (np.round(times[:-1] * 1000) - 1).tolist() == getattr(tables, f"{name}_timesteps")
+
+
+def test_a_saved_stage_samples_in_diffusers_as_its_original(stage: IFStage, tmp_path: Path) -> None:
+    source, folder = GOLDEN / f"c_if_stage{stage.number}", tmp_path / "stage"
+    save_if_stage(load_if_stage(str(source)), str(folder))
+    kind = diffusers.IFPipeline if stage.number == 1 else diffusers.IFSuperResolutionPipeline
+    saved = kind.from_pretrained(str(folder), local_files_only=True)
+    saved.unet.set_attn_processor(diffusers.models.attention_processor.AttnAddedKVProcessor())
+    parts: dict[str, Any] = dict.fromkeys(("tokenizer", "text_encoder", "safety_checker", "feature_extractor"))
+    parts |= {"watermarker": None, "unet": stage.net, "requires_safety_checker": False}
+    for name in ("scheduler", "image_noising_scheduler")[: stage.number]:
+        parts[name] = diffusers.DDPMScheduler.from_pretrained(str(source / name), local_files_only=True)
+    draws = []
+    for pipeline in (saved, kind(**parts)):
+        pipeline.set_progress_bar_config(disable=True)
+        settings: dict[str, Any] = {"num_inference_steps": 3, "output_type": "pt"}
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            settings[name] = torch.from_numpy(stage.given[name])
+        if stage.number == 2:
+            settings["image"] = torch.from_numpy(stage.given["lowres"])
+        draws.append(pipeline(generator=torch.Generator().manual_seed(0), **settings).images.numpy())
+    assert np.array_equal(*draws)
