@@ -71,7 +71,8 @@ def _write_arrays(stage: IFStage, unet: str, max_file_bytes: int) -> None:
             size = 0
         groups[-1].append(path)
         size, total = size + leaf.nbytes, total + leaf.nbytes
-    stem, places = WEIGHTS.removesuffix(".safetensors"), {}
+    stem = WEIGHTS.removesuffix(".safetensors")
+    places: dict[str, str] = {}
     for number, group in enumerate(groups):
         file = WEIGHTS if len(groups) == 1 else f"{stem}-{number + 1:05}-of-{len(groups):05}.safetensors"
         arrays = {
