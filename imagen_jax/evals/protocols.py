@@ -161,15 +161,15 @@ PROTOCOLS: Mapping[str, Protocol] = {
         Protocol(
             name="short_side_30k",
             source="MosaicML, github.com/mosaicml/diffusion, issue 21, LargestCenterSquare and the clean-fid script: "
-            "30 000 captions of val2014, one an image, against their images at 512 pixels, shorter side resized, "
-            "middle cropped",
+            "30 000 captions of val2014, one an image (the first by its loader's default, any here), against their "
+            "images at 512 pixels, shorter side resized, middle cropped",
             matched=True,
             one_per_image=True,
             image_size=512,
             geometry="short_side_then_crop",
             filter="bilinear",
             resize="clean",
-            assumed=("seed",),
+            assumed=("seed", "one_per_image"),
         ),
         Protocol(
             name="training_set_30k",
