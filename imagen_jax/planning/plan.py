@@ -105,6 +105,7 @@ def plan(config: TrainConfig, options: PlanOptions) -> dict[str, Any]:
         "per_device_batch": rules.per_device_batch(config.batch_size, mesh, config.accumulate_steps),
         "num_params": num_parameters(program.state),
         "state_gib": _device_bytes(program.state) / GIB,
+        "remat": getattr(config.stage.model, "remat", "none"),
         "optimization_level": options.optimization_level,
     }
     if frozen := program.objective.frozen_spec(mesh):

@@ -32,6 +32,8 @@ def splits(num_devices: int, num_slices: int = 1) -> list[MeshConfig]:
 def search(config: TrainConfig, options: PlanOptions) -> list[dict[str, Any]]:
     """Plans of every split with the fewest microbatches that fit it, and those that were tried before.
 
+    Where a network's `remat` is "matmuls" and there are kernels to gather, "kernels" is tried too.
+
     Args:
       config: the run; its mesh and accumulate_steps are what is searched.
       options: where it would run.
@@ -50,6 +52,7 @@ def search(config: TrainConfig, options: PlanOptions) -> list[dict[str, Any]]:
             for laid_out in _microbatched(config, mesh, options, devices):
                 found.append(plan(laid_out, options))
                 if found[-1]["fits"]:
+                    found += [plan(kept, options) for kept in _keeping_kernels(laid_out)]
                     break
             progress.update()
     if not found:
@@ -71,6 +74,14 @@ def _microbatched(config: TrainConfig, mesh: MeshConfig, options: PlanOptions, d
         yield dataclasses.replace(config, batch_size=batch, mesh=mesh, accumulate_steps=accumulate)
 
 
+def _keeping_kernels(config: TrainConfig) -> Iterator[TrainConfig]:
+    """The same run with kernels sent once instead of twice, where that is a choice."""
+    model: Any = config.stage.model
+    if config.mesh.fsdp > 1 and getattr(model, "remat", None) == "matmuls":
+        stage = dataclasses.replace(config.stage, model=dataclasses.replace(model, remat="kernels"))
+        yield dataclasses.replace(config, stage=stage)
+
+
 def _rank(found: dict[str, Any]) -> tuple[float, ...]:
     """Sorts by fit, then time; where the device's figures are not known, by work and memory."""
     if not found["fits"]:
@@ -84,15 +95,16 @@ def _rank(found: dict[str, Any]) -> tuple[float, ...]:
 def search_text(found: list[dict[str, Any]]) -> str:
     """The table of a search."""
     rows: list[tuple[str, ...]] = [
-        ("data", "fsdp", "tensor", "accumulate", "rows", "peak GiB", "ms, all overlaps", "ms, nothing does", "MFU")
+        ("data", "fsdp", "tensor", "accumulate", "rows", "remat", "peak GiB", "ms, all overlaps", "ms, nothing does")
+        + ("MFU",)
     ]
     for one in found:
         mesh, times, mfu = one["mesh"], one["step_time_s"], one["roofline_mfu"]
-        shape = (mesh["data"], mesh["fsdp"], mesh["tensor"], one["accumulate_steps"], one["per_device_batch"])
+        shape = (*(mesh[axis] for axis in ("data", "fsdp", "tensor")), one["accumulate_steps"], one["per_device_batch"])
         timed = ("-", "-", "-")
         if times:
             timed = (f"{1e3 * times['overlap']:.4g}", f"{1e3 * times['no_overlap']:.4g}", f"{mfu['overlap']:.1%}")
         fit = "" if one["fits"] else " does not fit"
-        rows.append((*map(str, shape), f"{one['peak_hbm_gib']:.2f}{fit}", *timed))
+        rows.append((*map(str, shape), one["remat"], f"{one['peak_hbm_gib']:.2f}{fit}", *timed))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

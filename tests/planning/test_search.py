@@ -16,6 +16,12 @@ from tests import tiny
 from tests.train.tiny_run import text_config, tiny_config
 
 
+def _of_tiny_unet(tmp_path, **changes):
+    data = dataclasses.replace(tiny_config(tmp_path).data, max_text_length=tiny.BASE.max_text_length)
+    text = text_config(tiny.BASE.text_embed_dim, tiny.BASE.max_text_length)
+    return tiny_config(tmp_path, stage=tiny.BASE, text=text, data=data, **changes)
+
+
 def test_splits_use_every_device_once():
     meshes = splits(8)
     assert len(meshes) == len(set(meshes)) == 4 + 3 + 2
@@ -40,6 +46,7 @@ def fake_plan(limit):
             "mesh": {"data": config.mesh.data, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor, "spatial": 1},
             "accumulate_steps": config.accumulate_steps,
             "per_device_batch": rows,
+            "remat": getattr(config.stage.model, "remat", "none"),
             "fits": rows <= limit,
             "peak_hbm_gib": float(rows),
             "hbm_limit_gib": float(limit),
@@ -62,6 +69,17 @@ def test_the_fastest_that_fits_comes_first(tmp_path, monkeypatch):
     assert found[0]["mesh"] == {"data": 8, "fsdp": 1, "tensor": 1, "spatial": 1} and found[0]["accumulate_steps"] == 2
 
 
+def test_kept_kernels_are_tried_where_there_are_some_to_gather(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_search, "plan", fake_plan(limit=64))
+    ours = _of_tiny_unet(tmp_path, batch_size=64)
+    for remat, tried in (("none", {"none"}), ("matmuls", {"matmuls", "kernels"})):
+        stage = dataclasses.replace(ours.stage, model=dataclasses.replace(ours.stage.model, remat=remat))
+        found = search(dataclasses.replace(ours, stage=stage), PlanOptions())
+        assert {one["remat"] for one in found if one["mesh"]["fsdp"] > 1} == tried
+        assert {one["remat"] for one in found if one["mesh"]["fsdp"] == 1} == {remat}
+        assert "kernels" in tried or "kernels" not in plan_search.search_text(found)
+
+
 def test_a_batch_that_divides_nowhere_is_told(tmp_path):
     with pytest.raises(UserError, match=r"batch_size \(3\) divides over no mesh of 8 devices"):
         search(tiny_config(tmp_path, batch_size=3), PlanOptions())
@@ -81,14 +99,7 @@ def test_local_devices_are_searched(tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 def test_every_mesh_of_two_local_devices_compiles(tmp_path, monkeypatch):
     monkeypatch.setattr(topologies, "devices", lambda *_: jax.devices()[:2])
-    ours = tiny_config(tmp_path)
-    config = tiny_config(
-        tmp_path,
-        stage=tiny.BASE,
-        text=text_config(tiny.BASE.text_embed_dim, tiny.BASE.max_text_length),
-        data=dataclasses.replace(ours.data, max_text_length=tiny.BASE.max_text_length),
-    )
-    found = search(config, PlanOptions())
+    found = search(_of_tiny_unet(tmp_path), PlanOptions())
     assert {(one["mesh"]["data"], one["mesh"]["fsdp"], one["mesh"]["tensor"]) for one in found} == {
         (2, 1, 1),
         (1, 2, 1),
