@@ -143,7 +143,8 @@ class TrainConfig:
         state: a run that has checkpoints keeps to a number or to None.
       watchdog_seconds: seconds without the end of a step after which the process ends with the retry code, its stacks
         shown; what happens between steps counts, such as saves and previews. None never ends it.
-      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None: never.
+      sdc_every: steps between checks that the replicas of the state are the same bits on all devices, and that all
+        devices compute the same gradient of the same rows; None: never.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
