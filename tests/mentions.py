@@ -37,6 +37,7 @@ FOREIGN_FLAGS = {
     *("benchmark_data", "image_filepath_data", "method", "output_file", "outfile", "model-path", "out_dir", "outpath"),
     # XLA
     *("xla_cpu_experimental_ynn_fusion_type", "xla_force_host_platform_device_count"),
+    "xla_gpu_deterministic_ops",
 }
 FOREIGN_COMMANDS = {"pip", "venv", "pytest", "mypy", "ruff"}
 

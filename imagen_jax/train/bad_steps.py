@@ -54,11 +54,13 @@ class BadSteps:
         self._write(step, row)
         if self._in_a_row >= self._max:
             bad = ", ".join(f"{name} = {row[name]}" for name in ("loss", "grad_norm"))
+            finite = np.isfinite(row["loss"]) and np.isfinite(row["grad_norm"])
+            what, more = ("a spike of the loss", "raise max_spike_sigmas, ") if finite else ("not finite", "")
             first = step - self._in_a_row + 1
             raise UserError(
-                f"not finite at step {step}: {bad}; skipped in a row: {self._in_a_row} (from step {first} on), and "
-                f"max_bad_steps is {self._max}. Lower learning_rate, set grad_clip_norm, or look at the examples that "
-                f"{FILE} names; running again goes on from the last checkpoint"
+                f"{what} at step {step}: {bad}; skipped in a row: {self._in_a_row} (from step {first} on), and "
+                f"max_bad_steps is {self._max}. Lower learning_rate, set grad_clip_norm, {more}or look at the examples "
+                f"that {FILE} names; running again goes on from the last checkpoint"
             )
 
     def _write(self, step: int, row: Mapping[str, Any]) -> None:

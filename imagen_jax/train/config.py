@@ -136,11 +136,15 @@ class TrainConfig:
       keep_every: checkpoints of steps that this divides are kept too; None: no others but the best.
       background_saves: writes checkpoints while training goes on, from a copy of the state in the host's memory; only
         with one process.
-      max_bad_steps: updates in a row that may be skipped, since loss or gradient was not finite, before the run stops;
-        1 stops at the first.
+      max_bad_steps: updates in a row that may be skipped, since loss or gradient was not finite or the loss a spike,
+        before the run stops; 1 stops at the first.
+      max_spike_sigmas: skips an update whose log loss is so many standard deviations above the mean of those before it,
+        see `train.spikes`; 6 is usual, None skips no spike. What it knows of the losses is part of the optimizer's
+        state: a run that has checkpoints keeps to a number or to None.
       watchdog_seconds: seconds without the end of a step after which the process ends with the retry code, its stacks
         shown; what happens between steps counts, such as saves and previews. None never ends it.
-      sdc_every: steps between checks that the replicas of the state are the same bits on all devices; None: never.
+      sdc_every: steps between checks that the replicas of the state are the same bits on all devices, and that all
+        devices compute the same gradient of the same rows; None: never.
       sampling: how this stage is sampled, in previews and wherever its checkpoint is used.
       previews: pictures drawn while it trains, or None.
       evaluate: evaluators run while it trains, or None.
@@ -176,6 +180,7 @@ class TrainConfig:
     keep_every: int | None = None
     background_saves: bool = True
     max_bad_steps: int = 10
+    max_spike_sigmas: float | None = None
     watchdog_seconds: float | None = 3600.0
     sdc_every: int | None = None
     previews: PreviewConfig | None = None
@@ -197,6 +202,8 @@ class TrainConfig:
             raise UserError(f"save_minutes ({self.save_minutes}) must be a number of minutes above 0; 30 is usual")
         if self.sdc_every is not None:
             check_count("sdc_every", self.sdc_every)
+        if self.max_spike_sigmas is not None and not 0 < self.max_spike_sigmas < math.inf:
+            raise UserError(f"max_spike_sigmas ({self.max_spike_sigmas}) must be above 0, or None; 6 is usual")
         if self.watchdog_seconds is not None and not 0 < self.watchdog_seconds < math.inf:
             raise UserError(f"watchdog_seconds ({self.watchdog_seconds}) must be above 0, or None for no watchdog")
         kinds: dict[str, type] = {

@@ -47,6 +47,7 @@ from imagen_jax.train.lora import LoraObjective
 from imagen_jax.train.metrics import MetricLines, MetricWriter, PassedOver, ShowProgress, Window, read_lines
 from imagen_jax.train.objective import Batch
 from imagen_jax.train.programs import kept_programs
+from imagen_jax.train.recomputation import GradientCheck
 from imagen_jax.train.replicas import ReplicaCheck
 from imagen_jax.train.run_dir import check_one_folder, describe_run, only_trainer
 from imagen_jax.train.saving import Saver, SaveTimes
@@ -308,13 +309,17 @@ def _train(
     save = _save_after((check_alone, writer.send, ledger.send), config, batches, beside)
     saver = Saver(save, times, config.background_saves, say, instruments.saving)
     watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
-    checks = () if config.sdc_every is None else (ReplicaCheck(config.sdc_every),)
+    drawn = instruments.batches(global_batches(iter(batches), setup.mesh, config.batch_size))
+    checks: list[Hook] = []
+    if config.sdc_every is not None:
+        gradients = GradientCheck(config.sdc_every, setup.objective, setup.mesh, config.accumulate_steps, frozen)
+        checks, drawn = [ReplicaCheck(config.sdc_every), gradients], gradients.remembered(drawn)
     closing, told = contextlib.closing, instruments.running(start)
     with StopRequest() as stop, told, watchdog, progress, closing(batches), closing(writer), closing(saver):
         state, reason = update_loop(
             lambda state, batch: compiled(state, batch, frozen),
             state,
-            instruments.batches(global_batches(iter(batches), setup.mesh, config.batch_size)),
+            drawn,
             period=Period(end=end, log_every=config.log_every),
             window=window,
             hooks=HookList(

@@ -6,7 +6,7 @@ as 32-bit words modulo 2**32: any one flipped bit changes it.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +18,17 @@ from imagen_jax.errors import UserError, listed
 from imagen_jax.train.hooks import Hook, StepInfo
 from imagen_jax.typing import Array
 
+ADVICE = (
+    "a device computes wrongly, or a bit of its memory flipped; take that machine out, and go on from a checkpoint of "
+    "a step whose check went well"
+)
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
 @jax.jit
-def _checksums(parts: Sequence[Array]) -> Array:
+def checksums(parts: Sequence[Array]) -> Array:
+    """One uint32 checksum of the bits of each part."""
+
     def checksum(part: Array) -> Array:
         bits = jax.lax.bitcast_convert_type(part, _WORDS[part.dtype.itemsize])
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
@@ -65,12 +71,7 @@ def check_replicas(state: TrainState, step: int) -> None:
     for leaf in named.values():
         for shard in leaf.addressable_shards:
             on_device[shard.device.id].append(shard.data)
-    own = {device: _checksums(parts) for device, parts in on_device.items()}
-    mine = b"".join(np.array([device, *np.asarray(own[device])], np.uint32).tobytes() for device in sorted(own))
-    sums = {}
-    for told in gathered(mine):
-        for device, *row in np.frombuffer(told, np.uint32).reshape(-1, 1 + len(named)).tolist():
-            sums[device] = row
+    sums = of_all({device: checksums(parts) for device, parts in on_device.items()})
     found = []
     for number, (name, leaf) in enumerate(named.items()):
         groups: dict[str, dict[int, int]] = collections.defaultdict(dict)
@@ -80,15 +81,23 @@ def check_replicas(state: TrainState, step: int) -> None:
             if wrong := odd_ones(group):
                 found.append((wrong, name))
     if found:
-        hosts = {device.id: device for device in jax.devices()}
-        devices = sorted({device for wrong, _ in found for device in wrong})
-        told_devices = ", ".join(f"{hosts[device]} of process {hosts[device].process_index}" for device in devices)
+        devices = described({device for wrong, _ in found for device in wrong})
         leaves = listed([name for _, name in found])
-        raise UserError(
-            f"replicas of the state differ at step {step}, on {told_devices}, in {leaves}: "
-            "a device computes wrongly, or a bit of its memory flipped; take that machine out, and go on from a "
-            "checkpoint of a step whose check went well"
-        )
+        raise UserError(f"replicas of the state differ at step {step}, on {devices}, in {leaves}: {ADVICE}")
+
+
+def of_all(own: Mapping[int, Array]) -> dict[int, list[int]]:
+    """Checksums of each device, by its number, from those that each process has of its own devices."""
+    mine = b"".join(np.array([device, *np.asarray(own[device])], np.uint32).tobytes() for device in sorted(own))
+    length = 1 + len(next(iter(own.values())))
+    rows = (row for told in gathered(mine) for row in np.frombuffer(told, np.uint32).reshape(-1, length).tolist())
+    return {device: row for device, *row in rows}
+
+
+def described(devices: Collection[int]) -> str:
+    """Devices in words, each with its process."""
+    known = {device.id: device for device in jax.devices()}
+    return ", ".join(f"{known[device]} of process {known[device].process_index}" for device in sorted(devices))
 
 
 def odd_ones(sums: Mapping[int, int]) -> list[int]:

@@ -34,6 +34,7 @@ from imagen_jax.sharding import rules
 from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.text.encoders.t5 import T5Config
 from imagen_jax.text.store.reader import EmbeddingStore
+from imagen_jax.train import spikes
 from imagen_jax.train.config import TrainConfig
 from imagen_jax.train.distill import DistillObjective, check_teacher_text
 from imagen_jax.train.inversion import InversionObjective
@@ -68,13 +69,15 @@ def objective_of(config: TrainConfig) -> StageObjective:
 
 def step_settings(config: TrainConfig) -> StepSettings:
     """Parts of one update that `config` asks for."""
+    optimizer = config.optimizer.build()
     return StepSettings(
-        optimizer=config.optimizer.build(),
+        optimizer=optimizer if config.max_spike_sigmas is None else spikes.watched(optimizer),
         rate=config.optimizer.rate(),
         seed=config.seed,
         ema_decay=config.ema_decay,
         ema_warmup=config.ema_warmup,
         accumulate_steps=config.accumulate_steps,
+        max_spike_sigmas=config.max_spike_sigmas,
     )
 
 

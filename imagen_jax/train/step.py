@@ -5,8 +5,9 @@ gradient = mean over microbatches of d loss / d params   a scan, one microbatch 
 params  += optimizer(clip(gradient))
 ema      = decay * ema + (1 - decay) * params
 
-Where loss or gradient is not finite the device itself skips the update: parameters, average and optimizer state stay
-bit for bit, and only the step counts on. The host learns of it from the metric `skipped`, when it reads the others.
+Where loss or gradient is not finite, or the loss is a spike and those are looked for (`train.spikes`), the device skips
+the update itself: parameters, average and optimizer state stay bit for bit, and only the step counts on. The host
+learns of it from the metric `skipped`, when it reads the others.
 """
 
 import dataclasses
@@ -34,12 +35,13 @@ class StepSettings:
     """Parts of one update besides the objective.
 
     Args:
-      optimizer: the optax transformation.
+      optimizer: the optax transformation; `spikes.watched` where spikes are looked for.
       rate: its learning rate after so many updates; reported only.
       seed: seed of every draw.
       ema_decay: decay of the parameter average, in [0, 1).
       ema_warmup: starts the average at a smaller decay, see `train.ema`.
       accumulate_steps: microbatches of one update.
+      max_spike_sigmas: deviations above the mean log loss beyond which an update is skipped; None: skips no spike.
     """
 
     optimizer: optax.GradientTransformation
@@ -48,6 +50,7 @@ class StepSettings:
     ema_decay: float = 0.9999
     ema_warmup: bool = True
     accumulate_steps: int = 1
+    max_spike_sigmas: float | None = None
 
 
 def split_microbatches(batch: Batch, num: int, mesh: Mesh) -> Batch:
@@ -109,17 +112,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, PyTree], tuple[TrainState, Metrics]]:
     """The step as a plain function of state, batch and the objective's frozen parameters."""
 
+    optimizer = optax.with_extra_args_support(settings.optimizer)
+
     def train_step(state: TrainState, batch: Batch, frozen: PyTree) -> tuple[TrainState, Metrics]:
         rng = jax.random.fold_in(jax.random.key(settings.seed), state.step)
         metrics, grads = loss_and_grads(objective, state.params, frozen, batch, rng, mesh, settings.accumulate_steps)
         grad_norm = optax.global_norm(grads)
         # Of the gradient alone, not of the new parameters: to wait for all of those would hold them twice.
         good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        if settings.max_spike_sigmas is not None:
+            good &= ~state.opt_state.losses.is_spike(metrics["loss"], settings.max_spike_sigmas)
 
         def kept(new: PyTree, old: PyTree) -> PyTree:
             return jax.tree.map(functools.partial(jnp.where, good), new, old)
 
-        updates, opt_state = settings.optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, value=metrics["loss"])
         params = kept(optax.apply_updates(state.params, updates), state.params)
         decay = ema_decay_at(state.step, settings.ema_decay, settings.ema_warmup)
         metrics |= {
