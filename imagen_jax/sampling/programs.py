@@ -201,19 +201,9 @@ def _step(laid_out: CascadePrograms, number: int, name: str) -> Callable[..., An
     """The guided, thresholded estimate of one stage: x0 and eps, [b, h, w, 3] each."""
     stage, settings = laid_out.stages[number], laid_out.settings[number]
 
-    def step(
-        params: Any,
-        z_t: Array,
-        log_snr: Array,
-        guidance_weight: Array,
-        text: Array,
-        mask: Array,
-        null_text: Array,
-        null_mask: Array,
-        x0_before: Array,
-        low_res: Array | None = None,
-        aug_level: Array | None = None,
-    ) -> tuple[Array, Array]:
+    def step(params: Any, z_t: Array, log_snr: Array, guidance_weight: Array, *others: Array) -> tuple[Array, Array]:
+        text, mask, null_text, null_mask, x0_before, *enlarged = others
+        low_res, aug_level = enlarged or (None, None)
         framing = uncropped(z_t.shape[0], *settings.size) if stage.framing else None
         cond = Conditioning(text=text, text_mask=mask, low_res=low_res, aug_level=aug_level, framing=framing)
         denoiser = GuidedDenoiser(
