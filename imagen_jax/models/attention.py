@@ -11,14 +11,16 @@ What a level of a U-Net attends to is one of
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from imagen_jax.errors import UserError
-from imagen_jax.models.layers import Dtype, dense, group_norm, layer_norm, rematerialised
+from imagen_jax.models.layers import ATTENDED, Dtype, dense, group_norm, layer_norm, rematerialised
 from imagen_jax.typing import Array, Bool, Float, Int
 
 # Added to the logits of keys that are not there; finite, so that a row without any key is no NaN.
@@ -132,12 +134,50 @@ def softmax_attention(
     """
     # [b, s, k, e] -> [b, k, s, e], and n for s
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query / math.sqrt(query.shape[-1]), key, value))
+    return _attended(query, key, value, mask, dtype).transpose(0, 2, 1, 3)  # [b, k, s, e] -> [b, s, k, e]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attended(query: Array, key: Array, value: Array, mask: Array, dtype: Dtype) -> Array:
+    return _attend_forward(query, key, value, mask, dtype)[0]
+
+
+def _attend_forward(
+    query: Array, key: Array, value: Array, mask: Array, dtype: Dtype
+) -> tuple[Array, tuple[Array, ...]]:
     logits = jnp.einsum("bkse,bkne->bksn", query, key, preferred_element_type=jnp.float32)
     logits = logits + jnp.where(mask, 0.0, _MASKED)[:, None, None, :]
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))).astype(dtype)
-    value = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)  # -> [b, k, n, e + 1]
-    summed = jnp.einsum("bksn,bkne->bkse", weights, value, preferred_element_type=jnp.float32)
-    return (summed[..., :-1] / summed[..., -1:]).astype(dtype).transpose(0, 2, 1, 3)  # [b, k, s, e] -> [b, s, k, e]
+    weights = jnp.exp(logits - logits.max(-1, keepdims=True)).astype(dtype)
+    ones = jnp.concatenate([value, jnp.ones_like(value[..., :1])], axis=-1)  # -> [b, k, n, e + 1]
+    summed = jnp.einsum("bksn,bkne->bkse", weights, ones, preferred_element_type=jnp.float32)
+    # Where blocks are computed again, these two are not: the products above are then needed once more, but once alone.
+    sums = checkpoint_name(summed[..., -1:], ATTENDED)
+    out = checkpoint_name((summed[..., :-1] / sums).astype(dtype), ATTENDED)
+    return out, (query, key, value, weights, sums, out)
+
+
+def _attend_backward(dtype: Dtype, kept: tuple[Array, ...], given: Array) -> tuple[Array | None, ...]:
+    """Gradients by matmuls of the compute type: left to jax, the float32 of the logits would be theirs too.
+
+    With P the weights before their division by the sums S, O the output and dO its gradient: dV = Pᵀ (dO / S),
+    d logits = P ((dO / S) Vᵀ - (dO · O) / S), dQ = d logits K, dK = d logitsᵀ Q.
+    """
+    query, key, value, weights, sums, out = kept
+
+    def product(equation: str, left: Array, right: Array) -> Array:
+        return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+    wide = given.astype(jnp.float32) / sums
+    scaled = wide.astype(dtype)
+    flow = product("bkse,bkne->bksn", scaled, value) - (wide * out).sum(-1, keepdims=True)
+    d_logits = (weights * flow).astype(dtype)
+    d_query = product("bksn,bkne->bkse", d_logits, key).astype(dtype)
+    d_key = product("bksn,bkse->bkne", d_logits, query).astype(dtype)
+    d_value = product("bksn,bkse->bkne", weights, scaled).astype(dtype)
+    return d_query, d_key, d_value, None
+
+
+_attended.defvjp(_attend_forward, _attend_backward)
 
 
 def fused_attention(

@@ -23,11 +23,15 @@ DTYPES = ("float32", "bfloat16")
 # where it has more than 2**63.
 MAX_WIDTH, MAX_BLOCKS = 1 << 16, 1 << 10
 Layer = Callable[[Array], Array]
-# What the backward pass finds saved: everything; what enters a block; besides, what convolutions and matmuls give,
-# so that only norms and activations are computed again; what enters a block, and on the host what its layers give.
-REMATS = ("none", "block", "matmuls", "offload")
+# What the backward pass finds saved: everything; what enters a block; besides, what convolutions, dense layers and
+# attention give, so that only norms, activations and the weights of attention are computed again; besides, kernels that
+# were brought together over a mesh axis, which are then sent once; what enters a block, and on the host what its layers
+# give.
+REMATS = ("none", "block", "matmuls", "kernels", "offload")
 # What `offload` calls the output of a convolution or dense layer.
 _LAYER = "layer"
+# What attention gives, and the sums of its weights.
+ATTENDED = "attended"
 _lecun = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 _default_bias = nn.initializers.zeros_init()
 _gather_axis: contextvars.ContextVar[str | None] = contextvars.ContextVar("gather_axis", default=None)
@@ -70,14 +74,26 @@ class _Dense(_Gathered, nn.Dense):
     """nn.Dense whose kernel may be sharded."""
 
 
-def _save_matmuls(primitive: Any, *_: Any, **__: Any) -> bool:
+def _save_layers(primitive: Any, *_: Any, **params: Any) -> bool:
+    """Convolutions, and matmuls without batch dimensions: those of dense layers, not the far larger logits."""
+    if primitive.name == "dot_general":
+        _, (batched, _) = params["dimension_numbers"]
+        return not batched
     # The last is cuDNN's attention, which gives the sums of its weights besides.
-    return primitive.name in ("conv_general_dilated", "dot_general", "dot_product_attention_fwd_wrapper")
+    return primitive.name in ("conv_general_dilated", "dot_product_attention_fwd_wrapper")
 
 
+def _save_gathered(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name == "all_gather"
+
+
+_save_matmuls = jax.checkpoint_policies.save_from_both_policies(
+    _save_layers, jax.checkpoint_policies.save_only_these_names(ATTENDED)
+)
 _POLICIES = {
     "block": None,
     "matmuls": _save_matmuls,
+    "kernels": jax.checkpoint_policies.save_from_both_policies(_save_matmuls, _save_gathered),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_LAYER],

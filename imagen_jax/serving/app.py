@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from imagen_jax.errors import printable
 from imagen_jax.safety.guard import Guard
 from imagen_jax.sampling.images import as_png
 from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
@@ -76,10 +78,7 @@ class Service:
             return await self._whole(request, asked)
         except ClientDisconnect:
             return self._ended(Response(status_code=_CANCELLED))
-        except (RefusedError, BusyError, ClosedError, TimeoutError) as error:
-            return self._ended(_problem(error, self._limits))
         except Exception as error:
-            # The engine has told of it.
             return self._ended(_problem(error, self._limits))
 
     def _admit(self, asked: Generation) -> None:
@@ -98,6 +97,8 @@ class Service:
         jobs = [Job(prompt=asked.prompt, seed=seed) for seed in asked.seeds]
         self._engine.submit(jobs)
         drawn = asyncio.gather(*(asyncio.wrap_future(job.drawn) for job in jobs))
+        # Of one that is cancelled nobody asks the reason, which asyncio would then tell on stderr.
+        drawn.add_done_callback(lambda done: done.cancelled() or done.exception())
         gone = asyncio.ensure_future(_gone(request))
         try:
             both: set[asyncio.Future[Any]] = {drawn, gone}
@@ -212,6 +213,7 @@ def _problem(error: Exception, limits: Limits) -> Response:
         case TimeoutError():
             status, message = 504, f"nothing was drawn within {limits.seconds:g} seconds"
         case _:
+            print(f"a request failed: {printable(repr(error))}", file=sys.stderr, flush=True)
             status, message = 500, "drawing failed; the server's log has the reason"
     kind = "invalid_request_error" if status < 500 else "server_error"
     content = {"error": {"message": message, "type": kind, "param": field, "code": code}}

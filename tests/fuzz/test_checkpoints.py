@@ -4,6 +4,7 @@ with the damage, and odd names beside the checkpoints."""
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -109,6 +110,11 @@ def _same(one: Any, two: Any) -> bool:
     return tiny_run.leaves_equal(jax.tree.map(np.asarray, one), jax.tree.map(np.asarray, two))
 
 
+def _says(name: str, content: bytes) -> Any:
+    """What a file means: of two lists of digests that differ in a space neither is damaged."""
+    return json.loads(content) if name == folders.DIGESTS else content
+
+
 @pytest.mark.usefixtures("bytes_read_once")
 @pytest.mark.parametrize("loved", ["stage.json", "arrays/ema_params/_METADATA"])
 @pytest.mark.parametrize("sealed", [False, True])
@@ -132,7 +138,7 @@ def test_what_sampling_loads(pytestconfig, run, state, loved, sealed):
             with pytest.raises(UserError):
                 one.weights.on_devices(one.stage, None)
         if not sealed:
-            assert case[1] == folder.whole[case[0]], "nobody noticed"
+            assert _says(*case) == _says(case[0], folder.whole[case[0]]), "nobody noticed"
             assert found.stages[0].stage == whole.stages[0].stage
             assert _same(found.stages[0].weights.host, state.ema_params)
 

@@ -136,7 +136,7 @@ def test_settings_of_unequal_length_are_refused() -> None:
         (BASE.copy(attention=("none", "text")), "each one of none, joint, cross, self, self_cross"),
         (SR.copy(num_res_blocks=(1,)), "one entry a block"),
         (SR.copy(skips="all"), "skips .'all'. must be one of block, res_block"),
-        (BASE.copy(remat="dots"), "remat .'dots'. must be one of none, block, matmuls, offload"),
+        (BASE.copy(remat="dots"), "remat .'dots'. must be one of none, block, matmuls, kernels, offload"),
         (BASE.copy(dtype="float16"), "dtype .'float16'. must be one of float32, bfloat16"),
         (SR.copy(dtype=jnp.int32), "dtype .*int32.* must be one of float32, bfloat16"),
         (BASE.copy(dtype="single-precision"), "dtype .'single-precision'. must be one of"),
@@ -190,7 +190,7 @@ def test_rematerialised_and_scanned_networks_compute_the_same(model: nn.Module) 
     params = _randomised(model, cond, z_t)
     plain, loss = _gradient_of(model, params, z_t, cond)
     expected, forward, work = jax.jit(plain)(params), count_flops(loss, params), count_flops(plain, params)
-    for remat, least, most in (("block", 0.25, 1.0), ("matmuls", 0.0, 0.05), ("offload", 0.0, 0.1)):
+    for remat, least, most in (("block", 0.25, 1.0), ("kernels", 0.0, 0.05), ("offload", 0.0, 0.1)):
         again, _ = _gradient_of(model.copy(remat=remat), params, z_t, cond)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), jax.jit(again)(params), expected)
         # What the backward pass computes again, in forward passes.

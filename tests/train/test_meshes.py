@@ -1,5 +1,6 @@
 """Both networks on meshes of eight devices: loss and gradients are those of one device."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -33,13 +34,18 @@ def _params(stage: Stage):
     return jax.device_get(jax.tree.unflatten(tree, noisy)), boxed
 
 
-def _run(stage: Stage, mesh: jax.sharding.Mesh):
+def _lowered(stage: Stage, mesh: jax.sharding.Mesh):
     values, boxed = _params(stage)
     params = jax.device_put(values, rules.param_shardings(boxed, mesh))
     rows = jax.device_put(batch(stage, 16), rules.batch_sharding(mesh))
     objective = StageObjective(stage=stage)
     step = jax.jit(lambda params, rows: loss_and_grads(objective, params, (), rows, jax.random.key(3), mesh))
-    return step.lower(params, rows).compile(), params, rows
+    return step.lower(params, rows), params, rows
+
+
+def _run(stage: Stage, mesh: jax.sharding.Mesh):
+    lowered, params, rows = _lowered(stage, mesh)
+    return lowered.compile(), params, rows
 
 
 @functools.cache
@@ -62,3 +68,16 @@ def test_loss_and_gradients_are_those_of_one_device(stage: Stage, mesh: str) -> 
         # No device does the work of another: an eighth each, and what every row does not share. Along the height
         # of these tiny pictures the text and the neighbours' edges count for more.
         assert compiled.cost_analysis()["flops"] < (1.5 if "spatial" in mesh else 1.3) * work / 8
+
+
+def test_kept_kernels_are_gathered_once() -> None:
+    """Of a rematerialised block the backward pass gathers again, unless they are kept."""
+    mesh = MeshConfig(data=4, fsdp=2).build()
+
+    def gathers(remat: str) -> int:
+        stage = dataclasses.replace(BASE, model=dataclasses.replace(BASE.model, remat=remat))
+        return _lowered(stage, mesh)[0].as_text().count('"stablehlo.all_gather"')
+
+    once = gathers("none")
+    assert gathers("kernels") == once
+    assert once < gathers("matmuls") <= 2 * once
