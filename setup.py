@@ -10,7 +10,7 @@ from setuptools.command.sdist import sdist
 # What commands name by its place in the repository; see imagen_jax.files.shipped_file.
 SHIPPED = sorted(
     path.as_posix()
-    for pattern in ("configs/**/*.gin", "data/prompts/*.txt", "data/*.py", "launch/**/*.py", "docs/*.py")
+    for pattern in ("configs/**/*.gin", "data/*/*.txt", "data/*.py", "launch/**/*.py", "docs/*.py")
     for path in Path().glob(pattern)
 )
 

@@ -26,6 +26,7 @@ DOORS: dict[str, set[str]] = {
     "typing": set(),
     "versions": set(),
     "gin_config": set(),
+    "safety": set(),
     "diffusion": set(),
     "models": set(),
     "sharding": set(),
@@ -67,7 +68,7 @@ DOORS["report"] = {"evals.sampler_study", "checkpoints.folders", "checkpoints.ma
 # What people see is written as the report is; their votes have the intervals of metrics.
 DOORS["ratings"] = {"report.document", "report.markup", "report.style", "evals.metrics.bootstrap"}
 # What is drawn by HTTP.
-DOORS["serving"] = {"sampling"}
+DOORS["serving"] = {"sampling", "safety"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
@@ -78,7 +79,7 @@ FLOORS = (
     ("streams", "typing", "versions"),
     ("errors", "files"),
     ("array_records", "checks", "image_files", "progress"),
-    ("gin_config", "diffusion", "models", "sharding"),
+    ("gin_config", "diffusion", "models", "safety", "sharding"),
     ("cost", "text"),
     ("stage", "data", "interop"),
     ("checkpoints", "beam"),

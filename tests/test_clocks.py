@@ -23,7 +23,7 @@ HOURS = 3600.0
 READERS = {
     *("imagen_jax/checkpoints/manage.py", "imagen_jax/files/copies.py", "imagen_jax/report/page.py"),
     *("imagen_jax/report/status.py", "imagen_jax/train/event_file.py", "imagen_jax/train/ledger.py"),
-    *("imagen_jax/serving/app.py", "imagen_jax/sampling/programs.py"),
+    *("imagen_jax/safety/audit.py", "imagen_jax/sampling/programs.py", "imagen_jax/serving/app.py"),
 }
 WALL = {"time": {"time", "time_ns", "ctime", "gmtime", "localtime", "strftime"}, "datetime": {"now", "utcnow", "today"}}
 

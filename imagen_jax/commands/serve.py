@@ -6,6 +6,9 @@ import importlib.util
 from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
+from imagen_jax.safety.audit import PROMPTS, AuditLog
+from imagen_jax.safety.guard import Guard
+from imagen_jax.safety.prompt_filter import DEFAULT_LIST, PromptFilter
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -13,6 +16,22 @@ def _sizes(text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between") from error
+
+
+def _path_or_off(text: str) -> str:
+    return text if text == "off" else user_path(text)
+
+
+def guard_of(args: argparse.Namespace) -> Guard:
+    """The parts of safety that the flags leave on.
+
+    Raises:
+      UserError: the list of words is none, or the log cannot be written.
+    """
+    return Guard(
+        prompt_filter=None if args.prompt_filter == "off" else PromptFilter.load(args.prompt_filter),
+        audit=None if args.audit_log == "off" else AuditLog(path=args.audit_log, prompts=args.audit_prompts),
+    )
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -33,6 +52,26 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--queue_limit", type=int, default=64, metavar="N", help="images that may wait (64)")
     sub.add_argument("--max_images", type=int, default=8, metavar="N", help="images of a request (8)")
+    sub.add_argument(
+        "--prompt_filter",
+        type=_path_or_off,
+        default=DEFAULT_LIST,
+        metavar="FILE",
+        help=f"words of refused prompts, or off ({DEFAULT_LIST})",
+    )
+    sub.add_argument(
+        "--audit_log",
+        type=_path_or_off,
+        default="serve_audit.jsonl",
+        metavar="FILE",
+        help="file that notes every request, or off (serve_audit.jsonl)",
+    )
+    sub.add_argument(
+        "--audit_prompts",
+        choices=PROMPTS,
+        default=PROMPTS[0],
+        help="what the log has of a prompt: its SHA-256 (digest) or itself (text)",
+    )
     sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
 
 
@@ -55,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
         batch_sizes=args.batch_sizes,
         queue_limit=args.queue_limit,
         limits=Limits(images=args.max_images, seconds=args.timeout),
+        guard=guard_of(args),
     )
     serve(Cascade.load(args.checkpoint, text_encoder=args.text_encoder), config)
 

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from imagen_jax.errors import printable
+from imagen_jax.safety.guard import Guard
 from imagen_jax.sampling.images import as_png
 from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
 from imagen_jax.serving.openapi import openapi
@@ -27,6 +28,8 @@ from imagen_jax.typing import UInt8
 _CANCELLED = 499
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _JSON = "application/json"
+# OpenAI's clients know a refused prompt by it.
+REFUSED_CODE = "content_policy_violation"
 
 
 class Service:
@@ -36,10 +39,11 @@ class Service:
       engine: draws; it has been started.
       limits: how much a request may ask for.
       size: height and width of its images.
+      guard: judges and notes requests before they are drawn.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, size: tuple[int, int]):
-        self._engine, self._limits, self._size = engine, limits, size
+    def __init__(self, engine: Engine, limits: Limits, size: tuple[int, int], guard: Guard):
+        self._engine, self._limits, self._size, self._guard = engine, limits, size, guard
         self._document = openapi(limits, size)
 
     def app(self) -> Starlette:
@@ -68,6 +72,7 @@ class Service:
         try:
             body = await _body(request, self._limits.body)
             asked = parse_generation(body, self._limits, self._size)
+            await asyncio.to_thread(self._admit, asked)
             if asked.stream:
                 return self._streamed(asked)
             return await self._whole(request, asked)
@@ -75,6 +80,12 @@ class Service:
             return self._ended(Response(status_code=_CANCELLED))
         except Exception as error:
             return self._ended(_problem(error, self._limits))
+
+    def _admit(self, asked: Generation) -> None:
+        match = self._guard.admit(asked.prompt, asked.seeds[0], len(asked.seeds))
+        if match is not None:
+            why = f"prompt is refused: it holds words of the category {match.category}"
+            raise RefusedError(why, field="prompt", code=REFUSED_CODE)
 
     def _ended(self, response: Response) -> Response:
         code = response.status_code
@@ -190,10 +201,10 @@ def _event(name: str, **content: Any) -> str:
 def _problem(error: Exception, limits: Limits) -> Response:
     """Puts a failure as OpenAI's clients read it: {"error": {"message", "type", "param", "code"}}."""
     headers = dict(_HEADERS)
-    field = None
+    field = code = None
     match error:
         case RefusedError():
-            status, message, field = error.status, str(error), error.field
+            status, message, field, code = error.status, str(error), error.field, error.code
         case BusyError():
             status, message = 429, "too many images wait; come again later"
             headers["Retry-After"] = "1"
@@ -205,5 +216,5 @@ def _problem(error: Exception, limits: Limits) -> Response:
             print(f"a request failed: {printable(repr(error))}", file=sys.stderr, flush=True)
             status, message = 500, "drawing failed; the server's log has the reason"
     kind = "invalid_request_error" if status < 500 else "server_error"
-    content = {"error": {"message": message, "type": kind, "param": field, "code": None}}
+    content = {"error": {"message": message, "type": kind, "param": field, "code": code}}
     return JSONResponse(content, status, headers)

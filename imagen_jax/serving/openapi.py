@@ -34,13 +34,14 @@ def openapi(limits: Limits, size: tuple[int, int]) -> dict[str, Any]:
         "type": "object",
         "properties": {"created": {"type": "integer"}, "data": {"type": "array", "items": image}},
     }
+    told = {"type": ["string", "null"]}
     problem = {
         "type": "object",
-        "properties": {"error": {"type": "object", "properties": {"message": {"type": "string"}}}},
+        "properties": {"error": {"type": "object", "properties": {name: told for name in ("message", "code")}}},
     }
-    told = {"application/json": {"schema": problem}}
+    failure = {"application/json": {"schema": problem}}
     reasons = {
-        "400": "a field is wrong",
+        "400": "a field is wrong, or the prompt is refused: code content_policy_violation",
         "403": "a foreign page asks",
         "413": f"more than {limits.body} bytes",
         "415": "the body is no application/json",
@@ -49,7 +50,7 @@ def openapi(limits: Limits, size: tuple[int, int]) -> dict[str, Any]:
         "503": "the server is ending",
         "504": f"not drawn within {limits.seconds:g} seconds",
     }
-    answers: dict[str, Any] = {code: {"description": why, "content": told} for code, why in reasons.items()}
+    answers: dict[str, Any] = {code: {"description": why, "content": failure} for code, why in reasons.items()}
     answers["200"] = {
         "description": "PNG files, or events image_generation.partial_image and image_generation.completed",
         "content": {"application/json": {"schema": images}, "text/event-stream": {"schema": {"type": "string"}}},

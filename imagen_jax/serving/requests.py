@@ -20,11 +20,12 @@ class RefusedError(UserError):
       message: why, in one line.
       status: of HTTP.
       field: of the request that is wrong.
+      code: a word for programs, where there is one.
     """
 
-    def __init__(self, message: str, status: int = 400, field: str | None = None):
+    def __init__(self, message: str, status: int = 400, field: str | None = None, code: str | None = None):
         super().__init__(printable(message))
-        self.status, self.field = status, field
+        self.status, self.field, self.code = status, field, code
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

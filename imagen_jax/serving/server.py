@@ -6,6 +6,7 @@ import socket
 import uvicorn
 
 from imagen_jax.errors import UserError
+from imagen_jax.safety.guard import Guard
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.serving.app import Service
@@ -24,6 +25,7 @@ class ServerConfig:
       batch_sizes: images drawn at a time; each is compiled at the start.
       queue_limit: images that may wait; more are refused with status 429.
       limits: of one request.
+      guard: judges and notes requests; the default lets all through and notes nothing.
     """
 
     host: str = "127.0.0.1"
@@ -31,6 +33,7 @@ class ServerConfig:
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     queue_limit: int = 64
     limits: Limits = dataclasses.field(default_factory=Limits)
+    guard: Guard = dataclasses.field(default_factory=Guard)
 
 
 def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Server]:
@@ -43,7 +46,7 @@ def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Serve
         raise UserError(f"the first stage ({cascade.names[0]!r}) enlarges images; serve a cascade with a base stage")
     engine = Engine(cascade, config.batch_sizes, config.queue_limit, Metrics())
     size = stage_sizes([one.stage for one in cascade.stages], None)[-1]
-    app = Service(engine, config.limits, size).app()
+    app = Service(engine, config.limits, size, config.guard).app()
     # Answers under way are finished after SIGTERM, as long as any of them may take.
     patience = int(config.limits.seconds) + 1
     settings = uvicorn.Config(

@@ -1,5 +1,6 @@
 """The server: images of a seed whatever they are batched with, refusals, streams, limits, cancelled requests."""
 
+import argparse
 import asyncio
 import base64
 import http.client
@@ -21,7 +22,11 @@ from PIL import Image
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from imagen_jax.commands.serve import COMMAND, guard_of
 from imagen_jax.errors import UserError
+from imagen_jax.safety.audit import AuditLog
+from imagen_jax.safety.guard import Guard
+from imagen_jax.safety.prompt_filter import PromptFilter
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
 from imagen_jax.serving.metrics import Metrics
@@ -179,6 +184,51 @@ def test_health_metrics_and_document(served):
     assert schema["properties"]["n"]["maximum"] == 4 and schema["required"] == ["prompt"]
 
 
+def test_a_refused_prompt_is_noted_and_not_drawn(cascade, tmp_path, monkeypatch):
+    monkeypatch.setattr("imagen_jax.serving.server.Engine", Gated)
+    log = tmp_path / "log.jsonl"
+    guard = Guard(prompt_filter=PromptFilter({"fruit": ["pear"]}), audit=AuditLog(path=str(log)))
+    with serving(cascade, ServerConfig(batch_sizes=(1,), guard=guard)) as (port, engine):
+        assert isinstance(engine, Gated)
+        engine.gate.set()
+        for stream in (False, True):
+            status, body = ask(port, {"prompt": "a Pear", "seed": 3, "stream": stream})
+            assert status == 400
+            assert json.loads(body)["error"] == {
+                "message": "prompt is refused: it holds words of the category fruit",
+                "type": "invalid_request_error",
+                "param": "prompt",
+                "code": "content_policy_violation",
+            }
+        assert ask(port, {"prompt": "a plum", "seed": 4, "n": 2})[0] == 200
+        assert engine.prompts == ["", "a plum", "a plum"]
+        noted = [json.loads(line) for line in log.read_text().splitlines()]
+        assert [(one["verdict"], one["seed"], one["images"]) for one in noted] == [
+            ("refused", 3, 1),
+            ("refused", 3, 1),
+            ("allowed", 4, 2),
+        ]
+        # What cannot be noted is not drawn.
+        log.unlink()
+        log.mkdir()
+        assert ask(port, {"prompt": "a plum"})[0] == 500 and len(engine.prompts) == 3
+
+
+def test_the_command_guards_unless_each_part_is_switched_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    COMMAND.add_flags(parser)
+    guard = guard_of(parser.parse_args(["bundle"]))
+    assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is not None
+    assert guard.audit is not None and guard.audit.prompts == "digest" and os.path.exists("serve_audit.jsonl")
+    (tmp_path / "words.txt").write_text("[fruit]\npear\n")
+    own = ["bundle", "--prompt_filter=words.txt", "--audit_log=own.jsonl", "--audit_prompts=text"]
+    guard = guard_of(parser.parse_args(own))
+    assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is None
+    assert guard.admit("a pear", 1, 1) is not None and "a pear" in (tmp_path / "own.jsonl").read_text()
+    assert guard_of(parser.parse_args(["bundle", "--prompt_filter=off", "--audit_log=off"])) == Guard()
+
+
 class Gated(Engine):
     """Draws when it is let."""
 
@@ -300,7 +350,8 @@ def test_the_command_finishes_what_was_begun_after_sigterm_without_tensorflow(ca
         "import sys; from imagen_jax.main import main; code = main(sys.argv[1:])\n"
         "print(code, [name for name in ('tensorflow', 'seqio', 'gin') if name in sys.modules], flush=True)"
     )
-    words = [sys.executable, "-c", code, "serve", str(tmp_path / "bundle"), "--port=0", "--batch_sizes=1"]
+    words = [sys.executable, "-c", code, "serve", str(tmp_path / "bundle"), "--port=0"]
+    words += ["--batch_sizes=1", f"--audit_log={tmp_path / 'log.jsonl'}"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
     port = 0
@@ -317,3 +368,4 @@ def test_the_command_finishes_what_was_begun_after_sigterm_without_tensorflow(ca
     thread.join()
     assert found == [200] and process.stdout.read().endswith("143 []\n")
     assert process.wait() == 0
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1

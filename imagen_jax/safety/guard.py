@@ -1,0 +1,38 @@
+"""The guard: all that a request passes, in its order."""
+
+import dataclasses
+
+from imagen_jax.safety.audit import AuditLog
+from imagen_jax.safety.prompt_filter import Match, PromptFilter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Parts that are each on where they are given.
+
+    Args:
+      prompt_filter: refuses prompts; None: none is refused.
+      audit: notes requests, allowed and refused; None: nothing is noted.
+    """
+
+    prompt_filter: PromptFilter | None = None
+    audit: AuditLog | None = None
+
+    def admit(self, prompt: str, seed: int, images: int) -> Match | None:
+        """Judges and notes a request.
+
+        Args:
+          prompt: the caption.
+          seed: of the first image.
+          images: number of them.
+
+        Returns:
+          Why it is refused; None: it is allowed.
+
+        Raises:
+          OSError: it cannot be noted; nothing may be drawn then.
+        """
+        match = self.prompt_filter.match(prompt) if self.prompt_filter is not None else None
+        if self.audit is not None:
+            self.audit.append(prompt, seed, images, match)
+        return match
