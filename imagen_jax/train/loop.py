@@ -248,6 +248,16 @@ def _save_after(
     return prepare_save
 
 
+def _checked(
+    config: TrainConfig, setup: TrainSetup, frozen: PyTree, batches: Iterator[Batch]
+) -> tuple[list[Hook], Iterator[Batch]]:
+    """Hooks that look for devices which compute wrongly, and the batches as they are to pass them."""
+    if config.sdc_every is None:
+        return [], batches
+    gradients = GradientCheck(config.sdc_every, setup.objective, setup.mesh, config.accumulate_steps, frozen)
+    return [ReplicaCheck(config.sdc_every), gradients], gradients.remembered(batches)
+
+
 def _train(
     config: TrainConfig,
     setup: TrainSetup,
@@ -310,10 +320,7 @@ def _train(
     saver = Saver(save, times, config.background_saves, say, instruments.saving)
     watchdog = Watchdog(config.watchdog_seconds, config.model_dir, start)
     drawn = instruments.batches(global_batches(iter(batches), setup.mesh, config.batch_size))
-    checks: list[Hook] = []
-    if config.sdc_every is not None:
-        gradients = GradientCheck(config.sdc_every, setup.objective, setup.mesh, config.accumulate_steps, frozen)
-        checks, drawn = [ReplicaCheck(config.sdc_every), gradients], gradients.remembered(drawn)
+    checks, drawn = _checked(config, setup, frozen, drawn)
     closing, told = contextlib.closing, instruments.running(start)
     with StopRequest() as stop, told, watchdog, progress, closing(batches), closing(writer), closing(saver):
         state, reason = update_loop(
