@@ -9,6 +9,7 @@ from imagen_jax.errors import UserError
 from imagen_jax.safety.audit import PROMPTS, AuditLog
 from imagen_jax.safety.guard import Guard
 from imagen_jax.safety.prompt_filter import DEFAULT_LIST, PromptFilter
+from imagen_jax.safety.watermark import DEFAULT_KEY, MIN_SIDE
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -30,6 +31,7 @@ def guard_of(args: argparse.Namespace) -> Guard:
     """
     return Guard(
         prompt_filter=None if args.prompt_filter == "off" else PromptFilter.load(args.prompt_filter),
+        watermark=None if args.watermark == "off" else args.watermark,
         audit=None if args.audit_log == "off" else AuditLog(path=args.audit_log, prompts=args.audit_prompts),
     )
 
@@ -71,6 +73,12 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         choices=PROMPTS,
         default=PROMPTS[0],
         help="what the log has of a prompt: its SHA-256 (digest) or itself (text)",
+    )
+    sub.add_argument(
+        "--watermark",
+        default=DEFAULT_KEY,
+        metavar="KEY",
+        help=f"key of the invisible mark that images of {MIN_SIDE} pixels or more get, or off ({DEFAULT_KEY})",
     )
     sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
 

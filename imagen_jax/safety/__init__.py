@@ -1,1 +1,1 @@
-"""What stands between a request and its picture: words that are refused, the log of what was asked for."""
+"""What stands between a request and its picture: words that are refused, the log, a watermark."""
