@@ -6,10 +6,14 @@ import importlib.util
 from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
+from imagen_jax.export.bundle import DIGESTS, is_bundle
+from imagen_jax.files import sha256_of_file
 from imagen_jax.safety.audit import PROMPTS, AuditLog
 from imagen_jax.safety.guard import Guard
 from imagen_jax.safety.prompt_filter import DEFAULT_LIST, PromptFilter
+from imagen_jax.safety.provenance import Provenance
 from imagen_jax.safety.watermark import DEFAULT_KEY, MIN_SIDE
+from imagen_jax.versions import code_version
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -23,6 +27,11 @@ def _path_or_off(text: str) -> str:
     return text if text == "off" else user_path(text)
 
 
+def _provenance(checkpoint: str) -> Provenance:
+    bundle = sha256_of_file(f"{checkpoint.rstrip('/')}/{DIGESTS}") if is_bundle(checkpoint) else None
+    return Provenance(generator=f"imagen_jax {code_version()}", bundle=bundle)
+
+
 def guard_of(args: argparse.Namespace) -> Guard:
     """The parts of safety that the flags leave on.
 
@@ -32,6 +41,7 @@ def guard_of(args: argparse.Namespace) -> Guard:
     return Guard(
         prompt_filter=None if args.prompt_filter == "off" else PromptFilter.load(args.prompt_filter),
         watermark=None if args.watermark == "off" else args.watermark,
+        provenance=_provenance(args.checkpoint) if args.provenance == "on" else None,
         audit=None if args.audit_log == "off" else AuditLog(path=args.audit_log, prompts=args.audit_prompts),
     )
 
@@ -79,6 +89,9 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         default=DEFAULT_KEY,
         metavar="KEY",
         help=f"key of the invisible mark that images of {MIN_SIDE} pixels or more get, or off ({DEFAULT_KEY})",
+    )
+    sub.add_argument(
+        "--provenance", choices=("on", "off"), default="on", help="XMP in PNG files that says that a model drew them"
     )
     sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
 

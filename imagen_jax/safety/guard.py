@@ -4,6 +4,7 @@ import dataclasses
 
 from imagen_jax.safety.audit import AuditLog
 from imagen_jax.safety.prompt_filter import Match, PromptFilter
+from imagen_jax.safety.provenance import XMP_KEY, Provenance
 from imagen_jax.safety.watermark import MIN_SIDE, Image, embed
 
 
@@ -15,11 +16,13 @@ class Guard:
       prompt_filter: refuses prompts; None: none is refused.
       audit: notes requests, allowed and refused; None: nothing is noted.
       watermark: key of the mark that images get; None: they get none.
+      provenance: what image files say of their origin; None: nothing.
     """
 
     prompt_filter: PromptFilter | None = None
     audit: AuditLog | None = None
     watermark: str | None = None
+    provenance: Provenance | None = None
 
     def admit(self, prompt: str, seed: int, images: int) -> Match | None:
         """Judges and notes a request.
@@ -45,6 +48,10 @@ class Guard:
         if self.watermark is None or not markable(image.shape[:2]):
             return image
         return embed(image, self.watermark)
+
+    def info(self) -> dict[str, str]:
+        """Text chunks of a PNG file."""
+        return {} if self.provenance is None else {XMP_KEY: self.provenance.xmp()}
 
 
 def markable(size: tuple[int, ...]) -> bool:

@@ -89,7 +89,8 @@ class Service:
 
     def _encoded(self, image: UInt8[np.ndarray, "h w 3"], prompt: str, seed: int) -> str:
         marked = self._guard.mark(image)
-        return base64.b64encode(as_png(marked, {"prompt": prompt, "seed": seed})).decode()
+        info = {"prompt": prompt, "seed": seed, **self._guard.info()}
+        return base64.b64encode(as_png(marked, info)).decode()
 
     def _ended(self, response: Response) -> Response:
         code = response.status_code
