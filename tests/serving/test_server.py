@@ -22,12 +22,13 @@ from PIL import Image
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from imagen_jax.commands.serve import COMMAND, guard_of
+from imagen_jax.commands.parts.guard import guard_of
+from imagen_jax.commands.serve import COMMAND
 from imagen_jax.errors import UserError
 from imagen_jax.safety.audit import AuditLog
 from imagen_jax.safety.guard import Guard
 from imagen_jax.safety.prompt_filter import PromptFilter
-from imagen_jax.safety.watermark import detect
+from imagen_jax.safety.watermark import DEFAULT_KEY, detect
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
 from imagen_jax.serving.metrics import Metrics
@@ -220,7 +221,7 @@ def test_the_command_guards_unless_each_part_is_switched_off(tmp_path, monkeypat
     parser = argparse.ArgumentParser()
     COMMAND.add_flags(parser)
     guard = guard_of(parser.parse_args(["bundle"]))
-    assert guard.watermark == "imagen_jax"
+    assert guard.watermark == DEFAULT_KEY
     assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is not None
     assert guard.audit is not None and guard.audit.prompts == "digest" and os.path.exists("serve_audit.jsonl")
     (tmp_path / "words.txt").write_text("[fruit]\npear\n")
