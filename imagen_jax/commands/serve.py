@@ -6,14 +6,8 @@ import importlib.util
 from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
-from imagen_jax.export.bundle import DIGESTS, is_bundle
-from imagen_jax.files import sha256_of_file
-from imagen_jax.safety.audit import PROMPTS, AuditLog
-from imagen_jax.safety.guard import Guard
-from imagen_jax.safety.prompt_filter import DEFAULT_LIST, PromptFilter
-from imagen_jax.safety.provenance import Provenance
-from imagen_jax.safety.watermark import DEFAULT_KEY, MIN_SIDE
-from imagen_jax.versions import code_version
+from imagen_jax.safety.audit import PROMPTS
+from imagen_jax.safety.prompt_filter import DEFAULT_LIST
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -25,25 +19,6 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _path_or_off(text: str) -> str:
     return text if text == "off" else user_path(text)
-
-
-def _provenance(checkpoint: str) -> Provenance:
-    bundle = sha256_of_file(f"{checkpoint.rstrip('/')}/{DIGESTS}") if is_bundle(checkpoint) else None
-    return Provenance(generator=f"imagen_jax {code_version()}", bundle=bundle)
-
-
-def guard_of(args: argparse.Namespace) -> Guard:
-    """The parts of safety that the flags leave on.
-
-    Raises:
-      UserError: the list of words is none, or the log cannot be written.
-    """
-    return Guard(
-        prompt_filter=None if args.prompt_filter == "off" else PromptFilter.load(args.prompt_filter),
-        watermark=None if args.watermark == "off" else args.watermark,
-        provenance=_provenance(args.checkpoint) if args.provenance == "on" else None,
-        audit=None if args.audit_log == "off" else AuditLog(path=args.audit_log, prompts=args.audit_prompts),
-    )
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -86,9 +61,9 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--watermark",
-        default=DEFAULT_KEY,
+        default="imagen_jax",
         metavar="KEY",
-        help=f"key of the invisible mark that images of {MIN_SIDE} pixels or more get, or off ({DEFAULT_KEY})",
+        help="key of the invisible mark that images of 256 pixels or more get, or off (imagen_jax)",
     )
     sub.add_argument(
         "--provenance", choices=("on", "off"), default="on", help="XMP in PNG files that says that a model drew them"
@@ -105,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     for library in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"serving needs {library}, which is not installed; pip install 'imagen_jax[serve]'")
+    from imagen_jax.commands.parts.guard import guard_of
     from imagen_jax.sampling.cascade import Cascade
     from imagen_jax.serving.requests import Limits
     from imagen_jax.serving.server import ServerConfig, serve

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import base64
+import hashlib
 import http.client
 import io
 import json
@@ -22,13 +23,14 @@ from PIL import Image
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from imagen_jax.commands.serve import COMMAND, guard_of
+from imagen_jax.commands.parts.guard import guard_of
+from imagen_jax.commands.serve import COMMAND
 from imagen_jax.errors import UserError
 from imagen_jax.safety.audit import AuditLog
 from imagen_jax.safety.guard import Guard
 from imagen_jax.safety.prompt_filter import PromptFilter
 from imagen_jax.safety.provenance import XMP_KEY, Provenance
-from imagen_jax.safety.watermark import detect
+from imagen_jax.safety.watermark import DEFAULT_KEY, detect
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
 from imagen_jax.serving.metrics import Metrics
@@ -222,10 +224,17 @@ def test_the_command_guards_unless_each_part_is_switched_off(tmp_path, monkeypat
     parser = argparse.ArgumentParser()
     COMMAND.add_flags(parser)
     guard = guard_of(parser.parse_args(["bundle"]))
-    assert guard.watermark == "imagen_jax"
+    assert guard.watermark == DEFAULT_KEY
     assert guard.provenance == Provenance(generator=f"imagen_jax {code_version()}")
     assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is not None
     assert guard.audit is not None and guard.audit.prompts == "digest" and os.path.exists("serve_audit.jsonl")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "bundle.json").write_text("{}")
+    guard = guard_of(parser.parse_args(["own"]))
+    assert guard.provenance is not None and guard.provenance.bundle is None
+    (tmp_path / "own" / "digests.json").write_text("{}")
+    guard = guard_of(parser.parse_args(["own"]))
+    assert guard.provenance is not None and guard.provenance.bundle == hashlib.sha256(b"{}").hexdigest()
     (tmp_path / "words.txt").write_text("[fruit]\npear\n")
     own = ["bundle", "--watermark=mine", "--prompt_filter=words.txt", "--audit_log=own.jsonl", "--audit_prompts=text"]
     guard = guard_of(parser.parse_args(own))
