@@ -1,1 +1,1 @@
-"""What stands between a request and its picture: words that are refused, the log, a watermark."""
+"""Parts between a request and its picture: words that are refused, the log, a watermark."""
