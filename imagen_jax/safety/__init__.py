@@ -1,1 +1,1 @@
-"""What stands between a request and its picture: words that are refused, the log, a watermark, provenance."""
+"""Parts between a request and its picture: words that are refused, the log, a watermark, provenance."""
