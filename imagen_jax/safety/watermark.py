@@ -47,7 +47,7 @@ _WINDOW = 9
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Detection:
-    """What an image says of a mark.
+    """An answer to the question if an image has a mark.
 
     Args:
       score: largest T over all shifts.
@@ -129,7 +129,7 @@ def _waves(key: str) -> np.ndarray:
 
 
 def _rough(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a window's mean leaves of the luminance, and its local spread, in levels."""
+    """The luminance without its local mean, and the local spread of that, in levels."""
     fine = luma - ndimage.uniform_filter(luma, _WINDOW, mode="reflect")
     return fine, np.sqrt(np.maximum(ndimage.uniform_filter(fine * fine, _WINDOW, mode="reflect"), 0))
 
