@@ -25,7 +25,7 @@ NAMESPACES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What images say of where they are from.
+    """Words of image files about where they are from.
 
     Args:
       generator: name and version of the program, one line.
