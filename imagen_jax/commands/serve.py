@@ -6,9 +6,8 @@ import importlib.util
 from imagen_jax.commands.parts.command import Command
 from imagen_jax.commands.parts.paths import user_path
 from imagen_jax.errors import UserError
-from imagen_jax.safety.audit import PROMPTS, AuditLog
-from imagen_jax.safety.guard import Guard
-from imagen_jax.safety.prompt_filter import DEFAULT_LIST, PromptFilter
+from imagen_jax.safety.audit import PROMPTS
+from imagen_jax.safety.prompt_filter import DEFAULT_LIST
 
 
 def _sizes(text: str) -> tuple[int, ...]:
@@ -20,18 +19,6 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _path_or_off(text: str) -> str:
     return text if text == "off" else user_path(text)
-
-
-def guard_of(args: argparse.Namespace) -> Guard:
-    """The parts of safety that the flags leave on.
-
-    Raises:
-      UserError: the list of words is none, or the log cannot be written.
-    """
-    return Guard(
-        prompt_filter=None if args.prompt_filter == "off" else PromptFilter.load(args.prompt_filter),
-        audit=None if args.audit_log == "off" else AuditLog(path=args.audit_log, prompts=args.audit_prompts),
-    )
 
 
 def add_flags(sub: argparse.ArgumentParser) -> None:
@@ -72,6 +59,15 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         default=PROMPTS[0],
         help="what the log has of a prompt: its SHA-256 (digest) or itself (text)",
     )
+    sub.add_argument(
+        "--watermark",
+        default="imagen_jax",
+        metavar="KEY",
+        help="key of the invisible mark that images of 256 pixels or more get, or off (imagen_jax)",
+    )
+    sub.add_argument(
+        "--provenance", choices=("on", "off"), default="on", help="XMP in PNG files that says that a model drew them"
+    )
     sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
 
 
@@ -84,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     for library in ("starlette", "uvicorn", "prometheus_client"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"serving needs {library}, which is not installed; pip install 'imagen_jax[serve]'")
+    from imagen_jax.commands.parts.guard import guard_of
     from imagen_jax.sampling.cascade import Cascade
     from imagen_jax.serving.requests import Limits
     from imagen_jax.serving.server import ServerConfig, serve

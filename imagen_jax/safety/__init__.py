@@ -1,1 +1,1 @@
-"""Parts between a request and its picture: words that are refused, the log of what was asked for."""
+"""Parts between a request and its picture: words that are refused, the log, a watermark, provenance."""

@@ -1,9 +1,11 @@
-"""The guard: all that a request passes, in its order."""
+"""The guard: all that a request and its images pass, in its order."""
 
 import dataclasses
 
 from imagen_jax.safety.audit import AuditLog
 from imagen_jax.safety.prompt_filter import Match, PromptFilter
+from imagen_jax.safety.provenance import XMP_KEY, Provenance
+from imagen_jax.safety.watermark import MIN_SIDE, Image, embed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,10 +15,14 @@ class Guard:
     Args:
       prompt_filter: refuses prompts; None: none is refused.
       audit: notes requests, allowed and refused; None: nothing is noted.
+      watermark: key of the mark that images get; None: they get none.
+      provenance: what image files say of their origin; None: nothing.
     """
 
     prompt_filter: PromptFilter | None = None
     audit: AuditLog | None = None
+    watermark: str | None = None
+    provenance: Provenance | None = None
 
     def admit(self, prompt: str, seed: int, images: int) -> Match | None:
         """Judges and notes a request.
@@ -36,3 +42,18 @@ class Guard:
         if self.audit is not None:
             self.audit.append(prompt, seed, images, match)
         return match
+
+    def mark(self, image: Image) -> Image:
+        """An image as it leaves: with the mark, unless it is too small for it to be found again."""
+        if self.watermark is None or not markable(image.shape[:2]):
+            return image
+        return embed(image, self.watermark)
+
+    def info(self) -> dict[str, str]:
+        """Text chunks of a PNG file."""
+        return {} if self.provenance is None else {XMP_KEY: self.provenance.xmp()}
+
+
+def markable(size: tuple[int, ...]) -> bool:
+    """Tells if images of a height and width are marked."""
+    return min(size) >= MIN_SIDE

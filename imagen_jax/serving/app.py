@@ -87,6 +87,11 @@ class Service:
             why = f"prompt is refused: it holds words of the category {match.category}"
             raise RefusedError(why, field="prompt", code=REFUSED_CODE)
 
+    def _encoded(self, image: UInt8[np.ndarray, "h w 3"], prompt: str, seed: int) -> str:
+        marked = self._guard.mark(image)
+        info = {"prompt": prompt, "seed": seed, **self._guard.info()}
+        return base64.b64encode(as_png(marked, info)).decode()
+
     def _ended(self, response: Response) -> Response:
         code = response.status_code
         self._engine.metrics.requests.labels("cancelled" if code == _CANCELLED else str(code)).inc()
@@ -108,7 +113,7 @@ class Service:
             if drawn not in done:
                 return self._ended(Response(status_code=_CANCELLED))
             pictures = [
-                {"b64_json": await asyncio.to_thread(_encoded, image, asked.prompt, job.seed), "seed": job.seed}
+                {"b64_json": await asyncio.to_thread(self._encoded, image, asked.prompt, job.seed), "seed": job.seed}
                 for image, job in zip(drawn.result(), jobs, strict=True)
             ]
         finally:
@@ -145,9 +150,9 @@ class Service:
                         drawn.result()
                     number, image = await next_stage
                     if number < last:
-                        picture = await asyncio.to_thread(_encoded, image, job.prompt, job.seed)
+                        picture = await asyncio.to_thread(self._encoded, image, job.prompt, job.seed)
                         yield _event("image_generation.partial_image", b64_json=picture, partial_image_index=number)
-                picture = await asyncio.to_thread(_encoded, await drawn, job.prompt, job.seed)
+                picture = await asyncio.to_thread(self._encoded, await drawn, job.prompt, job.seed)
             outcome = "200"
             yield _event("image_generation.completed", b64_json=picture, seed=job.seed, created_at=int(time.time()))
         except Exception as error:
@@ -188,10 +193,6 @@ async def _body(request: Request, most: int) -> bytes:
             raise RefusedError(f"a request has at most {most} bytes", 413)
         parts.append(part)
     return b"".join(parts)
-
-
-def _encoded(image: UInt8[np.ndarray, "h w 3"], prompt: str, seed: int) -> str:
-    return base64.b64encode(as_png(image, {"prompt": prompt, "seed": seed})).decode()
 
 
 def _event(name: str, **content: Any) -> str:

@@ -6,7 +6,7 @@ import socket
 import uvicorn
 
 from imagen_jax.errors import UserError
-from imagen_jax.safety.guard import Guard
+from imagen_jax.safety.guard import Guard, markable
 from imagen_jax.sampling.cascade import Cascade
 from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.serving.app import Service
@@ -25,7 +25,7 @@ class ServerConfig:
       batch_sizes: images drawn at a time; each is compiled at the start.
       queue_limit: images that may wait; more are refused with status 429.
       limits: of one request.
-      guard: judges and notes requests; the default lets all through and notes nothing.
+      guard: judges and notes requests, and marks images; the default does nothing.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +34,11 @@ class ServerConfig:
     queue_limit: int = 64
     limits: Limits = dataclasses.field(default_factory=Limits)
     guard: Guard = dataclasses.field(default_factory=Guard)
+
+
+def image_size(cascade: Cascade) -> tuple[int, int]:
+    """Height and width of what a cascade draws."""
+    return stage_sizes([one.stage for one in cascade.stages], None)[-1]
 
 
 def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Server]:
@@ -45,8 +50,7 @@ def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Serve
     if cascade.stages[0].stage.low_res_size is not None:
         raise UserError(f"the first stage ({cascade.names[0]!r}) enlarges images; serve a cascade with a base stage")
     engine = Engine(cascade, config.batch_sizes, config.queue_limit, Metrics())
-    size = stage_sizes([one.stage for one in cascade.stages], None)[-1]
-    app = Service(engine, config.limits, size, config.guard).app()
+    app = Service(engine, config.limits, image_size(cascade), config.guard).app()
     # Answers under way are finished after SIGTERM, as long as any of them may take.
     patience = int(config.limits.seconds) + 1
     settings = uvicorn.Config(
@@ -80,6 +84,9 @@ def serve(cascade: Cascade, config: ServerConfig) -> None:
     """
     engine, server = build(cascade, config)
     with listen(config.host, config.port) as listening:
+        size = image_size(cascade)
+        if config.guard.watermark is not None and not markable(size):
+            print(f"images of {size[1]}x{size[0]} are too small for the watermark and get none", flush=True)
         print(f"compiling for batches of {', '.join(map(str, engine.batch_sizes))}", flush=True)
         engine.start()
         port = listening.getsockname()[1]
