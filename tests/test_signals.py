@@ -32,9 +32,13 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_jax_compiles_ends_in_plain_words(number):
-    """Not in a segmentation fault: jax compiles in a thread, which goes on while Python takes jax down."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+def test_a_signal_while_jax_compiles_ends_in_plain_words(tmp_path, number):
+    """Not in a segmentation fault: jax compiles in a thread, which goes on while Python takes jax down.
+
+    With a cache of programs, which that thread would write.
+    """
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **cache}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen([sys.executable, "-c", COMPILES], env=environment, cwd=REPOSITORY, **pipes)
     assert child.stdout.readline() == "compiling\n"
