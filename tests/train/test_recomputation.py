@@ -60,17 +60,18 @@ def test_a_device_that_computes_wrongly_is_named(axes):
         # All copies of the state are alike all the same.
         check_replicas(info.state, 8)
         device = mesh.devices.flat[place]
-        with pytest.raises(UserError, match=rf"after step 8: {device} of process 0, in (loss, )?the gradient of"):
+        with pytest.raises(UserError, match=rf"after step 8: {device} of process 0, in (loss; )?the gradient of"):
             check.before_step(info)
 
 
-@pytest.mark.parametrize("bit", [0, 12, 31])
+@pytest.mark.parametrize("bit", [12, 31])
 def test_a_flipped_bit_of_one_copy_is_found_by_the_gradient_too(bit):
+    """But for the last bits, which rounding may lose: those `check_replicas` finds."""
     mesh, info, batch = at_step(4, 3)
     check = GradientCheck(4, Line(), mesh, accumulate_steps=2)
     list(check.remembered(iter([batch])))
     bad = {**info.state.params, "slope": flipped(info.state.params["slope"], jax.devices()[2], bit)}
-    with pytest.raises(UserError, match=rf"{jax.devices()[2]} of process 0, in loss, the gradient of offset, the grad"):
+    with pytest.raises(UserError, match=rf"{jax.devices()[2]} of process 0, in loss; the gradient of offset; the grad"):
         check.before_step(StepInfo(step=4, state=info.state.replace(params=bad)))
 
 
