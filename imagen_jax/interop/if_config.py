@@ -55,6 +55,7 @@ _COUNTS = (
     "addition_embed_type_num_heads cross_attention_dim encoder_hid_dim in_channels norm_num_groups out_channels "
     "time_embedding_dim conv_in_kernel conv_out_kernel"
 ).split()
+_KERNELS = {"conv_in_kernel", "conv_out_kernel"}
 _MOST, _MOST_LAYERS, _MOST_LEVELS, _LARGEST = 65_536, 1024, 16, 1e30
 _NUMBERS = {"norm_eps", "freq_shift", "resnet_out_scale_factor", "mid_block_scale_factor"}
 
@@ -80,6 +81,8 @@ def if_config(source: str, given: Any) -> IFUNetConfig:
             faults.append(f"{key} ({value!r}) must be {' or '.join(map(repr, _ONLY[key]))}")
         elif key in _COUNTS and not optional and not _is_count(value):
             faults.append(f"{key} ({_short(value)}) must be an integer from 1 to {_MOST}")
+        elif key in _KERNELS and value % 2 == 0:
+            faults.append(f"{key} ({value}) must be odd: an even one makes images smaller")
         elif key in _NUMBERS and not _is_number(value):
             faults.append(f"{key} ({_short(value)}) must be a finite number")
     if not faults:

@@ -78,7 +78,7 @@ def test_all_faults_of_a_config_are_named_at_once(folder):
 
 @pytest.mark.parametrize(
     ("name", "value"), [("norm_eps", float("nan")), ("time_embedding_dim", 10**400), ("layers_per_block", 10**6),
-                        ("block_out_channels", [32] * 99)],
+                        ("block_out_channels", [32] * 99), ("conv_in_kernel", 2)],
 )  # fmt: skip
 def test_sizes_that_no_network_has_are_refused_before_any_work(folder, name, value):
     edit(folder, **{name: value})
