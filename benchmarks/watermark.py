@@ -1,4 +1,4 @@
-"""How often the watermark is found, after a crop and JPEG, and what it changes.
+"""Detection of the watermark after a crop and JPEG, and the change that it makes.
 
     python -m benchmarks.watermark [--crops=10] [--shapes=40] [--keys=200]
 

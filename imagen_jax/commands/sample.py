@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import add_lora_flag, user_path
+from imagen_jax.commands.parts.paths import add_lora_flag, add_text_encoder_flag, user_path
 from imagen_jax.commands.parts.sample_options import MODES, SAMPLERS, THRESHOLDINGS, WEIGHTS, SampleOptions
 from imagen_jax.errors import UserError
 from imagen_jax.files import local_copy, shipped_file
@@ -34,12 +34,7 @@ def _add_common_flags(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="run directory of a cascade or one stage, or gin file of a cascade",
     )
-    sub.add_argument(
-        "--text_encoder",
-        type=user_path,
-        metavar="PATH",
-        help="pretrained text encoder; default: where the checkpoint says",
-    )
+    add_text_encoder_flag(sub)
     add_lora_flag(sub)
     sub.add_argument("--prompts_file", type=user_path, metavar="FILE", help="text file with one caption a line")
     sub.add_argument(

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 
 from imagen_jax.commands.parts.command import Command
-from imagen_jax.commands.parts.paths import user_path
+from imagen_jax.commands.parts.paths import add_text_encoder_flag, user_path
 from imagen_jax.errors import UserError
 from imagen_jax.safety.audit import PROMPTS
 from imagen_jax.safety.prompt_filter import DEFAULT_LIST
@@ -24,12 +24,7 @@ def _path_or_off(text: str) -> str:
 def add_flags(sub: argparse.ArgumentParser) -> None:
     """Adds the cascade, the address and the limits."""
     sub.add_argument("checkpoint", type=user_path, metavar="BUNDLE", help="bundle, or run directory of a cascade")
-    sub.add_argument(
-        "--text_encoder",
-        type=user_path,
-        metavar="PATH",
-        help="pretrained text encoder; default: where the checkpoint says",
-    )
+    add_text_encoder_flag(sub)
     sub.add_argument(
         "--host", default="127.0.0.1", metavar="NAME", help="address to listen on (127.0.0.1: this machine alone)"
     )

@@ -111,7 +111,7 @@ def _same(one: Any, two: Any) -> bool:
 
 
 def _says(name: str, content: bytes) -> Any:
-    """What a file means: of two lists of digests that differ in a space neither is damaged."""
+    """Meaning of a file: of two lists of digests that differ in a space neither is damaged."""
     return json.loads(content) if name == folders.DIGESTS else content
 
 

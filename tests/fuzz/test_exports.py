@@ -1,5 +1,5 @@
-"""What trained cascades leave the house in, and what comes into it so: bundles, LoRAs in PEFT's form and their notes,
-files of learned words, folders of DeepFloyd IF."""
+"""Exports and imports of trained parts: bundles, LoRAs in PEFT's form and their notes, files of learned words, folders
+of DeepFloyd IF."""
 
 import functools
 import json

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import struct
 from pathlib import Path
 
 import jax
@@ -66,6 +67,17 @@ def test_transparency_is_told(root: Path, files: Path, tmp_path: Path, capsys) -
     words = ("--mode", "image_to_image", "--strength", "0.02", "--image", str(files / "transparent.png"), "a red cube")
     assert _sample(root, tmp_path / "out", *words) == 0
     assert "transparent.png is partly transparent and is put on white" in capsys.readouterr().out
+
+
+def test_an_image_whose_exif_is_broken_is_drawn_from_as_it_lies(root: Path, tmp_path: Path, capsys) -> None:
+    # Two entries: turned, and a resolution that is text where a fraction belongs.
+    content = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    content += struct.pack("<HHII", 0x011A, 2, 7, 38) + b"\0\0\0\0" + b"72 dpi\0"
+    Image.new("RGB", (64, 96)).save(tmp_path / "turned.png", exif=content)
+    words = ("--mode", "image_to_image", "--strength", "0.02", "--image", str(tmp_path / "turned.png"), "a red cube")
+    assert _sample(root, tmp_path / "out", *words) == 0
+    assert _pixels(tmp_path / "out" / "00000.png").shape == (96, 64, 3)
+    assert "turned.png: EXIF data are broken" in capsys.readouterr().out
 
 
 def test_inpainting_leaves_the_rest_as_it_was(root: Path, files: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ class Device:
         (MeshConfig(data=1, tensor=8), [0, 0, 0, 0, 1, 1, 1, 1], {0: list(range(8)), 1: list(range(8))}),
         # Four hosts of two devices, pairs of them share rows.
         (MeshConfig(data=2, tensor=4), [0, 0, 1, 1, 2, 2, 3, 3], {0: [0, 1, 2, 3], 1: [0, 1, 2, 3], 3: [4, 5, 6, 7]}),
+        (MeshConfig(data=2, spatial=4), [0, 0, 1, 1, 2, 2, 3, 3], {0: [0, 1, 2, 3], 1: [0, 1, 2, 3], 3: [4, 5, 6, 7]}),
         (MeshConfig(data=2, tensor=4), [0, 1, 0, 1, 0, 1, 0, 1], {0: list(range(8)), 1: list(range(8))}),
     ],
 )

@@ -15,6 +15,16 @@ def user_path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def add_text_encoder_flag(sub: argparse.ArgumentParser) -> None:
+    """Adds --text_encoder, for who draws."""
+    sub.add_argument(
+        "--text_encoder",
+        type=user_path,
+        metavar="PATH",
+        help="pretrained text encoder; default: where the checkpoint says",
+    )
+
+
 def add_lora_flag(sub: argparse.ArgumentParser) -> None:
     """Adds --lora, which may be given several times."""
     sub.add_argument(
