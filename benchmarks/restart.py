@@ -2,8 +2,9 @@
 
     python -m benchmarks.restart [--repeats 3]
 
-Each start is a process of its own, timed from outside until its first metrics line. The fresh ones have directories of
-their own; the others go on in them, with the step that the fresh one compiled.
+Each start is a process of its own, timed from outside until its first metrics line and then stopped by SIGTERM. The
+fresh ones have directories of their own; the others are the same command once more, which goes on there with the step
+that the fresh one compiled.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from imagen_jax.data.corpora import build_shapes
+from imagen_jax.errors import RETRY
 from imagen_jax.train.ledger import TOLD, read_ledger
 
 
@@ -29,10 +31,10 @@ def start(command: list[str], folder: Path) -> tuple[float, dict[str, float]]:
     while process.poll() is None and (not lines.exists() or lines.stat().st_size <= before):
         time.sleep(0.01)
     took = time.monotonic() - began
-    assert process.stderr is not None
-    error = process.stderr.read()
-    if process.wait():
-        raise SystemExit(error.decode())
+    process.terminate()  # It saves, and ends with the retry code.
+    _, error = process.communicate()
+    if process.returncode != RETRY:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}\n{error.decode()}")
     ledger = read_ledger(folder)
     mine = [one for one in ledger if one.run == ledger[-1].run]
     return took, {name: mine[0].seconds[name] for name in TOLD}
@@ -53,11 +55,11 @@ def main() -> None:
         for number in range(args.repeats):
             folder = root / f"base_{number}"
             train = [*imagen, "train", *run, f"--gin.MODEL_DIR={folder}", "--gin.TrainConfig.log_every=1"]
-            for times, steps in ((fresh, 1), (again, 2)):
-                took, parts = start([*train, f"--gin.NUM_STEPS={steps}", "--gin.TrainConfig.previews=None"], folder)
+            for kind, times in (("fresh", fresh), ("again", again)):
+                took, parts = start([*train, "--gin.TrainConfig.previews=None"], folder)
                 times.append(took)
                 told = ", ".join(f"{part} {seconds:.1f}" for part, seconds in parts.items() if seconds >= 0.05)
-                print(f"{'fresh' if steps == 1 else 'again'} {took:.1f} s; of it in train(): {told}", flush=True)
+                print(f"{kind} {took:.1f} s; of it in train(): {told}", flush=True)
         one, two = statistics.median(fresh), statistics.median(again)
         print(f"median: fresh {one:.1f} s, again {two:.1f} s, 1/{one / two:.1f}")
 

@@ -60,6 +60,7 @@ DOORS["evals"] = LOADING | {
     "data.shapes",
     "data.shapes_canvas",
     "data.shapes_captions",
+    "data.shapes_words",
     "data.shapes_draw",
     "data.shapes_scene",
     "data.tfds_folder",

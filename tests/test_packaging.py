@@ -34,7 +34,8 @@ assert imagen_jax.__file__.startswith(sys.argv[1]), imagen_jax.__file__
 modes = main.find_modes()
 for experiment in sys.argv[2:]:
     kind = experiment.removesuffix(".gin").rpartition("_")[2]
-    mode = modes[{"eval": "eval", "samplers": "eval", "suites": "eval", "sweep": "sweep"}.get(kind, "train")]
+    judging = ("eval", "samplers", "suites", "words")
+    mode = modes["eval" if kind in judging else "sweep" if kind == "sweep" else "train"]
     gin_config.load_with_operative(mode.config_class(), [f"configs/experiments/{experiment}"], open_paths="x")
 words = ["sample", "--checkpoint", "c", "--output", "o", "--prompts_file", "data/prompts/demo.txt"]
 print("\\n".join(sample.captions_of(main.build_parser(modes).parse_args(words))))

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from imagen_jax.checkpoints import checkpoints, folders, plain_data
 from imagen_jax.errors import UserError
-from imagen_jax.files import AnyPath, StrPath, as_path, is_remote
+from imagen_jax.files import AnyPath, StrPath, as_path, in_package, installed_path, is_remote
 from imagen_jax.sharding import rules
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -118,14 +118,14 @@ class StageRecord:
         if text.vocabulary_path != BYTES:
             sources = vocabulary_files(text.vocabulary_path)
             copied = {f"{VOCABULARY}/{Path(source).name}": Path(source).read_bytes() for source in sources}
-            one_file = as_path(text.vocabulary_path).is_file()
+            one_file = as_path(installed_path(text.vocabulary_path)).is_file()
             text = dataclasses.replace(text, vocabulary_path=next(iter(copied)) if one_file else VOCABULARY)
         if isinstance(text.encoder, Pretrained):
             path = text.encoder.path
-            if not is_remote(path):
+            if not is_remote(path) and not in_package(path):
                 beside = [] if is_remote(checkpoint) else [os.path.relpath(path, checkpoint)]
                 encoder_paths = [*beside, os.path.abspath(path)]
-            text = dataclasses.replace(text, encoder=Pretrained(path=path, sizes=text.sizes()))
+            text = dataclasses.replace(text, encoder=dataclasses.replace(text.encoder, sizes=text.sizes()))
         data = {
             "schema": SCHEMA,
             "stage": plain_data.to_data(self.stage),

@@ -12,6 +12,7 @@ from imagen_jax.files.copies import (
 )
 from imagen_jax.files.growing import GrowingFile
 from imagen_jax.files.locks import LEASE_S, Lock, LockLostError, Presence, alone_in, locked
+from imagen_jax.files.packages import in_package, installed_path
 from imagen_jax.files.places import (
     SCHEMES,
     AnyPath,
@@ -68,6 +69,8 @@ __all__ = [
     "fetch_files",
     "file_system",
     "files_under",
+    "in_package",
+    "installed_path",
     "is_file_name",
     "is_remote",
     "is_unicode",

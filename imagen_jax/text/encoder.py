@@ -129,7 +129,7 @@ class TextEncoder:
         if isinstance(encoder, T5Config):
             params = random_params(encoder, self.config.seed)
             return LoadedEncoder(encoder, jax.device_put(params, self._mesh and replicated(self._mesh)), self._mesh)
-        return load_encoder(encoder.path, config=self.sizes, mesh=self._mesh)
+        return load_encoder(encoder.path, config=self.sizes, mesh=self._mesh, first_layers=encoder.first_layers)
 
     @functools.cached_property
     def _checked(self) -> LoadedEncoder:
@@ -142,7 +142,7 @@ class TextEncoder:
     def _params_sha256(self) -> str:
         known = (
             None
-            if isinstance(self.config.encoder, T5Config)
+            if isinstance(self.config.encoder, T5Config) or self.config.encoder.first_layers is not None
             else known_sha256(self.config.encoder.path, self.sizes.dtype)
         )
         return known or params_sha256(self._loaded.params)

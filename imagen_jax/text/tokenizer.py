@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 
 from imagen_jax.errors import UserError
-from imagen_jax.files import files_under, is_remote, local_copy, local_folder, sha256_of_file, write_bytes
+from imagen_jax.files import (
+    files_under,
+    installed_path,
+    is_remote,
+    local_copy,
+    local_folder,
+    sha256_of_file,
+    write_bytes,
+)
 from imagen_jax.text import hugging_face_tokenizer
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
@@ -89,6 +97,7 @@ def vocabulary_files(path: str) -> list[str]:
 
 def _here(path: str) -> str:
     """Where the files of a vocabulary are on this machine: themselves, or copies of those of a bucket."""
+    path = installed_path(path)
     if not is_remote(path):
         return path
     names = files_under(path)

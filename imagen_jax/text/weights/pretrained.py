@@ -16,7 +16,9 @@ import numpy as np
 from flax.core import meta
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from imagen_jax.checks import check_count
 from imagen_jax.errors import UserError, listed
+from imagen_jax.files import installed_path
 from imagen_jax.sharding import rules
 from imagen_jax.text.encoders.config import EncoderConfig
 from imagen_jax.text.encoders.t5_params import STACKED, dotted
@@ -31,7 +33,7 @@ from imagen_jax.text.weights.checkpoint_arrays import (
     is_safetensors,
     is_t5x,
 )
-from imagen_jax.text.weights.sources import Source, layers_of
+from imagen_jax.text.weights.sources import Source, layer_of, layers_of
 from imagen_jax.typing import Array, Float, PyTree
 
 
@@ -42,16 +44,25 @@ class Pretrained:
     Args:
       path: what `load_encoder` takes.
       sizes: of the encoder, and its dtype: a T5Config, CLIPConfig or BertConfig; None infers them, in float32.
+      first_layers: encode with the first layers alone, so many; None: all. `sizes` then says how many are used.
     """
 
     path: str
     sizes: EncoderConfig | None = None
+    first_layers: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, str) or not self.path:
             raise UserError(f"Pretrained.path must be the folder of a checkpoint; got {self.path!r}")
         if self.sizes is not None and not isinstance(self.sizes, EncoderConfig):
             raise UserError(f"Pretrained.sizes must be a T5Config, CLIPConfig, BertConfig or None; got {self.sizes!r}")
+        if self.first_layers is not None:
+            check_count("Pretrained.first_layers", self.first_layers)
+            if self.sizes is not None and self.sizes.num_layers != self.first_layers:
+                raise UserError(
+                    f"Pretrained.first_layers ({self.first_layers}) and the num_layers of its sizes "
+                    f"({self.sizes.num_layers}) must be equal; set both to the number of layers to use"
+                )
 
     def config(self) -> EncoderConfig:
         """Sizes of the encoder; reads no parameters.
@@ -59,7 +70,7 @@ class Pretrained:
         Raises:
           UserError: see `load_encoder`.
         """
-        return self.sizes or open_checkpoint(self.path).config
+        return self.sizes or open_checkpoint(self.path, first_layers=self.first_layers).config
 
 
 class LoadedEncoder:
@@ -166,23 +177,26 @@ def load_encoder(
     dtype: Any = None,
     config: EncoderConfig | None = None,
     mesh: Mesh | None = None,
+    first_layers: int | None = None,
 ) -> LoadedEncoder:
     """Loads a T5, CLIP text or BERT encoder: those that Imagen compares (section 2.1, appendix D.1).
 
     Args:
       path: a native t5x checkpoint (local or gs://; a run's newest when it holds several), a Hugging Face folder
-        with config.json and .safetensors files of a T5, CLIP or BERT model, or a copy written by `import_text`.
+        with config.json and .safetensors files of a T5, CLIP or BERT model, or a copy written by `import_text`;
+        "package:NAME/FOLDER" is such a folder inside an installed Python package.
       dtype: of computation and of the matrices held, "float32" or "bfloat16"; None is the config's ("float32"
         where there is no config). Norms are held in float32.
       config: sizes; None infers them from the shapes and from config.json; a t5x checkpoint has no such file, and
         T5's standard values are taken for what the shapes do not tell.
       mesh: devices to shard the parameters and the rows of a batch over; None is the first local device.
+      first_layers: see `Pretrained`.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged or has no encoder, or its parameters are not those
         of `config`; every one that differs is named.
     """
-    source = open_checkpoint(os.fspath(path), config)
+    source = open_checkpoint(os.fspath(path), config, first_layers)
     config = source.config if dtype is None else source.config.replaced(dtype=jnp.dtype(dtype).name)
     return LoadedEncoder(config, _to_devices(dataclasses.replace(source, config=config), mesh), mesh)
 
@@ -216,12 +230,20 @@ class EncoderCheckpoint:
         return value.astype(dtype)
 
 
-def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCheckpoint:
+def open_checkpoint(
+    path: str, config: EncoderConfig | None = None, first_layers: int | None = None
+) -> EncoderCheckpoint:
     """Finds out what a checkpoint is and that it holds an encoder of `config` (inferred when None).
+
+    Args:
+      path: see `load_encoder`.
+      config: sizes of what is used.
+      first_layers: see `Pretrained`.
 
     Raises:
       UserError: see `load_encoder`.
     """
+    path = installed_path(path)
     arrays: CheckpointArrays
     stated: dict[str, Any] = {}
     if is_copy(path):
@@ -247,9 +269,27 @@ def open_checkpoint(path: str, config: EncoderConfig | None = None) -> EncoderCh
             f"{path} holds a {family.name} encoder, but the config is a {type(config).__name__}; give a "
             f"{family.config.__name__}, or leave it out to infer it"
         )
+    if first_layers is not None:
+        config, sources = _first_layers(path, config, sources, first_layers)
     found = EncoderCheckpoint(config, arrays, sources)
     _check(found)
     return found
+
+
+def _first_layers(
+    path: str, config: EncoderConfig, sources: dict[str, Source], number: int
+) -> tuple[EncoderConfig, dict[str, Source]]:
+    """Config and sources without the layers from `number` on."""
+    there = len(layers_of(sources))
+    if config.architecture == "clip":
+        raise UserError(
+            f"Pretrained.first_layers ({number}) is for T5 and BERT; {path} is a CLIP, whose embeddings are those of "
+            "the last layer but one: leave it out"
+        )
+    if number > there:
+        raise UserError(f"Pretrained.first_layers ({number}) is more than {path} has; choose at most {there}")
+    kept = {name: source for name, source in sources.items() if (layer_of(name) or 0) < number}
+    return config.replaced(num_layers=number), kept
 
 
 def _config(

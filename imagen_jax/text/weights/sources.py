@@ -79,10 +79,15 @@ def norm_rows(theirs: str, ours: str) -> Table:
     )
 
 
+def layer_of(path: str) -> int | None:
+    """Number of the layer that a dotted path lies in; None for what is in none."""
+    found = re.match(r"encoder\.layers_(\d+)\.", path)
+    return int(found[1]) if found else None
+
+
 def layers_of(sources: Iterable[str]) -> set[int]:
     """Numbers of the layers that the dotted paths name."""
-    found = (re.match(r"encoder\.layers_(\d+)\.", path) for path in sources)
-    return {int(layer[1]) for layer in found if layer}
+    return {layer for layer in map(layer_of, sources) if layer is not None}
 
 
 def num_layers(sources: Iterable[str]) -> int:

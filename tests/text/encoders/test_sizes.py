@@ -36,7 +36,7 @@ PUBLISHED = {
     "byt5_xxl": (4672, 36, 64, 64, 12352),
 }
 # Parameters of transformers' CLIPTextModel and BertModel of these names.
-WHOLE = {"clip_vit_l14": 123_060_480, "bert_base": 109_482_240, "bert_large": 335_141_888}
+WHOLE = {"clip_vit_l14": 123_060_480, "bert_base": 109_482_240, "bert_large": 335_141_888, "minilm": 22_713_216}
 VOCABULARIES = {"t5": 32128, "mt5": 250112, "byt5": 384}
 
 
@@ -78,7 +78,7 @@ def test_clip_is_the_published_one_without_its_last_layer_and_norm() -> None:
         encoder_sizes("clip_vit_l14", "CLIP_PATH = '/checkpoints/clip'", "MAX_TEXT_LENGTH = 78")
 
 
-@pytest.mark.parametrize(("name", "width"), [("bert_base", 768), ("bert_large", 1024)])
+@pytest.mark.parametrize(("name", "width"), [("bert_base", 768), ("bert_large", 1024), ("minilm", 384)])
 def test_bert_is_the_published_one_without_its_pooler(name: str, width: int) -> None:
     sizes = encoder_sizes(name, "BERT_PATH = '/checkpoints/bert'")
     assert num_parameters(sizes) + width * width + width == WHOLE[name]

@@ -238,6 +238,57 @@ def test_fingerprint_names_the_architecture(folder: Path) -> None:
     assert sizes["architecture"] == {CLIP: "clip", BERT: "bert"}[folder] and "scan_layers" not in sizes
 
 
+def test_the_first_layers_are_an_encoder_that_has_no_others(tmp_path: Path) -> None:
+    cut = rewritten(BERT, tmp_path / "cut", lambda name: name if "layer.2." not in name else f"unused.{name}")
+    settings = json.loads((cut / "config.json").read_text())
+    (cut / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": 2}))
+    wanted, got = load_encoder(cut), load_encoder(BERT, first_layers=2)
+    assert params_sha256(got.params) == params_sha256(wanted.params)
+    assert got.config == wanted.config != CONFIGS[BERT]
+    config = TextConfig(encoder=Pretrained(path=str(BERT), first_layers=2), vocabulary_path=str(BERT), max_length=8)
+    whole = dataclasses.replace(config, encoder=Pretrained(path=str(BERT)))
+    text = TextEncoder(config).encode(["red"])[0]
+    ids = np.asarray(json.loads((BERT / "captions.json").read_text())[0]["ids"])[None]
+    np.testing.assert_allclose(got.encode(ids, np.ones_like(ids)), wanted.encode(ids, np.ones_like(ids)), atol=1e-6)
+    assert np.abs(text - TextEncoder(whole).encode(["red"])[0]).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("folder", "fields", "message"),
+    [
+        (BERT, {"first_layers": 4}, r"first_layers \(4\) is more than .* has; choose at most 3"),
+        (BERT, {"first_layers": 0}, r"Pretrained.first_layers \(0\)"),
+        (
+            BERT,
+            {"first_layers": 2, "sizes": CONFIGS[BERT]},
+            r"\(2\) and the num_layers of its sizes \(3\) must be",
+        ),
+        (CLIP, {"first_layers": 1}, r"first_layers \(1\) is for T5 and BERT"),
+    ],
+)
+def test_first_layers_refuses(folder: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Pretrained(path=str(folder), **fields).config()
+
+
+def test_an_encoder_may_lie_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "carries_an_encoder"
+    shutil.copytree(BERT, package / "model")
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = "package:carries_an_encoder/model"
+    config = TextConfig(encoder=Pretrained(path=path), vocabulary_path=path, max_length=8)
+    here = dataclasses.replace(config, encoder=Pretrained(path=str(BERT)), vocabulary_path=str(BERT))
+    assert TextEncoder(config).fingerprint() == TextEncoder(here).fingerprint()
+    for wrong, message in (
+        ("package:not_there_at_all/model", "needs the package not_there_at_all, which is not installed"),
+        ("package:carries_an_encoder/other", "has no 'other'; install another version"),
+        ("package:carries_an_encoder/../x", "names no files of a package"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_encoder(wrong)
+
+
 def test_a_length_beyond_the_positions_is_refused() -> None:
     for length, message in (
         (25, r"max_length is too long \(25\), but the encoder has positions for 24 tokens"),
