@@ -16,8 +16,8 @@ from tests.tiny import BASE, SR, TRANSFORMER, batch
         pytest.param(BASE, MeshConfig(tensor=4), marks=pytest.mark.slow),
         pytest.param(SR, MeshConfig(tensor=2), marks=pytest.mark.slow),
         (SR, MeshConfig(spatial=2)),
-        (TRANSFORMER, MeshConfig(tensor=2)),
-        (TRANSFORMER, MeshConfig(spatial=2)),
+        pytest.param(TRANSFORMER, MeshConfig(tensor=2), marks=pytest.mark.slow),
+        pytest.param(TRANSFORMER, MeshConfig(spatial=2), marks=pytest.mark.slow),
     ],
     ids=["base_tensor4", "sr_tensor2", "sr_spatial2", "transformer_tensor2", "transformer_spatial2"],
 )
