@@ -13,6 +13,7 @@ from imagen_jax import gin_config
 from imagen_jax.checks import check_field
 from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.transformer import PixelTransformer
 from imagen_jax.models.unet import UNet
 from imagen_jax.train.optimizer import OptimizerConfig
 
@@ -49,7 +50,9 @@ def _fields() -> list[tuple[type, Any]]:
         and isinstance(kind, type)
         and kind.__module__ == module.__name__
         # Configs take keywords only; others, such as the points of a sweep, are built by code.
-        and (kind in (UNet, EfficientUNet) or all(field.kw_only for field in dataclasses.fields(kind)))
+        and (
+            kind in (UNet, EfficientUNet, PixelTransformer) or all(field.kw_only for field in dataclasses.fields(kind))
+        )
     ]
     return [(cls, field) for cls in classes for field in dataclasses.fields(cls) if field.init]
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.transformer import PixelTransformer
 from imagen_jax.models.unet import UNet
 from imagen_jax.stage.spec import Stage
 
@@ -15,6 +16,14 @@ BASE = Stage(
     image_size=8,
     text_embed_dim=12,
     max_text_length=6,
+)
+TRANSFORMER = Stage(
+    name="base",
+    model=PixelTransformer(dim=16, depth=2, patch=2, head_dim=8),
+    image_size=8,
+    text_embed_dim=12,
+    max_text_length=6,
+    prediction="x0",
 )
 SR = Stage(
     name="sr",

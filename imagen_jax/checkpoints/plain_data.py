@@ -20,6 +20,7 @@ from imagen_jax.checks import fits, words_of
 from imagen_jax.diffusion import guidance, losses, samplers, schedules, time_grids, time_sampling
 from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.transformer import PixelTransformer
 from imagen_jax.models.unet import UNet
 from imagen_jax.stage.sampling_config import SamplingConfig
 from imagen_jax.stage.spec import Stage
@@ -55,7 +56,8 @@ def register(cls: type[T]) -> type[T]:
 
 
 for _class in (
-    *(Stage, SamplingConfig, TextConfig, UNet, EfficientUNet, T5Config, CLIPConfig, BertConfig, Pretrained),
+    *(Stage, SamplingConfig, TextConfig, UNet, EfficientUNet, PixelTransformer),
+    *(T5Config, CLIPConfig, BertConfig, Pretrained),
     *(
         kind
         for module in (guidance, losses, samplers, schedules, time_grids, time_sampling)

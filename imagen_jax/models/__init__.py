@@ -1,1 +1,1 @@
-"""Denoising networks: the base U-Net, the Efficient U-Net and their parts (Flax Linen)."""
+"""Denoising networks: the base U-Net, the Efficient U-Net, the pixel transformer and their parts (Flax Linen)."""

@@ -95,7 +95,7 @@ class Attention(nn.Module):
         keys, values, masks = [], [], []
         if self.over_text:
             if self.spec.fused:
-                text, text_mask = _real_first(text, text_mask)
+                text, text_mask = real_first(text, text_mask)
             tokens = layer_norm(name="text_norm")(text) if self.spec.text_norm else text
             both = dense(2 * c, axes=("text", "heads"), use_bias=False, dtype=dtype, name="text_kv")(
                 tokens.astype(dtype)
@@ -210,7 +210,7 @@ def fused_attention(
         ) from error
 
 
-def _real_first(
+def real_first(
     text: Float[Array, "b n d"], text_mask: Bool[Array, "b n"]
 ) -> tuple[Float[Array, "b n d"], Bool[Array, "b n"]]:
     """The same tokens, padding last; attention does not see their order."""

@@ -206,6 +206,17 @@ def layer_norm(*, name: str) -> nn.LayerNorm:
     )
 
 
+def rms_norm(*, name: str, scale: bool = True) -> nn.RMSNorm:
+    """RMSNorm in float32: x / sqrt(mean(x²) + 1e-6) over the last axis, times a learned scale (arXiv 1910.07467)."""
+    return nn.RMSNorm(
+        epsilon=1e-6,
+        dtype=jnp.float32,
+        use_scale=scale,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("norm",)),
+        name=name,
+    )
+
+
 def downsample(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     """Halves height and width by averaging 2x2 pixels."""
     b, h, w, c = x.shape

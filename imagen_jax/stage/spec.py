@@ -36,7 +36,7 @@ class Stage:
 
     Args:
       name: "base", "sr256", …: names the run directory inside a cascade directory.
-      model: the Linen network (models.unet.UNet, models.efficient_unet.EfficientUNet).
+      model: the Linen network (UNet, EfficientUNet or PixelTransformer of models/).
       image_size: height and width of the images it is trained on, in pixels.
       text_embed_dim: width of the text encoder's token embeddings.
       max_text_length: tokens of a padded caption.

@@ -1,4 +1,4 @@
-"""Both U-Nets: sizes, what they may and may not look at, and the parts against float64 arithmetic."""
+"""The networks: sizes, what they may and may not look at, and the parts against float64 arithmetic."""
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from imagen_jax.models.denoiser import Conditioning, drop_text
 from imagen_jax.models.efficient_unet import EfficientUNet
 from imagen_jax.models.embeddings import AttentionPool, sinusoid
 from imagen_jax.models.layers import ResBlock, depth_to_space, downsample, space_to_depth, upsample
+from imagen_jax.models.transformer import PixelTransformer
 from imagen_jax.models.unet import UNet
 
 BASE = UNet(
@@ -32,6 +33,8 @@ SR = EfficientUNet(
     emb_dim=16,
     text_dim=8,
 )
+
+TRANSFORMER = PixelTransformer(dim=16, depth=2, patch=2, head_dim=8)
 
 
 def _cond(batch: int, height: int, width: int, low_res: bool, seed: int = 0) -> Conditioning:
@@ -56,15 +59,17 @@ def _randomised(model: nn.Module, cond: Conditioning, z_t: jax.Array):
     return jax.tree.unflatten(tree, noisy)
 
 
-@pytest.fixture(scope="module", params=["base", "sr", "base in patches", "sr in patches"])
+@pytest.fixture(scope="module", params=["base", "sr", "base in patches", "sr in patches", "transformer"])
 def network(request):
-    low_res = request.param.startswith("sr")
+    low_res = request.param.startswith(("sr", "transformer"))
     model, cond = (SR if low_res else BASE), _cond(2, 8, 12, low_res)
     if request.param.endswith("patches"):
         # One level less, so that the same sizes can be drawn.
         model = (
             SR.copy(dims=(8,), num_res_blocks=(1,), attention=("joint",), patch=2) if low_res else BASE.copy(patch=2)
         )
+    elif request.param == "transformer":
+        model = TRANSFORMER
     z_t = jax.random.normal(jax.random.key(5), (2, 8, 12, 3))
     params = _randomised(model, cond, z_t)
     apply = jax.jit(lambda z, log_snr, c: model.apply({"params": params}, z, log_snr, c))
@@ -160,6 +165,9 @@ def test_settings_of_unequal_length_are_refused() -> None:
     (BASE.copy(text_dim=-1), r"UNet.text_dim \(-1\) must be an integer >= 1"),
     (SR.copy(dims=(8, 0)), r"EfficientUNet.dims \(0\) must be an integer >= 1"),
     (SR.copy(num_res_blocks=(1, -1)), r"EfficientUNet.num_res_blocks \(-1\) must be an integer >= 0"),
+    (TRANSFORMER.copy(depth=0), r"PixelTransformer.depth \(0\) must be an integer >= 1"),
+    (TRANSFORMER.copy(mlp_dim=-1), r"PixelTransformer.mlp_dim \(-1\) must be an integer >= 0"),
+    (TRANSFORMER.copy(head_dim=6), r"head_dim \(6\) must be a multiple of 4, .*divide dim \(16\); 64 is usual"),
     (SR.copy(emb_dim=10**9), r"EfficientUNet.emb_dim \(1000000000\) must be at most 65536"),
 ])  # fmt: skip
 def test_sizes_that_no_array_has_are_refused(model: nn.Module, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.sharding.rules import batch_sharding, param_shardings, unbox
 from imagen_jax.stage.spec import Stage
-from tests.tiny import BASE, SR, batch
+from tests.tiny import BASE, SR, TRANSFORMER, batch
 
 
 @pytest.mark.parametrize(
@@ -16,8 +16,10 @@ from tests.tiny import BASE, SR, batch
         pytest.param(BASE, MeshConfig(tensor=4), marks=pytest.mark.slow),
         pytest.param(SR, MeshConfig(tensor=2), marks=pytest.mark.slow),
         (SR, MeshConfig(spatial=2)),
+        pytest.param(TRANSFORMER, MeshConfig(tensor=2), marks=pytest.mark.slow),
+        pytest.param(TRANSFORMER, MeshConfig(spatial=2), marks=pytest.mark.slow),
     ],
-    ids=["base_tensor4", "sr_tensor2", "sr_spatial2"],
+    ids=["base_tensor4", "sr_tensor2", "sr_spatial2", "transformer_tensor2", "transformer_spatial2"],
 )
 def test_axes_inside_a_layer_work_without_rows_to_split(stage: Stage, config: MeshConfig) -> None:
     mesh = config.build(jax.devices()[: max(config.tensor, config.spatial)])

@@ -1,4 +1,4 @@
-"""Both networks on meshes of eight devices: loss and gradients are those of one device."""
+"""All networks on meshes of eight devices: loss and gradients are those of one device."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from imagen_jax.sharding.mesh import MeshConfig
 from imagen_jax.stage.spec import Stage
 from imagen_jax.train.stage_objective import StageObjective
 from imagen_jax.train.step import loss_and_grads
-from tests.tiny import BASE, SR, batch
+from tests.tiny import BASE, SR, TRANSFORMER, batch
 
 MESHES = {
     "data": MeshConfig(),
@@ -55,7 +55,7 @@ def _on_one_device(stage: Stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [BASE, SR], ids=["base", "sr"])
+@pytest.mark.parametrize("stage", [BASE, SR, TRANSFORMER], ids=["base", "sr", "transformer"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_loss_and_gradients_are_those_of_one_device(stage: Stage, mesh: str) -> None:
     compiled, params, rows = _run(stage, MESHES[mesh].build())
