@@ -9,7 +9,8 @@ is run again on a second start; those whose mode resumes, as training does, go o
 "report" is not measured: it reads what was.
 
 With `num_processes`, modes that take several processes run as so many, joined by jax. A phase that ends with the retry
-code or by a signal is started again, `max_restarts` times at most.
+code or by a signal is started again, `max_restarts` times at most. With `min_processes`, a process that does not come
+back is left out, and so few may go on.
 """
 
 import shlex
@@ -33,8 +34,11 @@ from launch.jobs.phases import REPORT, Phase, read_phases  # noqa: E402
 SAMPLE_EVERY_S = 0.5
 
 
-def run_phase(phase: Phase, num_processes: int, restarts: Restarts) -> tuple[int, float, int]:
+def run_phase(phase: Phase, num_processes: int, restarts: Restarts, fewest: int = 0) -> tuple[int, float, int]:
     """Runs the commands of a phase with their output shown live.
+
+    Args:
+      num_processes, restarts, fewest: of each command's `LocalJob`.
 
     Returns:
       exit code, wall seconds, and the largest sum of resident bytes over its process trees.
@@ -42,7 +46,7 @@ def run_phase(phase: Phase, num_processes: int, restarts: Restarts) -> tuple[int
     start, peak = time.monotonic(), 0
     for command in phase.commands:
         number = num_processes if takes_several_hosts(command) else 1
-        job = LocalJob(phase.name, command, number, restarts)
+        job = LocalJob(phase.name, command, number, restarts, fewest)
         try:
             one = Phase(name=phase.name, commands=(command,))
             Supervisor.run_all([Supervisor({one: job}, progress=False)], SAMPLE_EVERY_S)
@@ -93,7 +97,9 @@ def run(config: Mapping[str, Any]) -> int:
         print(f"\n{heading}: {typed(phase)}", flush=True)
         if name == REPORT:
             write_metrics(out_dir, seconds, time.monotonic() - start, peak)
-        code, took, phase_peak = run_phase(phase, config.get("num_processes", 1), restarts)
+        code, took, phase_peak = run_phase(
+            phase, config.get("num_processes", 1), restarts, config.get("min_processes", 0)
+        )
         peak = max(peak, phase_peak)
         if code:
             print(f"error: phase {name} failed with exit code {code} after {took:.0f} s", file=sys.stderr)

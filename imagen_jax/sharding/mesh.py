@@ -79,6 +79,29 @@ class MeshConfig:
             )
         return shape
 
+    def on_fewer(self, planned: int, num_devices: int) -> "MeshConfig":
+        """This mesh of `planned` devices on fewer: `data` shrinks first, which leaves a device's part of the state as
+        it is; then `fsdp`, `tensor` and `spatial`.
+
+        Args:
+          planned: devices that the mesh was chosen for.
+          num_devices: those that are left.
+
+        Raises:
+          UserError: `num_devices` does not divide `planned`, or the mesh does not fit `planned` devices.
+        """
+        if planned % num_devices:
+            fits = max(number for number in range(1, num_devices) if planned % number == 0)
+            raise UserError(
+                f"{num_devices} devices are here, of {planned} planned ones; a mesh for fewer is made where their "
+                f"number divides {planned}: start the run on {fits} of them"
+            )
+        ways, found = planned // num_devices, {}
+        for axis, size in zip(AXES, self.shape(planned), strict=True):
+            shrunk = math.gcd(size, ways)
+            found[axis], ways = size // shrunk, ways // shrunk
+        return MeshConfig(**found)
+
     def build(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """The mesh over `devices` (all devices of all processes when None).
 

@@ -126,6 +126,9 @@ class TrainConfig:
       batch_size: rows of one update over all devices and microbatches.
       optimizer: optimizer and learning rate.
       mesh: division of the devices.
+      planned_devices: how many `mesh` and `accumulate_steps` are meant for; on fewer, whose number divides it, the
+        run goes on with a smaller mesh and more microbatches of the same batch (`train.fewer_devices`). None: `mesh`
+        has to fit whatever is there.
       seed: seed of parameters, data order and every draw in training.
       ema_decay: decay of the parameter average, in [0, 1).
       ema_warmup: starts the average at a smaller decay, see `train.ema`.
@@ -168,6 +171,7 @@ class TrainConfig:
     batch_size: int
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    planned_devices: int | None = None
     sampling: SamplingConfig = SamplingConfig()
     seed: int = 0
     ema_decay: float = 0.9999
@@ -196,12 +200,11 @@ class TrainConfig:
         for name in COUNTS:
             check_count(name, getattr(self, name))
         check_count("seed", self.seed, 0)
-        if self.keep_every is not None:
-            check_count("keep_every", self.keep_every)
+        for name in ("keep_every", "sdc_every", "planned_devices"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         if self.save_minutes is not None and not 0 < self.save_minutes < math.inf:
             raise UserError(f"save_minutes ({self.save_minutes}) must be a number of minutes above 0; 30 is usual")
-        if self.sdc_every is not None:
-            check_count("sdc_every", self.sdc_every)
         if self.max_spike_sigmas is not None and not 0 < self.max_spike_sigmas < math.inf:
             raise UserError(f"max_spike_sigmas ({self.max_spike_sigmas}) must be above 0, or None; 6 is usual")
         if self.watchdog_seconds is not None and not 0 < self.watchdog_seconds < math.inf:

@@ -38,6 +38,7 @@ from imagen_jax.text.encoder import TextEncoder
 from imagen_jax.train import hosts
 from imagen_jax.train.bad_steps import BadSteps
 from imagen_jax.train.config import TrainConfig
+from imagen_jax.train.fewer_devices import on_devices
 from imagen_jax.train.fine_tuning import prepare
 from imagen_jax.train.hooks import Hook, HookList, StepInfo
 from imagen_jax.train.instruments import Instruments
@@ -215,6 +216,9 @@ def train(
     ledger = Ledger(config.model_dir, config.num_steps, active=jax.process_index() == 0)
     hosts.check_same(lambda: hosts.code_and_config(operative_text))
     encoder = check_text(config)
+    config, fewer = on_devices(config, jax.device_count())
+    if fewer:
+        say(fewer)
     setup = TrainSetup.build(config)
     with only_trainer(config.model_dir) as check_alone:
         check_one_folder(config.model_dir)

@@ -25,6 +25,8 @@ def base_config(out_dir: str, experiment: str) -> ConfigDict:
     config.overrides = ()
     # Processes of this machine that train together, joined by jax.
     config.num_processes = 1
+    # How few of them may go on where one stays lost; 0: none fewer. Needs TrainConfig.planned_devices in `overrides`.
+    config.min_processes = 0
     # How often a phase that a signal ended is started again.
     config.max_restarts = 3
     return config

@@ -20,6 +20,8 @@ COMMANDS = {"python": [sys.executable], "imagen_jax": [sys.executable, "-m", "im
 NO_PROGRAM = 127
 # Peers of a process that failed notice within jax's heartbeat of 10 s; then they are ended.
 GRACE_S = 30
+# Ends of one process by a signal, in a row, after which the others go on without it.
+LOST_AFTER = 2
 
 
 def takes_several_hosts(words: Sequence[str]) -> bool:
@@ -55,13 +57,22 @@ class LocalJob(Job):
       words: NAME=VALUE words, a program, its arguments; `python` and `imagen_jax` are those of this environment.
       num_processes: how many run it together, joined by jax; >= 1.
       restarts: when it is started again.
+      min_processes: how few may go on where one stays lost; 0: none fewer.
+
+    A process that was ended by a signal, before all others, `LOST_AFTER` times in a row stays lost. The others go on
+    at once: as many of them as divide `num_processes`, so that `TrainConfig.planned_devices` has a mesh for them.
 
     After a run `code` is the exit code that decided it, and `peak_bytes` the largest sum of resident bytes seen.
     """
 
-    def __init__(self, name: str, words: Sequence[str], num_processes: int, restarts: Restarts):
+    def __init__(self, name: str, words: Sequence[str], num_processes: int, restarts: Restarts, min_processes: int = 0):
         super().__init__(name, restarts)
         self._words, self._num_processes = tuple(words), num_processes
+        self._fewer = [few for few in range(max(min_processes, 1), num_processes) if num_processes % few == 0]
+        if not min_processes:
+            self._fewer = []
+        self._losses: list[int] = []
+        self._began = 0.0
         self._processes: list[subprocess.Popen[bytes]] = []
         self._failed_at: float | None = None
         self.code = 0
@@ -73,7 +84,7 @@ class LocalJob(Job):
 
     def submit(self, after: Sequence[Job] = ()) -> None:
         settings, (program, *arguments) = split_settings(self._words)
-        self.code, self._failed_at = 0, None
+        self.code, self._failed_at, self._began = 0, None, time.monotonic()
         address = f"localhost:{_free_port()}"
         for number in range(self._num_processes):
             place = {
@@ -102,6 +113,7 @@ class LocalJob(Job):
             # The first to end tells why; its peers end because of it.
             self._failed_at = time.monotonic()
             self.code = min(bad, key=is_retryable)
+            self._note_loss(codes)
         if None in codes:
             if self._failed_at is not None and time.monotonic() - self._failed_at > GRACE_S:
                 self._end()
@@ -109,8 +121,30 @@ class LocalJob(Job):
         self._processes = []
         if not self.code:
             return Status(State.DONE)
+        if self._fewer and len(self._losses) >= LOST_AFTER and is_retryable(self.code):
+            return self._go_on_with_fewer()
         reason = f"ended with exit code {self.code}" if self.code > 0 else f"ended by signal {-self.code}"
         return Status(State.RETRY if is_retryable(self.code) else State.FAILED, reason)
+
+    def _note_loss(self, codes: Sequence[int | None]) -> None:
+        """Takes note of the process that a signal ended before all others; where another one was before, or the run
+        was long enough to be healthy, counting begins anew."""
+        killed = [number for number, code in enumerate(codes) if code is not None and (code < 0 or code > 128)]
+        healthy = time.monotonic() - self._began >= self.restarts.healthy_s
+        if healthy or len(killed) != 1 or {*self._losses} - {*killed}:
+            self._losses = []
+        self._losses += killed if len(killed) == 1 else []
+
+    def _go_on_with_fewer(self) -> Status:
+        lost, before = self._losses[-1], self._num_processes
+        self._num_processes, self._losses = self._fewer.pop(), []
+        told = (
+            f"process {lost} of {before} stays lost: a signal ended it {LOST_AFTER} times in a row; going on with "
+            f"{self._num_processes}"
+        )
+        print(f"{self.name}: {told}", flush=True)
+        self.submit()
+        return Status(State.RUNNING, told)
 
     def logs(self) -> str:
         return ""  # They were shown as they came.

@@ -1,7 +1,8 @@
 """One process of a tiny run of several, with a fault planted in it: `python -m tests.faults.host MODEL_DIR FAULT`,
 with NUM_STEPS and SAVE_EVERY where they matter.
 
-Who it is among the processes is told by jax's variables. FAULT is NAME@STEP@PROCESS, or "none".
+Who it is among the processes is told by jax's variables. FAULT is NAME@STEP@PROCESS, or "none", or "planned": for the
+devices that are left after "lost", a host that is killed and then dies as it starts.
 """
 
 import argparse
@@ -10,13 +11,14 @@ import signal
 import sys
 import time
 
+from imagen_jax.checkpoints.folders import saved_steps
 from imagen_jax.commands.parts.distributed import FLAGS, join_processes, leave_processes
 from imagen_jax.errors import exit_code
 
 
 def strike(name: str) -> None:
     """What the fault does to this process as it reads a batch."""
-    if name == "killed":
+    if name in ("killed", "lost"):
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -37,13 +39,17 @@ def main() -> None:
 
 def train() -> None:
     """Trains with the others."""
-    join_processes(argparse.Namespace(**dict.fromkeys(FLAGS)))
     model_dir, fault, *counts = sys.argv[1:]
+    lost = fault.startswith("lost") and os.environ.get("JAX_PROCESS_ID") == fault.split("@")[2]
+    if lost and saved_steps(model_dir):
+        strike("lost")
+    join_processes(argparse.Namespace(**dict.fromkeys(FLAGS)))
     num_steps, save_every = map(int, counts or (400, 1000))
     name, *where = fault.split("@")
     step, process = map(int, where) if where else (-1, -1)
-    me = int(os.environ["JAX_PROCESS_ID"])
+    me = int(os.environ.get("JAX_PROCESS_ID", "0"))
     from imagen_jax.commands.parts import training
+    from imagen_jax.sharding.mesh import MeshConfig
     from imagen_jax.train import loop, setup
     from tests.train import tiny_run
 
@@ -69,6 +75,10 @@ def train() -> None:
     config = tiny_run.tiny_config(model_dir, num_steps=num_steps, save_every=save_every)
     config = tiny_run.with_changes(config, watchdog_seconds=4)
     text = "TrainConfig.seed = 1\n" if differs else "TrainConfig.seed = 0\n"
+    if name == "lost":
+        config = tiny_run.with_changes(config, planned_devices=2)
+    if name == "planned":
+        config = tiny_run.with_changes(config, mesh=MeshConfig(data=1), accumulate_steps=2)
     if name == "poisons":
         config = tiny_run.with_changes(config, num_steps=step + 4)
     loop.hosts.data = lambda config, position: {"data": dict(position)}  # There is no store.

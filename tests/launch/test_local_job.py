@@ -87,3 +87,18 @@ def test_modes_that_several_processes_run_together():
     assert not takes_several_hosts(["imagen_jax", "eval", "--num_processes=1"])
     for words in (["imagen_jax", "sample"], ["imagen_jax", "script", "x"], ["python", "train"], ["imagen_jax"]):
         assert not takes_several_hosts(words)
+
+
+def test_the_others_go_on_without_one_that_stays_lost(tmp_path, capsys):
+    script = COUNT.replace('"runs"', '"runs" + os.environ.get("JAX_PROCESS_ID", "")') + (
+        'if os.environ.get("JAX_PROCESS_ID") == "1": os.kill(os.getpid(), signal.SIGKILL)\n'
+        "import time\n"
+        'if "JAX_NUM_PROCESSES" in os.environ: time.sleep(0.5); sys.exit(75)\n'
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    job = LocalJob("job", ["python", str(path), str(tmp_path)], 2, Restarts(5, wait_s=0), min_processes=1)
+    code = Supervisor.run_all([Supervisor({Phase(name="job", commands=()): job}, progress=False)], 0.02)
+    assert (code, job.code) == (0, 0)
+    assert [(tmp_path / f"runs{name}").read_text() for name in ("0", "1", "")] == ["xx", "xx", "x"]
+    assert "process 1 of 2 stays lost: a signal ended it 2 times in a row; going on with 1" in capsys.readouterr().out
