@@ -98,6 +98,7 @@ def test_the_whole_program_draws_what_the_pipeline_does(golden):
     np.testing.assert_allclose(got, jnp.clip(wanted, -1, 1), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_training_lowers_both_terms_of_the_loss():
     one = load_if_stage(str(GOLDEN / "c_if_stage1"))
     stage, _ = native_stage(one, 8)
