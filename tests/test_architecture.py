@@ -34,7 +34,7 @@ DOORS: dict[str, set[str]] = {
     # Pretrained encoders are sharded over the mesh as they load.
     "text": {"sharding"},
     # Foreign checkpoints: a network, its formulas, and the readers of safetensors.
-    "interop": {"models", "diffusion", "text"},
+    "interop": {"models", "diffusion", "text", "stage"},
     # A network is called on a mesh.
     "stage": {"models", "diffusion", "sharding"},
     # A record names the parts of a stage; the gin text of older runs is read as data.
@@ -82,8 +82,8 @@ FLOORS = (
     ("array_records", "checks", "image_files", "progress"),
     ("gin_config", "diffusion", "models", "safety", "sharding"),
     ("cost", "text"),
-    ("stage", "data", "interop"),
-    ("checkpoints", "beam"),
+    ("stage", "data"),
+    ("checkpoints", "beam", "interop"),
     ("export",),
     ("finetune",),
     ("train",),

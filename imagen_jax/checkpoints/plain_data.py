@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from imagen_jax.checks import fits, words_of
-from imagen_jax.diffusion import guidance, losses, samplers, schedules, time_grids, time_sampling
+from imagen_jax.diffusion import guidance, losses, noise_conditioning, samplers, schedules, time_grids, time_sampling
 from imagen_jax.errors import UserError
 from imagen_jax.models.efficient_unet import EfficientUNet
+from imagen_jax.models.if_backbone import IFBackbone
+from imagen_jax.models.if_unet import IFUNetConfig
 from imagen_jax.models.transformer import PixelTransformer
 from imagen_jax.models.unet import UNet
 from imagen_jax.stage.sampling_config import SamplingConfig
@@ -56,11 +58,11 @@ def register(cls: type[T]) -> type[T]:
 
 
 for _class in (
-    *(Stage, SamplingConfig, TextConfig, UNet, EfficientUNet, PixelTransformer),
+    *(Stage, SamplingConfig, TextConfig, UNet, EfficientUNet, PixelTransformer, IFBackbone, IFUNetConfig),
     *(T5Config, CLIPConfig, BertConfig, Pretrained),
     *(
         kind
-        for module in (guidance, losses, samplers, schedules, time_grids, time_sampling)
+        for module in (guidance, losses, noise_conditioning, samplers, schedules, time_grids, time_sampling)
         for kind in vars(module).values()
         if isinstance(kind, type) and dataclasses.is_dataclass(kind)
     ),

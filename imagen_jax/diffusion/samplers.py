@@ -103,9 +103,12 @@ class DDPMSampler:
     Args:
       gamma: in [0, 1]; 0 is the posterior variance, 1 the variance of the forward step. A network that learned its
         variance decides instead.
+      use_learned: False: gamma decides in any case, as for a network whose learned variance was spoilt by training
+        without the variational bound.
     """
 
     gamma: float = 0.0
+    use_learned: bool = True
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.gamma <= 1.0:
@@ -125,7 +128,7 @@ class DDPMSampler:
         _, sigma_t = alpha_sigma(step.log_snr_t, z_t.ndim)
         _, sigma_s = alpha_sigma(step.log_snr_s, z_t.ndim)
         # var_large / var_small = sigma_t² / sigma_s², so the log-space mix is one power of that ratio.
-        fraction = self.gamma if estimate.fraction is None else estimate.fraction
+        fraction = estimate.fraction if self.use_learned and estimate.fraction is not None else self.gamma
         return mean + jnp.sqrt(var_small) * (sigma_t / sigma_s) ** fraction * noise, estimate.x0
 
 

@@ -221,6 +221,14 @@ class DiscreteSchedule:
         entry = jnp.ceil(t * self.num_timesteps - 1e-3).astype(int)
         return table[jnp.clip(entry, 0, self.num_timesteps)]
 
+    def integer_time(self, log_snr: Float[Array, " b"]) -> Float[Array, " b"]:
+        """The integer time of a log-SNR, as programs that count times from 0 call it: of entry k, k - 1.
+
+        Between two entries it is that of the nearer one.
+        """
+        table = jnp.asarray(discrete_log_snrs(self.betas, self.num_timesteps)[1:], jnp.float32)
+        return jnp.argmin(jnp.abs(log_snr[:, None] - table), axis=1).astype(jnp.float32)
+
 
 @functools.lru_cache(maxsize=8)
 def discrete_log_snrs(betas: str, num_timesteps: int) -> np.ndarray:

@@ -3,6 +3,10 @@
     uniform    1, 1 - 1/N, …, 1/N, 0; with t_last > 1/N evenly from 1 to t_last, then 0
     EDM        evenly from 1 to 0, where the last call is, then the clean image (arXiv 2206.00364, eq. 5)
     respaced   of T discrete times, cut into equal sections, so many from each section as `sections` says
+    spaced     of T discrete times, as diffusers' `timestep_spacing` chooses them; integer time k is k + 1 of T:
+                 leading   offset + i floor(T / N), i = N - 1 … 0
+                 linspace  N from 0 to T - 1, rounded
+                 trailing  round(T - i T / N) - 1, i = 0 … N - 1
 
 A section of `size` entries gives `count` of them evenly from its first to its last, rounded; a count of 1 gives the
 first. This is the rule of improved diffusion (arXiv 2102.09672, section 4) that DeepFloyd IF's tables follow.
@@ -16,7 +20,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from imagen_jax.checks import check_count
-from imagen_jax.diffusion.schedules import DiscreteSchedule, Schedule
+from imagen_jax.diffusion.schedules import MAX_STEPS, DiscreteSchedule, Schedule
 from imagen_jax.errors import UserError
 
 
@@ -117,6 +121,60 @@ class RespacedGrid:
             entries += [start + round(position) + 1 for position in itertools.accumulate(strides, initial=0.0)]
             start += size
         times = np.asarray(entries[::-1]) / self.num_timesteps
+        return times[times <= t_start]
+
+
+SPACINGS = ("leading", "linspace", "trailing")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpacedGrid:
+    """Evenly spaced times of a discrete schedule, as diffusers' schedulers space them.
+
+    Args:
+      spacing: one of SPACINGS; see the module.
+      num_timesteps: of the discrete schedule.
+      offset: added to the integer times of "leading".
+    """
+
+    spacing: str = "leading"
+    num_timesteps: int = 1000
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.spacing not in SPACINGS:
+            raise UserError(f"SpacedGrid.spacing ({self.spacing!r}) must be one of {', '.join(SPACINGS)}")
+        check_count("SpacedGrid.num_timesteps", self.num_timesteps, most=MAX_STEPS)
+        check_count("SpacedGrid.offset", self.offset, 0, most=MAX_STEPS)
+
+    def integer_times(self, num_steps: int) -> np.ndarray:
+        """Integer times from 0 to num_timesteps - 1, falling.
+
+        Raises:
+          UserError: more steps than there are times, or fewer than one; or the offset leads beyond the last time.
+        """
+        total = self.num_timesteps
+        if not 1 <= num_steps <= total:
+            raise UserError(f"num_steps ({num_steps}) must be from 1 to num_timesteps ({total})")
+        if self.spacing == "linspace":
+            return np.linspace(0, total - 1, num_steps).round()[::-1].astype(int)
+        if self.spacing == "trailing":
+            return np.round(np.arange(total, 0, -total / num_steps)).astype(int)[:num_steps] - 1
+        times = np.arange(num_steps)[::-1] * (total // num_steps) + self.offset
+        if times[0] >= total:
+            raise UserError(
+                f"the offset ({self.offset}) puts the first of {num_steps} steps at time {times[0]}, but "
+                f"num_timesteps is {total}; take fewer steps, or a smaller offset"
+            )
+        return times
+
+    def times(self, num_steps: int, t_start: float = 1.0) -> np.ndarray:
+        """float64 [n + 1], n at most num_steps: those of the times that are not before t_start.
+
+        Raises:
+          UserError: see `integer_times`.
+        """
+        times = np.append((self.integer_times(num_steps) + 1) / self.num_timesteps, 0.0)
         return times[times <= t_start]
 
 

@@ -1,6 +1,5 @@
 """One DeepFloyd IF stage from a diffusers folder: its network, its schedulers, and guided sampling."""
 
-import functools
 import os
 import re
 from collections.abc import Mapping
@@ -10,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.core import meta
 
 from imagen_jax.checks import check_path
+from imagen_jax.diffusion.noise_conditioning import enlarge
 from imagen_jax.errors import UserError
 from imagen_jax.files import read_json, size_of
 from imagen_jax.interop.adapter import Path, check_finite, check_shapes, foreign_shape
@@ -52,7 +53,7 @@ def param_shapes(config: IFUNetConfig) -> dict[Path, tuple[int, ...]]:
     size = 2 ** (len(config.widths) - 1)
     images, text = jnp.zeros((1, size, size, config.in_channels)), jnp.zeros((1, 1, config.text_dim))
     tree = jax.eval_shape(IFUNet(config).init, jax.random.key(0), images, jnp.zeros(1), text, jnp.zeros(1))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree["params"]).items()}
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(meta.unbox(tree["params"])).items()}
 
 
 class IFStage:
@@ -157,7 +158,7 @@ class IFStage:
                     f"noise_level ({noise_level}) must be from 0 to {self.noising.num_train_timesteps - 1}; IF's is 250"
                 )
             levels = np.full(noise.shape[1], noise_level)
-            enlarged = resize_aligned(jnp.asarray(low_res, jnp.float32), noise.shape[2], noise.shape[3])
+            enlarged = enlarge(jnp.asarray(low_res, jnp.float32), noise.shape[2], noise.shape[3], "corners")
             noised = self.noising.add_noise(enlarged, jnp.asarray(low_res_noise), levels)
             low_res, levels = jnp.concatenate([noised, noised]), np.concatenate([levels, levels])
         both, z, trajectory = jnp.concatenate([jnp.asarray(null_text), jnp.asarray(text)]), noise[0], []
@@ -173,18 +174,6 @@ class IFStage:
             )
             trajectory.append(z)
         return jnp.stack(trajectory)
-
-
-def resize_aligned(images: Float[Array, "b h w c"], height: int, width: int) -> Float[Array, "b H W c"]:
-    """Bilinear resize whose corner pixels stay in the corners (align_corners of torch)."""
-    rows, columns = (_weights(old, new) for old, new in zip(images.shape[1:3], (height, width), strict=True))
-    return jnp.einsum("Hh,bhwc,Ww->bHWc", rows, images, columns, precision="highest")
-
-
-@functools.cache
-def _weights(old: int, new: int) -> np.ndarray:
-    places = np.arange(new) * ((old - 1) / max(new - 1, 1))
-    return np.maximum(1 - np.abs(places[:, None] - np.arange(old)), 0).astype(np.float32)
 
 
 def load_if_stage(folder: str) -> IFStage:

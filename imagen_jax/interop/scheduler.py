@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from imagen_jax.diffusion.time_grids import SpacedGrid
 from imagen_jax.errors import UserError
 from imagen_jax.typing import Array, Float
 
@@ -101,22 +102,12 @@ class DiscreteDDPM:
         """The integer times of a run, falling.
 
         Raises:
-          UserError: more steps than there are times, or fewer than one.
+          UserError: see `SpacedGrid.integer_times`.
         """
-        total = self.num_train_timesteps
-        if not 1 <= num_steps <= total:
-            raise UserError(f"num_steps ({num_steps}) must be from 1 to num_train_timesteps ({total})")
-        if self.timestep_spacing == "leading":
-            times = np.arange(num_steps)[::-1] * (total // num_steps) + self.steps_offset
-            if times[0] >= total:
-                raise UserError(
-                    f"steps_offset ({self.steps_offset}) puts the first of {num_steps} steps at time {times[0]}, but "
-                    f"num_train_timesteps is {total}; take fewer steps, or a smaller offset"
-                )
-            return times
-        if self.timestep_spacing == "linspace":
-            return np.linspace(0, total - 1, num_steps).round()[::-1].astype(int)
-        return np.round(np.arange(total, 0, -total / num_steps)).astype(int) - 1
+        grid = SpacedGrid(
+            spacing=self.timestep_spacing, num_timesteps=self.num_train_timesteps, offset=self.steps_offset
+        )
+        return grid.integer_times(num_steps)
 
     def add_noise(self, x0: Float[Array, "b *s"], eps: Float[Array, "b *s"], t: np.ndarray) -> Float[Array, "b *s"]:
         """Noises images to integer times t [b]."""

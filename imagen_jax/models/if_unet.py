@@ -10,11 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from imagen_jax.models.layers import Layer, conv, dense
 from imagen_jax.typing import Array, Float
 
 # diffusers fixes these two whatever the config says (models/attention_processor.py).
 _TEXT_GROUPS, _ATTENTION_EPS = 32, 1e-5
 _FLOAT = jnp.float32
+_INTO_HEADS = ("embed", "heads")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,8 +78,12 @@ def _gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return jax.nn.gelu(x, approximate=False)
 
 
-def _conv(channels: int, size: int, name: str) -> nn.Conv:
-    return nn.Conv(channels, (size, size), padding=(size - 1) // 2, name=name)
+def _conv(channels: int, size: int, name: str) -> Layer:
+    return conv(channels, size, dtype=_FLOAT, name=name)
+
+
+def _dense(width: int, name: str, axes: tuple[str, str] = ("embed", "mlp")) -> Layer:
+    return dense(width, axes=axes, dtype=_FLOAT, name=name)
 
 
 class _Embedding(nn.Module):
@@ -92,8 +98,8 @@ class _Embedding(nn.Module):
         rates = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=_FLOAT) / (half - c.freq_shift))
         angles = t.astype(_FLOAT)[:, None] * rates
         waves = [jnp.cos(angles), jnp.sin(angles)] if c.cos_first else [jnp.sin(angles), jnp.cos(angles)]
-        hidden = _gelu(nn.Dense(c.time_dim, name="linear_1")(jnp.concatenate(waves, -1)))
-        return nn.Dense(c.time_dim, name="linear_2")(hidden)
+        hidden = _gelu(_dense(c.time_dim, "linear_1")(jnp.concatenate(waves, -1)))
+        return _dense(c.time_dim, "linear_2")(hidden)
 
 
 class _Pool(nn.Module):
@@ -108,7 +114,7 @@ class _Pool(nn.Module):
         token = text.mean(1, keepdims=True) + place
         whole = jnp.concatenate([token, text], 1)
         query, key, value = (
-            nn.Dense(dim, name=name)(x).reshape(x.shape[0], x.shape[1], self.heads, -1)
+            _dense(dim, name)(x).reshape(x.shape[0], x.shape[1], self.heads, -1)
             for name, x in (("q_proj", token), ("k_proj", whole), ("v_proj", whole))
         )
         weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5, -1)
@@ -126,7 +132,7 @@ class _TextEmbedding(nn.Module):
             nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm1")(text)
         )
         return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm2")(
-            nn.Dense(self.config.time_dim, name="proj")(pooled)
+            _dense(self.config.time_dim, "proj")(pooled)
         )
 
 
@@ -148,7 +154,7 @@ class _Resnet(nn.Module):
             x, hidden = (y.repeat(2, 1).repeat(2, 2) for y in (x, hidden))
         hidden = _conv(self.channels, 3, "conv1")(hidden)
         emb = emb if c.skip_time_act else _gelu(emb)
-        emb = nn.Dense(self.channels * (2 if c.scale_shift else 1), name="time_emb_proj")(emb)[:, None, None]
+        emb = _dense(self.channels * (2 if c.scale_shift else 1), "time_emb_proj")(emb)[:, None, None]
         norm = nn.GroupNorm(c.groups, epsilon=c.eps, use_fast_variance=False, name="norm2")
         if c.scale_shift:
             scale, shift = jnp.split(emb, 2, -1)
@@ -175,15 +181,15 @@ class _Attention(nn.Module):
         image = nn.GroupNorm(c.groups, epsilon=_ATTENTION_EPS, use_fast_variance=False, name="group_norm")(flat)
         if c.text_norm:  # Over the padded sequence: padding takes part.
             text = nn.GroupNorm(_TEXT_GROUPS, epsilon=_ATTENTION_EPS, use_fast_variance=False, name="norm_cross")(text)
-        query = nn.Dense(width, name="to_q")(image)
-        key, value = nn.Dense(width, name="add_k_proj")(text), nn.Dense(width, name="add_v_proj")(text)
+        query = _dense(width, "to_q", _INTO_HEADS)(image)
+        key, value = (_dense(width, name, ("text", "heads"))(text) for name in ("add_k_proj", "add_v_proj"))
         if not self.only_cross:
-            key = jnp.concatenate([key, nn.Dense(width, name="to_k")(image)], 1)
-            value = jnp.concatenate([value, nn.Dense(width, name="to_v")(image)], 1)
+            key = jnp.concatenate([key, _dense(width, "to_k", _INTO_HEADS)(image)], 1)
+            value = jnp.concatenate([value, _dense(width, "to_v", _INTO_HEADS)(image)], 1)
         query, key, value = (y.reshape(*y.shape[:2], -1, self.head_dim) for y in (query, key, value))
         scores = jnp.einsum("bqhd,bkhd->bhqk", query, key).astype(_FLOAT) * self.head_dim**-0.5
         out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, -1).astype(value.dtype), value)
-        return x + nn.Dense(width, name="to_out_0")(out.reshape(flat.shape)).reshape(x.shape)
+        return x + _dense(width, "to_out_0", ("heads", "embed"))(out.reshape(flat.shape)).reshape(x.shape)
 
 
 class _Level(nn.Module):
@@ -259,7 +265,7 @@ class IFUNet(nn.Module):
             emb = emb + _Embedding(c, name="class_embedding")(noise_level)
         emb = emb + _TextEmbedding(c, name="add_embedding")(text)
         emb = _gelu(emb) if c.embed_act else emb
-        text = nn.Dense(c.cross_dim, name="encoder_hid_proj")(text)
+        text = _dense(c.cross_dim, "encoder_hid_proj")(text)
         x = _conv(c.widths[0], c.kernel_in, "conv_in")(x)
         skips, last = [x], len(c.widths) - 1
         for i, attends in enumerate(c.down_attends):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from imagen_jax.diffusion import noise_conditioning, process, samplers
+from imagen_jax.diffusion import process, samplers
 from imagen_jax.errors import UserError
 from imagen_jax.models.denoiser import Conditioning, uncropped
 from imagen_jax.sharding import rules
@@ -175,7 +175,7 @@ def draw(
     cond = Conditioning(text=inputs.text, text_mask=inputs.text_mask)
     if inputs.low_res is not None:
         low_res, level = stage.upsample_low_res(inputs.low_res), inputs.aug_level
-        augmented = noise_conditioning.corrupt(low_res, noise(0, 1), rows(level))
+        augmented = stage.low_res_noise.corrupt(low_res, noise(0, 1), rows(level))
         cond = dataclasses.replace(cond, low_res=augmented, aug_level=rows(level))
     if stage.framing:
         cond = dataclasses.replace(cond, framing=uncropped(batch, *settings.size))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_jax.checks import check_count
-from imagen_jax.diffusion import losses, noise_conditioning, process
+from imagen_jax.diffusion import losses, process
 from imagen_jax.diffusion.losses import SimpleWeighting, Weighting
+from imagen_jax.diffusion.noise_conditioning import ENLARGEMENTS, CosineNoise, LowResNoise, enlarge
 from imagen_jax.diffusion.samplers import Estimate
 from imagen_jax.diffusion.schedules import CosineSchedule, Schedule
 from imagen_jax.diffusion.time_sampling import StratifiedTimes, TimeSampler
@@ -52,6 +53,10 @@ class Stage:
         encoder's output of "" (DeepFloyd IF).
       cond_drop_rate: probability that an example is trained with null text (paper: 0.1).
       max_aug_level: super-resolution is trained with aug_level uniform in [0, max_aug_level] (paper: 1).
+      low_res_noise: super-resolution: how aug_level corrupts, `CosineNoise` (the paper) or `DiscreteNoise` (DeepFloyd
+        IF).
+      enlargement: super-resolution: bilinear with the edges aligned, "half_pixel", or the corner pixels, "corners"
+        (DeepFloyd IF).
       framing: the network is told how a picture is framed: size of the original, what was cut off, its own size
         (SDXL, arXiv 2307.01952, section 2.2); batches then have it (`data.sized_pictures`).
       self_cond_rate: probability that a batch is trained with an estimate of x0 as a further input (self-conditioning,
@@ -75,6 +80,8 @@ class Stage:
     null_text: str = "zeros"
     cond_drop_rate: float = 0.1
     max_aug_level: float = 1.0
+    low_res_noise: LowResNoise = CosineNoise()
+    enlargement: str = "half_pixel"
     framing: bool = False
     self_cond_rate: float = 0.0
     time_sampler: TimeSampler = StratifiedTimes()
@@ -102,6 +109,10 @@ class Stage:
             raise UserError(f"Stage.cond_drop_rate ({self.cond_drop_rate}) must be in [0, 1); the paper uses 0.1")
         if not 0.0 < self.max_aug_level <= 1.0:
             raise UserError(f"Stage.max_aug_level ({self.max_aug_level}) must be in (0, 1]; the paper uses 1")
+        if not isinstance(self.low_res_noise, LowResNoise):
+            raise UserError(f"Stage.low_res_noise ({self.low_res_noise!r}) must be a noise, e.g. @DiscreteNoise()")
+        if self.enlargement not in ENLARGEMENTS:
+            raise UserError(f"Stage.enlargement ({self.enlargement!r}) must be one of {', '.join(ENLARGEMENTS)}")
         given = {
             "text": True,
             "low_res": self.low_res_size is not None,
@@ -198,8 +209,7 @@ class Stage:
 
     def upsample_low_res(self, low_res: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Resizes a low-resolution image by the scale of this stage, bilinear (the paper does not state how)."""
-        b, h, w, c = low_res.shape
-        return jax.image.resize(low_res, (b, h * self.scale, w * self.scale, c), "bilinear")
+        return enlarge(low_res, low_res.shape[1] * self.scale, low_res.shape[2] * self.scale, self.enlargement)
 
     def loss(
         self,
@@ -268,7 +278,7 @@ class Stage:
         low_res = self.upsample_low_res(batch["low_res"])
         aug_level = jax.random.uniform(aug_rng, (b,), maxval=self.max_aug_level)
         aug_eps = jax.random.normal(aug_eps_rng, low_res.shape)
-        low_res = noise_conditioning.corrupt(low_res, aug_eps, aug_level)
+        low_res = self.low_res_noise.corrupt(low_res, aug_eps, aug_level)
         return dataclasses.replace(cond, low_res=low_res, aug_level=aug_level)
 
     def _self_conditioned(

@@ -64,5 +64,5 @@ def test_settings_that_no_schedule_can_have(given):
 def test_an_offset_that_leads_beyond_the_last_time():
     scheduler = DiscreteDDPM(steps_offset=1)
     assert scheduler.timesteps(500)[0] == 999
-    with pytest.raises(UserError, match="at time 1000, but num_train_timesteps is 1000"):
+    with pytest.raises(UserError, match="at time 1000, but num_timesteps is 1000"):
         scheduler.timesteps(1000)
