@@ -122,7 +122,11 @@ setup(
         # The photograph demo: its pictures come with these libraries.
         "photos": ["matplotlib>=3.10", "scikit-image>=0.26", "scikit-learn>=1.8"],
         # `imagen_jax serve`: drawing by HTTP.
-        "serve": ["prometheus_client>=0.21", "starlette>=1,<2", "uvicorn>=0.40"],
+        "serve": ["prometheus_client>=0.21", "python-multipart>=0.0.20", "starlette>=1,<2", "uvicorn>=0.40"],
+        # `imagen_jax serve --image_filter`: a detector whose weights come in its package.
+        "filter": ["nudenet>=3.4,<4"],
+        # `imagen_jax serve --c2pa`: signed provenance.
+        "c2pa": ["c2pa-python>=0.38", "cryptography>=41"],
         # Buckets of s3:// beside those of gs://; fsspec finds it by name. Of the same release as fsspec.
         "s3": ["s3fs>=2026.3"],
         # A server of S3's protocol on loopback, for the tests of s3://.
