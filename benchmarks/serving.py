@@ -51,7 +51,16 @@ FIRST = (
 @contextlib.contextmanager
 def running(bundle: str, batch_size: int, queue_limit: int) -> Iterator[tuple[psutil.Process, int]]:
     """A server's process and port."""
-    words = [sys.executable, "-m", "imagen_jax.main", "serve", bundle, "--port=0", "--audit_log=off"]
+    words = [
+        sys.executable,
+        "-m",
+        "imagen_jax.main",
+        "serve",
+        bundle,
+        "--port=0",
+        "--audit_log=off",
+        "--image_filter=off",
+    ]
     words += [f"--batch_sizes={batch_size}", f"--queue_limit={queue_limit}"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

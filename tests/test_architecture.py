@@ -69,7 +69,7 @@ DOORS["report"] = {"evals.sampler_study", "checkpoints.folders", "checkpoints.ma
 # What people see is written as the report is; their votes have the intervals of metrics.
 DOORS["ratings"] = {"report.document", "report.markup", "report.style", "evals.metrics.bootstrap"}
 # What is drawn by HTTP.
-DOORS["serving"] = {"sampling", "safety"}
+DOORS["serving"] = {"sampling", "safety", "stage.sampling_config"}
 DOORS["planning"] = LOADING | {"sampling", "train"}
 # The modes hold the joins. They work where Beam is not installed; the scripts in data/ call them.
 DOORS["commands"] = set(DOORS) - {"beam"}
@@ -106,6 +106,8 @@ PLACES: dict[str, set[str]] = {
     "flax.linen": {"models", "text", "evals.features"},
     "gin": {"gin_config"},
     "ml_collections": set(),
+    "nudenet": {"safety"},
+    "c2pa": {"safety"},
     "torch": set(),
     # Files are data: reading one must not run it.
     "pickle": set(),

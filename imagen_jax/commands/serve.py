@@ -33,6 +33,9 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
         "--batch_sizes", type=_sizes, default=(1, 4, 16), metavar="N[,N…]", help="images drawn at a time (1,4,16)"
     )
     sub.add_argument("--queue_limit", type=int, default=64, metavar="N", help="images that may wait (64)")
+    sub.add_argument(
+        "--steps", type=_sizes, default=(), metavar="N[,N…]", help="numbers of steps that requests may ask for (none)"
+    )
     sub.add_argument("--max_images", type=int, default=8, metavar="N", help="images of a request (8)")
     sub.add_argument(
         "--prompt_filter",
@@ -63,6 +66,26 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--provenance", choices=("on", "off"), default="on", help="XMP in PNG files that says that a model drew them"
     )
+    sub.add_argument(
+        "--image_filter",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="refuse images in which nudenet finds nudity (auto: where it is installed)",
+    )
+    sub.add_argument(
+        "--concept_filter",
+        nargs=2,
+        type=user_path,
+        metavar=("FILE", "CLIP"),
+        help="refuse images by captions in a file and a folder of CLIP weights (none)",
+    )
+    sub.add_argument(
+        "--c2pa",
+        nargs=2,
+        type=user_path,
+        metavar=("CERTIFICATE", "KEY"),
+        help="PEM files to sign the provenance of images with (unsigned)",
+    )
     sub.add_argument("--timeout", type=float, default=300.0, metavar="S", help="seconds until a request fails (300)")
 
 
@@ -72,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       UserError: the extra is not installed, or see `serving.server.serve`.
     """
-    for library in ("starlette", "uvicorn", "prometheus_client"):
+    for library in ("starlette", "uvicorn", "prometheus_client", "python_multipart"):
         if importlib.util.find_spec(library) is None:
             raise UserError(f"serving needs {library}, which is not installed; pip install 'imagen_jax[serve]'")
     from imagen_jax.commands.parts.guard import guard_of
@@ -85,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
         port=args.port,
         batch_sizes=args.batch_sizes,
         queue_limit=args.queue_limit,
+        steps=args.steps,
         limits=Limits(images=args.max_images, seconds=args.timeout),
         guard=guard_of(args),
     )

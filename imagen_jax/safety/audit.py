@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import threading
 from typing import Any
 
 from imagen_jax.errors import UserError
+from imagen_jax.safety.finding import Finding
 from imagen_jax.safety.prompt_filter import Match
 
 PROMPTS = ("digest", "text")
@@ -54,11 +56,7 @@ class AuditLog:
         Raises:
           OSError: it could not be written whole.
         """
-        entry: dict[str, Any] = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
-        if self.prompts == "text":
-            entry["prompt"] = prompt
-        else:
-            entry["prompt_sha256"] = hashlib.sha256(prompt.encode()).hexdigest()
+        entry = self._entry(prompt)
         entry |= {"seed": seed, "images": images, "verdict": "allowed" if match is None else "refused"}
         if match is not None:
             entry["category"] = match.category
@@ -66,10 +64,32 @@ class AuditLog:
             entry |= {"entry": match.entry} if self.prompts == "text" else {}
         self._append((json.dumps(entry) + "\n").encode())
 
+    def append_image(self, prompt: str, seed: int | None, finding: Finding) -> None:
+        """Notes an image that is refused.
+
+        Args:
+          prompt: the caption.
+          seed: of the image; None: it was given, to be edited.
+          finding: why.
+
+        Raises:
+          OSError: it could not be written whole.
+        """
+        told = {"verdict": "image refused", "category": finding.category, "score": round(finding.score, 4)}
+        self._append((json.dumps({**self._entry(prompt), "seed": seed, **told}) + "\n").encode())
+
+    def _entry(self, prompt: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")}
+        if self.prompts == "text":
+            return {**entry, "prompt": prompt}
+        return {**entry, "prompt_sha256": hashlib.sha256(prompt.encode()).hexdigest()}
+
     def _append(self, line: bytes) -> None:
         with self._lock:
             file = self._open()
             try:
+                # Others that append would let the last byte be read before it is written.
+                fcntl.flock(file, fcntl.LOCK_EX)
                 size = os.fstat(file).st_size
                 # After a disk that was full, half a line may stand there.
                 if size and os.pread(file, 1, size - 1) != b"\n":

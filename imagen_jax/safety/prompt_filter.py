@@ -72,26 +72,7 @@ class PromptFilter:
         Raises:
           UserError: it cannot be read, or is no such list; names the line.
         """
-        entries: dict[str, list[str]] = {}
-        category = None
-        for number, line in enumerate(_lines(path), 1):
-            text = line.partition("#")[0].strip()
-            if not text:
-                continue
-            if text.startswith("["):
-                found = _CATEGORY.fullmatch(text)
-                if found is None:
-                    raise UserError(f"{path} line {number} ({text}) is no category; write one as [some_name]")
-                category = found[1]
-            elif category is None:
-                raise UserError(f"{path} line {number} ({text}) stands before any category; write [some_name] above it")
-            elif not words(text):
-                raise UserError(f"{path} line {number} ({text}) has no letter or digit; take it out")
-            else:
-                entries.setdefault(category, []).append(text)
-        if not entries:
-            raise UserError(f"{path} holds no entry; write [some_name] and words below it, or switch the filter off")
-        return cls(entries)
+        return cls(read_categories(path))
 
     def match(self, prompt: str) -> Match | None:
         """The first entry that a prompt holds; None: it holds none."""
@@ -102,6 +83,34 @@ class PromptFilter:
                 if found is not None:
                     return found
         return None
+
+
+def read_categories(path: StrPath) -> dict[str, list[str]]:
+    """Entries by category, from a file of the form that `PromptFilter.load` tells.
+
+    Raises:
+      UserError: it cannot be read, or is no such list; names the line.
+    """
+    entries: dict[str, list[str]] = {}
+    category = None
+    for number, line in enumerate(_lines(path), 1):
+        text = line.partition("#")[0].strip()
+        if not text:
+            continue
+        if text.startswith("["):
+            found = _CATEGORY.fullmatch(text)
+            if found is None:
+                raise UserError(f"{path} line {number} ({text}) is no category; write one as [some_name]")
+            category = found[1]
+        elif category is None:
+            raise UserError(f"{path} line {number} ({text}) stands before any category; write [some_name] above it")
+        elif not words(text):
+            raise UserError(f"{path} line {number} ({text}) has no letter or digit; take it out")
+        else:
+            entries.setdefault(category, []).append(text)
+    if not entries:
+        raise UserError(f"{path} holds no entry; write [some_name] and entries below it, or switch the filter off")
+    return entries
 
 
 def words(text: str) -> tuple[str, ...]:

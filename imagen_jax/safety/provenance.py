@@ -3,7 +3,8 @@
 An XMP packet (ISO 16684-1) in RDF/XML; in a PNG file it is the uncompressed iTXt chunk of the key XMP_KEY. It holds
 
     xmp:CreatorTool                     generator and version
-    Iptc4xmpExt:DigitalSourceType       trainedAlgorithmicMedia, IPTC's word for what a trained model drew
+    Iptc4xmpExt:DigitalSourceType       trainedAlgorithmicMedia, IPTC's word for what a trained model drew;
+                                        compositeWithTrainedAlgorithmicMedia where it drew a part of a given image
     imagen_jax:BundleSHA256             SHA-256 of the bundle's digests.json, and so of every file of the bundle
 """
 
@@ -15,6 +16,7 @@ from imagen_jax.errors import UserError
 
 XMP_KEY = "XML:com.adobe.xmp"
 DRAWN_BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+EDITED_BY_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 NAMESPACES = {
     "rdf": "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "xmp": "http://ns.adobe.com/xap/1.0/",
@@ -44,9 +46,13 @@ class Provenance:
         if self.bundle is not None and not re.fullmatch("[0-9a-f]{64}", self.bundle):
             raise UserError(f"bundle ({self.bundle!r:.80}) must be a SHA-256 of 64 hexadecimal digits")
 
-    def xmp(self) -> str:
-        """The packet."""
-        properties = {"xmp:CreatorTool": self.generator, "Iptc4xmpExt:DigitalSourceType": DRAWN_BY_MODEL}
+    def source_type(self, edited: bool = False) -> str:
+        """IPTC's word for an image that is drawn, or of which a part is not drawn but given."""
+        return EDITED_BY_MODEL if edited else DRAWN_BY_MODEL
+
+    def xmp(self, edited: bool = False) -> str:
+        """The packet; `edited` as for `source_type`."""
+        properties = {"xmp:CreatorTool": self.generator, "Iptc4xmpExt:DigitalSourceType": self.source_type(edited)}
         if self.bundle is not None:
             properties["imagen_jax:BundleSHA256"] = self.bundle
         spaces = "".join(f' xmlns:{short}="{long}"' for short, long in NAMESPACES.items())

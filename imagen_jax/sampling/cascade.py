@@ -325,6 +325,7 @@ class Cascade:
         label: str = "sample",
         fill: bool = False,
         on_stage: Callable[[int, Images], None] | None = None,
+        tell: bool = True,
     ) -> Iterator[tuple[list[int], list[Images]]]:
         """Draws batch after batch, holding one at a time.
 
@@ -335,6 +336,7 @@ class Cascade:
           label: what the progress shows; "" shows none.
           fill: fill up a batch also where there are fewer images in all, so that every call has one program.
           on_stage: called with each stage's number and the images of each batch, filled rows too, as they are drawn.
+          tell: show on stderr the first of the prompts that the text encoder does not take whole.
 
         Yields:
           Numbers of some images, and for each stage those images.
@@ -349,9 +351,9 @@ class Cascade:
         for one in self.stages:
             if warning := one.stage.untrained_level(one.sampling.aug_level):
                 print(warning, file=sys.stderr)
-        tell_lost(self.encoder, "prompts", [request.prompts[i] for i in rows])
-        if request.negative_prompts is not None:
-            tell_lost(self.encoder, "negative prompts", [request.negative_prompts[i] for i in rows])
+        for kind, texts in (("prompts", request.prompts), ("negative prompts", request.negative_prompts)):
+            if tell and texts is not None:
+                tell_lost(self.encoder, kind, [texts[i] for i in rows])
         resident = self._stays(programs, batch_size)
         with Progress(len(rows), label, "image", shown=bool(label)) as progress:
             for start in range(0, len(rows), batch_size):

@@ -6,12 +6,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -19,15 +20,15 @@ from starlette.routing import Route
 from imagen_jax.errors import printable
 from imagen_jax.safety.guard import Guard
 from imagen_jax.sampling.images import as_png
-from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
+from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job, OnStage
 from imagen_jax.serving.openapi import openapi
-from imagen_jax.serving.requests import Generation, Limits, RefusedError, parse_generation
+from imagen_jax.serving.requests import Asked, Limits, Offer, RefusedError, parse_edit, parse_generation
 from imagen_jax.typing import UInt8
 
 # What the client of a closed connection is told, in logs alone.
 _CANCELLED = 499
 _HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-_JSON = "application/json"
+_JSON, _FORM = "application/json", "multipart/form-data"
 # OpenAI's clients know a refused prompt by it.
 REFUSED_CODE = "content_policy_violation"
 
@@ -38,19 +39,20 @@ class Service:
     Args:
       engine: draws; it has been started.
       limits: how much a request may ask for.
-      size: height and width of its images.
-      guard: judges and notes requests before they are drawn.
+      guard: judges and notes requests before they are drawn, and images.
     """
 
-    def __init__(self, engine: Engine, limits: Limits, size: tuple[int, int], guard: Guard):
-        self._engine, self._limits, self._size, self._guard = engine, limits, size, guard
-        self._document = openapi(limits, size)
+    def __init__(self, engine: Engine, limits: Limits, guard: Guard):
+        self._engine, self._limits, self._guard = engine, limits, guard
+        self._offer = Offer.of(engine)
+        self._document = openapi(limits, self._offer)
 
     def app(self) -> Starlette:
         """The ASGI application."""
         return Starlette(
             routes=[
                 Route("/v1/images/generations", self._generations, methods=["POST"]),
+                Route("/v1/images/edits", self._edits, methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
                 Route("/openapi.json", self._openapi),
@@ -69,9 +71,22 @@ class Service:
         return JSONResponse(self._document, headers=_HEADERS)
 
     async def _generations(self, request: Request) -> Response:
+        async def read() -> Asked:
+            body = await _body(request, _JSON, self._limits.body)
+            return parse_generation(body, self._limits, self._offer)
+
+        return await self._answered(request, read)
+
+    async def _edits(self, request: Request) -> Response:
+        async def read() -> Asked:
+            form = await _form(request, await _body(request, _FORM, self._limits.upload))
+            return await asyncio.to_thread(parse_edit, form, self._limits, self._offer)
+
+        return await self._answered(request, read)
+
+    async def _answered(self, request: Request, read: Callable[[], Awaitable[Asked]]) -> Response:
         try:
-            body = await _body(request, self._limits.body)
-            asked = parse_generation(body, self._limits, self._size)
+            asked = await read()
             await asyncio.to_thread(self._admit, asked)
             if asked.stream:
                 return self._streamed(asked)
@@ -81,25 +96,34 @@ class Service:
         except Exception as error:
             return self._ended(_problem(error, self._limits))
 
-    def _admit(self, asked: Generation) -> None:
+    def _admit(self, asked: Asked) -> None:
         match = self._guard.admit(asked.prompt, asked.seeds[0], len(asked.seeds))
         if match is not None:
             why = f"prompt is refused: it holds words of the category {match.category}"
             raise RefusedError(why, field="prompt", code=REFUSED_CODE)
+        if asked.edit is not None:
+            self._screen(asked.edit[0], asked.prompt, None)
 
-    def _encoded(self, image: UInt8[np.ndarray, "h w 3"], prompt: str, seed: int) -> str:
-        marked = self._guard.mark(image)
-        info = {"prompt": prompt, "seed": seed, **self._guard.info()}
-        return base64.b64encode(as_png(marked, info)).decode()
+    def _screen(self, image: UInt8[np.ndarray, "h w 3"], prompt: str, seed: int | None) -> None:
+        finding = self._guard.screen(image, prompt, seed)
+        if finding is not None:
+            which = "the image to edit" if seed is None else f"the image of seed {seed}"
+            raise RefusedError(f"{which} is refused: it shows {finding.category}", field="image", code=REFUSED_CODE)
+
+    def _encoded(self, image: UInt8[np.ndarray, "h w 3"], job: Job) -> str:
+        self._screen(image, job.prompt, job.seed)
+        edited = job.edit is not None
+        info = {"prompt": job.prompt, "seed": job.seed, **self._guard.info(edited)}
+        return base64.b64encode(self._guard.sign(as_png(self._guard.mark(image), info), edited)).decode()
 
     def _ended(self, response: Response) -> Response:
         code = response.status_code
         self._engine.metrics.requests.labels("cancelled" if code == _CANCELLED else str(code)).inc()
         return response
 
-    async def _whole(self, request: Request, asked: Generation) -> Response:
+    async def _whole(self, request: Request, asked: Asked) -> Response:
         """Answers when all images are drawn; gives up when the client goes, or after the time limit."""
-        jobs = [Job(prompt=asked.prompt, seed=seed) for seed in asked.seeds]
+        jobs = [_job(asked, seed) for seed in asked.seeds]
         self._engine.submit(jobs)
         drawn = asyncio.gather(*(asyncio.wrap_future(job.drawn) for job in jobs))
         # Of one that is cancelled nobody asks the reason, which asyncio would then tell on stderr.
@@ -113,7 +137,7 @@ class Service:
             if drawn not in done:
                 return self._ended(Response(status_code=_CANCELLED))
             pictures = [
-                {"b64_json": await asyncio.to_thread(self._encoded, image, asked.prompt, job.seed), "seed": job.seed}
+                {"b64_json": await asyncio.to_thread(self._encoded, image, job), "seed": job.seed}
                 for image, job in zip(drawn.result(), jobs, strict=True)
             ]
         finally:
@@ -123,7 +147,7 @@ class Service:
             drawn.cancel()
         return self._ended(JSONResponse({"created": int(time.time()), "data": pictures}, headers=_HEADERS))
 
-    def _streamed(self, asked: Generation) -> Response:
+    def _streamed(self, asked: Asked) -> Response:
         """Answers at once, with an event for each stage's image."""
         loop = asyncio.get_running_loop()
         stages: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
@@ -132,12 +156,18 @@ class Service:
             with contextlib.suppress(RuntimeError):  # The loop has ended before the drawing.
                 loop.call_soon_threadsafe(stages.put_nowait, (number, image))
 
-        job = Job(prompt=asked.prompt, seed=asked.seeds[0], on_stage=on_stage)
+        job = _job(asked, asked.seeds[0], on_stage)
         self._engine.submit([job])
-        return StreamingResponse(self._events(job, stages), headers=_HEADERS, media_type="text/event-stream")
+        return StreamingResponse(
+            self._events(job, stages, asked.partial_images), headers=_HEADERS, media_type="text/event-stream"
+        )
 
-    async def _events(self, job: Job, stages: "asyncio.Queue[tuple[int, Any]]") -> AsyncIterator[str]:
+    async def _events(
+        self, job: Job, stages: "asyncio.Queue[tuple[int, Any]]", partial: int | None
+    ) -> AsyncIterator[str]:
         outcome, last = "cancelled", len(self._engine.cascade.stages) - 1
+        kind = "image_generation" if job.edit is None else "image_edit"
+        shown = last if partial is None else partial
         try:
             async with asyncio.timeout(self._limits.seconds):
                 drawn = asyncio.wrap_future(job.drawn)
@@ -149,12 +179,13 @@ class Service:
                         next_stage.cancel()
                         drawn.result()
                     number, image = await next_stage
-                    if number < last:
-                        picture = await asyncio.to_thread(self._encoded, image, job.prompt, job.seed)
-                        yield _event("image_generation.partial_image", b64_json=picture, partial_image_index=number)
-                picture = await asyncio.to_thread(self._encoded, await drawn, job.prompt, job.seed)
+                    if last - shown <= number < last:
+                        picture = await asyncio.to_thread(self._encoded, image, job)
+                        index = number - max(last - shown, 0)
+                        yield _event(f"{kind}.partial_image", b64_json=picture, partial_image_index=index)
+                picture = await asyncio.to_thread(self._encoded, await drawn, job)
             outcome = "200"
-            yield _event("image_generation.completed", b64_json=picture, seed=job.seed, created_at=int(time.time()))
+            yield _event(f"{kind}.completed", b64_json=picture, seed=job.seed, created_at=int(time.time()))
         except Exception as error:
             response = _problem(error, self._limits)
             outcome = str(response.status_code)
@@ -162,6 +193,10 @@ class Service:
         finally:
             _give_up([job])
             self._engine.metrics.requests.labels(outcome).inc()
+
+
+def _job(asked: Asked, seed: int, on_stage: OnStage | None = None) -> Job:
+    return Job(prompt=asked.prompt, seed=seed, settings=asked.settings, edit=asked.edit, on_stage=on_stage)
 
 
 def _give_up(jobs: Sequence[Job]) -> None:
@@ -175,15 +210,15 @@ async def _gone(request: Request) -> None:
         pass
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Reads a JSON body that a program, or this server's own page, sent.
+async def _body(request: Request, kind: str, most: int) -> bytes:
+    """Reads a body that a program, or a page of this server, sent.
 
     Raises:
       RefusedError: it is too long, of another type, or a foreign page's.
     """
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != _JSON:
-        # A form of a foreign page cannot send this type unasked.
-        raise RefusedError(f"a request is {_JSON}", 415)
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != kind:
+        raise RefusedError(f"a request is {kind}", 415)
+    # A form of a foreign page can send some types unasked; browsers then say whose it is.
     if urlsplit(request.headers.get("origin", "")).netloc not in ("", request.headers.get("host")):
         raise RefusedError("requests come from programs or from this server's own page", 403)
     parts, length = [], 0
@@ -193,6 +228,31 @@ async def _body(request: Request, most: int) -> bytes:
             raise RefusedError(f"a request has at most {most} bytes", 413)
         parts.append(part)
     return b"".join(parts)
+
+
+async def _form(request: Request, body: bytes) -> dict[str, str | bytes]:
+    """Fields of a form; files as bytes.
+
+    Raises:
+      RefusedError: it is none, or has a field twice.
+    """
+
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, once(), max_files=2, max_fields=20).parse()
+    except (MultiPartException, ValueError) as error:
+        raise RefusedError(f"the body is no form: {str(error)[:100]}") from error
+    found: dict[str, str | bytes] = {}
+    for name, value in form.multi_items():
+        # OpenAI's clients write so what may be a list.
+        name = "image" if name == "image[]" else name
+        if name in found:
+            raise RefusedError(f"{ascii(name)[:40]} is there twice", field=ascii(name)[1:40])
+        found[name] = value if isinstance(value, str) else await value.read()
+    await form.close()
+    return found
 
 
 def _event(name: str, **content: Any) -> str:

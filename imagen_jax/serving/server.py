@@ -8,7 +8,6 @@ import uvicorn
 from imagen_jax.errors import UserError
 from imagen_jax.safety.guard import Guard, markable
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.sampling.loading import stage_sizes
 from imagen_jax.serving.app import Service
 from imagen_jax.serving.engine import Engine
 from imagen_jax.serving.metrics import Metrics
@@ -24,6 +23,7 @@ class ServerConfig:
       port: 0 takes a free one.
       batch_sizes: images drawn at a time; each is compiled at the start.
       queue_limit: images that may wait; more are refused with status 429.
+      steps: numbers of steps that a request may ask for, besides the cascade's own; each is compiled too.
       limits: of one request.
       guard: judges and notes requests, and marks images; the default does nothing.
     """
@@ -32,13 +32,9 @@ class ServerConfig:
     port: int = 8000
     batch_sizes: tuple[int, ...] = (1, 4, 16)
     queue_limit: int = 64
+    steps: tuple[int, ...] = ()
     limits: Limits = dataclasses.field(default_factory=Limits)
     guard: Guard = dataclasses.field(default_factory=Guard)
-
-
-def image_size(cascade: Cascade) -> tuple[int, int]:
-    """Height and width of what a cascade draws."""
-    return stage_sizes([one.stage for one in cascade.stages], None)[-1]
 
 
 def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Server]:
@@ -49,8 +45,8 @@ def build(cascade: Cascade, config: ServerConfig) -> tuple[Engine, uvicorn.Serve
     """
     if cascade.stages[0].stage.low_res_size is not None:
         raise UserError(f"the first stage ({cascade.names[0]!r}) enlarges images; serve a cascade with a base stage")
-    engine = Engine(cascade, config.batch_sizes, config.queue_limit, Metrics())
-    app = Service(engine, config.limits, image_size(cascade), config.guard).app()
+    engine = Engine(cascade, config.batch_sizes, config.queue_limit, Metrics(), config.steps)
+    app = Service(engine, config.limits, config.guard).app()
     # Answers under way are finished after SIGTERM, as long as any of them may take.
     patience = int(config.limits.seconds) + 1
     settings = uvicorn.Config(
@@ -84,7 +80,7 @@ def serve(cascade: Cascade, config: ServerConfig) -> None:
     """
     engine, server = build(cascade, config)
     with listen(config.host, config.port) as listening:
-        size = image_size(cascade)
+        size = engine.image_size
         if config.guard.watermark is not None and not markable(size):
             print(f"images of {size[1]}x{size[0]} are too small for the watermark and get none", flush=True)
         print(f"compiling for batches of {', '.join(map(str, engine.batch_sizes))}", flush=True)

@@ -1,9 +1,6 @@
 """The server: images of a seed whatever they are batched with, refusals, streams, limits, cancelled requests."""
 
-import argparse
-import asyncio
 import base64
-import hashlib
 import http.client
 import io
 import json
@@ -14,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,46 +19,19 @@ from PIL import Image
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from imagen_jax.commands.parts.guard import guard_of
-from imagen_jax.commands.serve import COMMAND
 from imagen_jax.errors import UserError
-from imagen_jax.safety.audit import AuditLog
-from imagen_jax.safety.guard import Guard
-from imagen_jax.safety.prompt_filter import PromptFilter
-from imagen_jax.safety.provenance import XMP_KEY, Provenance
-from imagen_jax.safety.watermark import DEFAULT_KEY, detect
 from imagen_jax.sampling.cascade import Cascade
-from imagen_jax.serving.engine import BusyError, ClosedError, Engine, Job
+from imagen_jax.serving.engine import Engine, Job
 from imagen_jax.serving.metrics import Metrics
-from imagen_jax.serving.requests import Limits, RefusedError, parse_generation
+from imagen_jax.serving.requests import Limits, Offer, RefusedError, parse_generation
 from imagen_jax.serving.server import ServerConfig, build, listen
-from imagen_jax.versions import code_version
+from tests.serving.parts import PATH, Gated, ask, far, get, pixels, serving, waits
 from tests.untrained import untrained_cascade
-
-PATH = "/v1/images/generations"
 
 
 @pytest.fixture(scope="module")
 def cascade() -> Cascade:
     return untrained_cascade()
-
-
-@contextmanager
-def serving(cascade: Cascade, config: ServerConfig) -> Iterator[tuple[int, Engine]]:
-    """Port and engine of a server in a thread."""
-    engine, server = build(cascade, config)
-    engine.start()
-    with listen("127.0.0.1", 0) as listening:
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield listening.getsockname()[1], engine
-        finally:
-            server.should_exit = True
-            thread.join()
-            engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -72,33 +41,6 @@ def served(cascade) -> Iterator[tuple[int, Engine]]:
     )
     with serving(cascade, config) as found:
         yield found
-
-
-def ask(port: int, body: object, headers: dict[str, str] | None = None, path: str = PATH) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request("POST", path, content, {"Content-Type": "application/json", **(headers or {})})
-    response = connection.getresponse()
-    found = response.status, response.read()
-    connection.close()
-    return found
-
-
-def get(port: int, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("GET", path)
-    response = connection.getresponse()
-    found = response.status, response.read()
-    connection.close()
-    return found
-
-
-def pixels(b64: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))))
-
-
-def far(one: np.ndarray, other: np.ndarray) -> int:
-    return int(np.abs(one.astype(int) - other).max())
 
 
 def test_an_image_is_that_of_its_seed_whatever_it_is_batched_with(served, cascade):
@@ -154,7 +96,10 @@ def test_a_stream_shows_every_stage(served):
         ({"prompt": "a", "seed": -1}, 400, "from 0 to 4294967295"),
         ({"prompt": "a", "size": "1024x1024"}, 400, "must be 16x16 or auto"),
         ({"prompt": "a", "response_format": "url"}, 400, "b64_json"),
-        ({"prompt": "a", "num_steps": 10**9}, 400, "'num_steps' cannot be set here"),
+        ({"prompt": "a", "num_steps": 10**9}, 400, "must be left out here"),
+        ({"prompt": "a", "guidance_weight": 3}, 400, "draws without guidance"),
+        ({"prompt": "a", "output_format": "gif"}, 400, "must be png"),
+        ({"prompt": "a", "quality": "hd"}, 400, "'quality' cannot be set here"),
         ({"prompt": "a", "stream": 1}, 400, "true or false"),
         ({"prompt": "a", "stream": True, "n": 2}, 400, "must be 1 with stream"),
     ],
@@ -187,156 +132,6 @@ def test_health_metrics_and_document(served):
         if "default" in about:
             assert ask(port, {"prompt": "a", "seed": 1, name: about["default"]})[0] == 200
     assert schema["properties"]["n"]["maximum"] == 4 and schema["required"] == ["prompt"]
-
-
-def test_a_refused_prompt_is_noted_and_not_drawn(cascade, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagen_jax.serving.server.Engine", Gated)
-    log = tmp_path / "log.jsonl"
-    guard = Guard(prompt_filter=PromptFilter({"fruit": ["pear"]}), audit=AuditLog(path=str(log)))
-    with serving(cascade, ServerConfig(batch_sizes=(1,), guard=guard)) as (port, engine):
-        assert isinstance(engine, Gated)
-        engine.gate.set()
-        for stream in (False, True):
-            status, body = ask(port, {"prompt": "a Pear", "seed": 3, "stream": stream})
-            assert status == 400
-            assert json.loads(body)["error"] == {
-                "message": "prompt is refused: it holds words of the category fruit",
-                "type": "invalid_request_error",
-                "param": "prompt",
-                "code": "content_policy_violation",
-            }
-        assert ask(port, {"prompt": "a plum", "seed": 4, "n": 2})[0] == 200
-        assert engine.prompts == ["", "a plum", "a plum"]
-        noted = [json.loads(line) for line in log.read_text().splitlines()]
-        assert [(one["verdict"], one["seed"], one["images"]) for one in noted] == [
-            ("refused", 3, 1),
-            ("refused", 3, 1),
-            ("allowed", 4, 2),
-        ]
-        # What cannot be noted is not drawn.
-        log.unlink()
-        log.mkdir()
-        assert ask(port, {"prompt": "a plum"})[0] == 500 and len(engine.prompts) == 3
-
-
-def test_the_command_guards_unless_each_part_is_switched_off(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    parser = argparse.ArgumentParser()
-    COMMAND.add_flags(parser)
-    guard = guard_of(parser.parse_args(["bundle"]))
-    assert guard.watermark == DEFAULT_KEY
-    assert guard.provenance == Provenance(generator=f"imagen_jax {code_version()}")
-    assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is not None
-    assert guard.audit is not None and guard.audit.prompts == "digest" and os.path.exists("serve_audit.jsonl")
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "bundle.json").write_text("{}")
-    guard = guard_of(parser.parse_args(["own"]))
-    assert guard.provenance is not None and guard.provenance.bundle is None
-    (tmp_path / "own" / "digests.json").write_text("{}")
-    guard = guard_of(parser.parse_args(["own"]))
-    assert guard.provenance is not None and guard.provenance.bundle == hashlib.sha256(b"{}").hexdigest()
-    (tmp_path / "words.txt").write_text("[fruit]\npear\n")
-    own = ["bundle", "--watermark=mine", "--prompt_filter=words.txt", "--audit_log=own.jsonl", "--audit_prompts=text"]
-    guard = guard_of(parser.parse_args(own))
-    assert guard.prompt_filter is not None and guard.prompt_filter.match("nude") is None
-    assert (
-        guard.watermark == "mine"
-        and guard.admit("a pear", 1, 1) is not None
-        and "a pear" in (tmp_path / "own.jsonl").read_text()
-    )
-    off = ["bundle", "--prompt_filter=off", "--audit_log=off", "--watermark=off", "--provenance=off"]
-    assert guard_of(parser.parse_args(off)) == Guard()
-
-
-class Gated(Engine):
-    """Draws when it is let."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.gate, self.prompts = threading.Event(), []
-
-    def _draw(self, jobs, size):
-        if jobs[0].prompt:
-            assert self.gate.wait(20)
-        self.prompts += [job.prompt for job in jobs]
-        if jobs[0].prompt == "fails":
-            raise UserError("a stage drew\npictures that are no numbers")
-        return [np.zeros((2, 2, 3), np.uint8) for _ in jobs]
-
-
-class Grey(Gated):
-    """Draws what is large enough for a watermark."""
-
-    def _draw(self, jobs, size):
-        return [np.full((256, 256, 3), 120, np.uint8) for _ in super()._draw(jobs, size)]
-
-
-def test_images_that_are_large_enough_are_marked_and_say_where_they_are_from(cascade, monkeypatch):
-    monkeypatch.setattr("imagen_jax.serving.server.Engine", Grey)
-    for key, provenance in (("mine", Provenance(generator="x", bundle="0" * 64)), (None, None)):
-        guard = Guard(watermark=key, provenance=provenance)
-        with serving(cascade, ServerConfig(batch_sizes=(1,), guard=guard)) as (port, engine):
-            assert isinstance(engine, Grey)
-            engine.gate.set()
-            (drawn,) = json.loads(ask(port, {"prompt": "a"})[1])["data"]
-        image = pixels(drawn["b64_json"])
-        text = Image.open(io.BytesIO(base64.b64decode(drawn["b64_json"]))).text
-        assert text.get(XMP_KEY) == (None if provenance is None else provenance.xmp())
-        assert detect(image, "mine").found == (key is not None) and not detect(image).found
-        assert abs(image.mean() - 120) < 1
-
-
-@pytest.fixture
-def gated(cascade) -> Iterator[Gated]:
-    engine = Gated(cascade, (1, 2), 3, Metrics())
-    engine.start()
-    yield engine
-    engine.gate.set()
-    engine.close()
-
-
-def waits(engine: Engine, number: int) -> None:
-    end = time.monotonic() + 10
-    while engine.waiting != number:
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def test_a_full_queue_refuses_and_cancelled_images_make_room(gated):
-    begun = Job(prompt="begun", seed=0)
-    gated.submit([begun])
-    waits(gated, 0)
-    waiting = [Job(prompt=f"{i}", seed=0) for i in range(3)]
-    gated.submit(waiting)
-    with pytest.raises(BusyError):
-        gated.submit([Job(prompt="too many", seed=0)])
-    assert waiting[1].drawn.cancel()
-    more = Job(prompt="more", seed=0)
-    gated.submit([more])
-    gated.gate.set()
-    assert more.drawn.result(10) is not None
-    assert gated.prompts == ["", "", "begun", "0", "2", "more"]
-
-
-def test_a_failed_batch_is_told_and_the_next_is_drawn(gated, capfd):
-    gated.gate.set()
-    bad, good = Job(prompt="fails", seed=0), Job(prompt="good", seed=0)
-    gated.submit([bad])
-    with pytest.raises(UserError):
-        bad.drawn.result(10)
-    gated.submit([good])
-    assert good.drawn.result(10) is not None
-    assert "a batch of 1 images failed: a stage drew; pictures" in capfd.readouterr().err
-
-
-def test_a_closing_engine_draws_what_waits_and_takes_no_more(gated):
-    jobs = [Job(prompt="a", seed=i) for i in range(3)]
-    gated.submit(jobs)
-    threading.Timer(0.05, gated.gate.set).start()
-    gated.close()
-    assert all(job.drawn.done() for job in jobs) and not gated.alive
-    with pytest.raises(ClosedError):
-        gated.submit([Job(prompt="b", seed=0)])
 
 
 @pytest.fixture
@@ -381,7 +176,7 @@ def test_odd_settings_are_refused(cascade):
     with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="choose another port"):
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(RefusedError):
-        parse_generation(b"", Limits(), (2, 2))
+        parse_generation(b"", Limits(), Offer(size=(2, 2)))
 
 
 @pytest.mark.slow
@@ -392,7 +187,7 @@ def test_the_command_finishes_what_was_begun_after_sigterm_without_tensorflow(ca
         "print(code, [name for name in ('tensorflow', 'seqio', 'gin') if name in sys.modules], flush=True)"
     )
     words = [sys.executable, "-c", code, "serve", str(tmp_path / "bundle"), "--port=0"]
-    words += ["--batch_sizes=1", f"--audit_log={tmp_path / 'log.jsonl'}"]
+    words += ["--batch_sizes=1", f"--audit_log={tmp_path / 'log.jsonl'}", "--image_filter=off"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
     port = 0
@@ -403,7 +198,7 @@ def test_the_command_finishes_what_was_begun_after_sigterm_without_tensorflow(ca
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(ask(port, {"prompt": "a"})[0]))
     thread.start()
-    while not (b"draw_seconds_count 2.0" in get(port, "/metrics")[1] or found):
+    while not (b"draw_seconds_count 3.0" in get(port, "/metrics")[1] or found):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     thread.join()
