@@ -12,6 +12,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 MODULES = {
     "PyYAML": "yaml",
     "absl_py": "absl",
+    "c2pa_python": "c2pa",
     "gin_config": "gin",
     "orbax_checkpoint": "orbax",
     "pillow": "PIL",
@@ -71,7 +72,7 @@ def test_every_requirement_is_imported_or_has_its_reason():
 def test_every_import_is_asked_for():
     """Nothing hangs on what another requirement happens to bring."""
     asked = requirements((REPOSITORY / "setup.py").read_text())
-    known = {module(one) for extra in ("", "photos", "serve", "beam") for one in asked[extra]}
+    known = {module(one) for extra in ("", "photos", "serve", "filter", "c2pa", "beam") for one in asked[extra]}
     used = imported(python_files("imagen_jax", "launch", "data"))
     assert used - known - {"imagen_jax", "launch", "data"} == set()
 
