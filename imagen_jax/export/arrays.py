@@ -21,7 +21,13 @@ from imagen_jax.checkpoints.trees import named_leaves
 from imagen_jax.errors import UserError
 from imagen_jax.typing import PyTree
 
-DTYPES: dict[str, Any] = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "I32": np.int32}
+DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "BF16": ml_dtypes.bfloat16,
+    "F16": np.float16,
+    "I32": np.int32,
+    "I8": np.int8,
+}
 _CHUNK = 16 << 20
 _LONGEST_HEADER = 100 << 20
 _METADATA = "__metadata__"

@@ -13,6 +13,7 @@ seqio nor the trainer. Every byte is compared with its digest while it is read.
 import dataclasses
 import functools
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 
 from imagen_jax.checkpoints.trained_stage import RECORD, StageRecord, TrainedStage, Weights
 from imagen_jax.errors import UserError, listed
-from imagen_jax.export import arrays
+from imagen_jax.export import arrays, weights
 from imagen_jax.files import (
     FILE_NAME,
     absolute,
@@ -47,7 +48,9 @@ from imagen_jax.stage.spec import Stage
 from imagen_jax.typing import Array, PyTree
 from imagen_jax.versions import code_version
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# The first has no weights in fewer bits; such bundles are written as it still.
+_FIRST = 1
 HEADER, DIGESTS, STAGES, CARD = "bundle.json", "digests.json", "stages", "README.md"
 PARTIAL, OLD = ".partial", ".old"
 # Arrays of one file: several are read and hashed at once.
@@ -67,7 +70,8 @@ def export_bundle(
     companions: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
     max_file_bytes: int = MAX_FILE_BYTES,
-) -> None:
+    form: str = weights.AS_THEY_ARE,
+) -> dict[str, float]:
     """Writes a bundle, loads it and compares it with the stages; only then it has its name.
 
     Args:
@@ -76,10 +80,21 @@ def export_bundle(
       companions: further files by their names in the bundle: README.md, data cards, versions.
       overwrite: replace a bundle that is there.
       max_file_bytes: arrays of one file; larger stages have several.
+      form: in which kernels are kept, one of `weights.FORMS`.
+
+    Returns:
+      Change of each stage's output by its name: root mean square of the difference over that of the output, in one
+      call; 0 where the parameters are kept as they are.
 
     Raises:
       UserError: something is in the way, a stage cannot be written, or what was written is not what the stages are.
     """
+    if form not in weights.FORMS:
+        raise UserError(f"weights ({form!r}) must be one of {', '.join(weights.FORMS)}")
+    changes = dict.fromkeys([one.stage.name for one in stages], 0.0)
+    if form != weights.AS_THEY_ARE:
+        before, stages = stages, [_in_form(one, directory, form) for one in stages]
+        changes = {one.stage.name: _change(one, other) for one, other in zip(before, stages, strict=True)}
     final = absolute(directory).rstrip("/")
     there = bool(files_under(final)) if is_remote(final) else os.path.lexists(final)
     if there and not (overwrite and is_bundle(final)):
@@ -87,15 +102,15 @@ def export_bundle(
         raise UserError(f"{directory} is there already; {hint}")
     if is_remote(final):
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as here:
-            _write(stages, here, final, companions or {}, max_file_bytes)
+            _write(stages, here, final, companions or {}, max_file_bytes, form)
             _send(here, final)
         _compare(stages, load_bundle(final), drawn=False)
-        return
+        return changes
     partial = final + PARTIAL
     remove_tree(partial)
     try:
         make_dirs(partial)
-        _write(stages, partial, final, companions or {}, max_file_bytes)
+        _write(stages, partial, final, companions or {}, max_file_bytes, form)
         if there:
             remove_tree(final + OLD)
             os.rename(final, final + OLD)
@@ -104,10 +119,28 @@ def export_bundle(
         remove_tree(partial)
         raise
     remove_tree(final + OLD)
+    return changes
+
+
+def _in_form(one: TrainedStage, path: str, form: str) -> TrainedStage:
+    """A stage with the parameters that a bundle of a form gives back."""
+    leaves = arrays.flat(jax.device_get(one.weights.host))
+    kept = arrays.nested(weights.unpacked(path, weights.packed(leaves, form), form))
+    return dataclasses.replace(one, weights=Weights(kept, as_path(path)))
+
+
+def _change(one: TrainedStage, other: TrainedStage) -> float:
+    wanted, got = (np.asarray(_call(one.stage, each.weights.host), np.float64) for each in (one, other))
+    return math.sqrt(float(np.mean((got - wanted) ** 2)) / max(float(np.mean(wanted**2)), 1e-30))
 
 
 def _write(
-    stages: Sequence[TrainedStage], folder: str, final: str, companions: Mapping[str, bytes], max_file_bytes: int
+    stages: Sequence[TrainedStage],
+    folder: str,
+    final: str,
+    companions: Mapping[str, bytes],
+    max_file_bytes: int,
+    form: str,
 ) -> None:
     """Writes all files into a folder of this machine, and compares them with the stages."""
     entries = []
@@ -123,7 +156,7 @@ def _write(
         entries.append(
             {
                 "folder": name,
-                "files": arrays.write_arrays(own, leaves, max_file_bytes),
+                "files": arrays.write_arrays(own, weights.packed(leaves, form), max_file_bytes),
                 "checkpoint": one.checkpoint,
                 "num_parameters": sum(leaf.size for leaf in leaves.values()),
             }
@@ -132,7 +165,8 @@ def _write(
         make_dirs(os.path.dirname(os.path.join(folder, file)))
         write_bytes(os.path.join(folder, file), content)
     header = {
-        "format_version": FORMAT_VERSION,
+        "format_version": _FIRST if form == weights.AS_THEY_ARE else FORMAT_VERSION,
+        "weights": form,
         "written_by": code_version(),
         "stages": entries,
         "text_fingerprint": dict(stages[0].text_fingerprint),
@@ -167,7 +201,8 @@ def load_bundle(path: str, text_encoder: str | None = None) -> list[TrainedStage
     """
     folder, found = _verified(path)
     header = _header(path, found[HEADER])
-    return [_stage(folder, entry, found, text_encoder) for entry in header["stages"]]
+    form = header.get("weights", weights.AS_THEY_ARE)
+    return [_stage(folder, entry, found, text_encoder, form) for entry in header["stages"]]
 
 
 def read_records(path: str) -> list[tuple[StageRecord, str]]:
@@ -193,15 +228,19 @@ def _header(path: str, content: np.ndarray) -> dict[str, Any]:
         raise UserError(
             f"{path} is a bundle of format {version}, this program reads {FORMAT_VERSION}; install a newer imagen_jax"
         )
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version < _FIRST:
         raise UserError(f"{path}/{HEADER} has format_version {version!r}, expected {FORMAT_VERSION}; {arrays.FIX}")
+    if header.get("weights", weights.AS_THEY_ARE) not in weights.FORMS:
+        raise UserError(f"{path}/{HEADER} has weights {ascii(header['weights'])[:80]}; {arrays.FIX}")
     check_content(f"{path}/{HEADER}", header, _FORM, arrays.FIX)
     if not header["stages"]:
         raise UserError(f"{path}/{HEADER} names no stage; {arrays.FIX}")
     return header
 
 
-def _stage(folder: str, entry: Mapping[str, Any], found: Mapping[str, np.ndarray], encoder: str | None) -> TrainedStage:
+def _stage(
+    folder: str, entry: Mapping[str, Any], found: Mapping[str, np.ndarray], encoder: str | None, form: str
+) -> TrainedStage:
     own = f"{STAGES}/{entry['folder']}"
     leaves: dict[str, np.ndarray] = {}
     for name in [f"{own}/{file}" for file in entry["files"]]:
@@ -216,7 +255,8 @@ def _stage(folder: str, entry: Mapping[str, Any], found: Mapping[str, np.ndarray
         raise UserError(f"{place} has no {RECORD}; {arrays.FIX}")
     record = StageRecord.read(place, encoder)
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return TrainedStage(**fields, weights=Weights(arrays.nested(leaves), place), checkpoint=entry["checkpoint"])
+    params = arrays.nested(weights.unpacked(folder, leaves, form))
+    return TrainedStage(**fields, weights=Weights(params, place), checkpoint=entry["checkpoint"])
 
 
 def _verified(path: str) -> tuple[str, dict[str, np.ndarray]]:

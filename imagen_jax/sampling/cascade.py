@@ -110,20 +110,23 @@ class Cascade:
         encoder = open_encoder(stages[0].text, embeddings, stages[0].text_fingerprint)
         return cls(stages=tuple(stages), encoder=encoder, mesh=built, weights=weights)
 
-    def export(self, directory: str, format: str = "bundle", **options: Any) -> None:
+    def export(self, directory: str, format: str = "bundle", **options: Any) -> dict[str, float]:
         """Writes the cascade in a form that leaves the house, loads that and compares it with this one.
 
         Args:
           directory: where to; of this machine or in a bucket.
           format, options: "bundle" (docs/export.md) and keyword arguments of `export.bundle.export_bundle`, or
             "stablehlo" (docs/export_programs.md) and those of `programs.export_programs`.
+
+        Returns:
+          What `export_bundle` does; {} for programs.
         """
-        if format == "stablehlo":
-            export_programs(self, directory, **options)
-        elif format == "bundle":
-            export_bundle(self.stages, directory, **options)
-        else:
+        if format == "bundle":
+            return export_bundle(self.stages, directory, **options)
+        if format != "stablehlo":
             raise UserError(f"format ({format!r}) must be bundle or stablehlo")
+        export_programs(self, directory, **options)
+        return {}
 
     @property
     def config_hash(self) -> str:

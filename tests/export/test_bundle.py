@@ -120,7 +120,7 @@ def test_what_is_missing_or_too_much_is_refused(copy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: {**header, "format_version": 2}, "format 2, this program reads 1; install a newer"),
+        (lambda header: {**header, "format_version": 3}, "format 3, this program reads 2; install a newer"),
         (lambda header: {**header, "format_version": "1"}, "format_version '1'"),
         (lambda header: {**header, "stages": []}, "names no stage"),
         (lambda header: [], "format_version None"),
