@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,6 +18,8 @@ from imagen_jax.ratings.study import IMAGES, RATINGS_FILE, SITE, Study, rater_na
 LONGEST_BODY = 4096
 _LOCK = ".serving.lock"
 _SILENCE_S = 60
+# After a refusal that ends a connection: how long a sender may be silent, and bytes taken at a time.
+_LINGER_S, _PIECE = 1.0, 4096
 _HTML, _JSON, _PNG = "text/html; charset=utf-8", "application/json", "image/png"
 
 
@@ -121,6 +124,20 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, code: int, problem: str, last: bool = False) -> None:
         self.close_connection = self.close_connection or last
         self._send(code, json.dumps({"error": problem}).encode(), _JSON)
+        if last:
+            self._let_finish()
+
+    def _let_finish(self) -> None:
+        """Takes what is still being sent, a while and no more than a rating's bytes: closed at once, the connection
+        would break under the sender before the answer is read."""
+        self.connection.settimeout(_LINGER_S)
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            for _ in range(LONGEST_BODY // _PIECE + 1):
+                if not self.connection.recv(_PIECE):
+                    return
+        except OSError:
+            return  # It was silent for that long, or broke the connection itself.
 
     def _send(self, code: int, content: bytes, kind: str, cache: str = "no-store") -> None:
         self.send_response(code)
