@@ -130,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _let_finish(self) -> None:
         """Takes what is still being sent, a while and no more than a rating's bytes: closed at once, the connection
         would break under the sender before the answer is read."""
+        self.wfile.flush()
         self.connection.settimeout(_LINGER_S)
         try:
             self.connection.shutdown(socket.SHUT_WR)
